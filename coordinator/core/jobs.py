@@ -1,0 +1,207 @@
+"""A job's whole life, and an attempt's, in two tables.
+
+Two rules. All that moves a job or an attempt between states stands in this file; and a pair of state and
+event that the tables do not name raises `IllegalTransition` and changes nothing. The tables are total:
+terminal states are listed with nothing in them. What is *decided* (retry or give up, whom to blame) is
+policy and lives in `engine`, so that the tables stay flat.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NewType
+
+JobId = NewType("JobId", str)
+WorkerId = NewType("WorkerId", str)
+MemberId = NewType("MemberId", str)
+AccountId = NewType("AccountId", str)
+
+
+class Kind(StrEnum):
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # waits for a worker
+    RUNNING = "running"  # an attempt holds it
+    PAUSED = "paused"  # its member stopped it for a while
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # nobody could serve it in time
+
+
+class JobEvent(StrEnum):
+    ASSIGNED = "assigned"
+    REQUEUED = "requeued"  # its attempt ended without an end of the job
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    SUCCEEDED = "succeeded"
+    GAVE_UP = "gave_up"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+_J, _E = JobState, JobEvent
+JOB_TRANSITIONS: dict[JobState, dict[JobEvent, JobState]] = {
+    _J.QUEUED: {
+        _E.ASSIGNED: _J.RUNNING,
+        _E.PAUSED: _J.PAUSED,
+        _E.SUCCEEDED: _J.SUCCEEDED,  # a late frame of a silent worker delivered the end before anyone else began
+        _E.GAVE_UP: _J.FAILED,
+        _E.CANCELLED: _J.CANCELLED,
+        _E.EXPIRED: _J.EXPIRED,
+    },
+    _J.RUNNING: {
+        _E.REQUEUED: _J.QUEUED,
+        _E.PAUSED: _J.PAUSED,
+        _E.SUCCEEDED: _J.SUCCEEDED,
+        _E.GAVE_UP: _J.FAILED,
+        _E.CANCELLED: _J.CANCELLED,
+        _E.EXPIRED: _J.EXPIRED,
+    },
+    _J.PAUSED: {_E.RESUMED: _J.QUEUED, _E.CANCELLED: _J.CANCELLED, _E.EXPIRED: _J.EXPIRED},
+    _J.SUCCEEDED: {},
+    _J.FAILED: {},
+    _J.CANCELLED: {},
+    _J.EXPIRED: {},
+}
+JOB_ENDED = frozenset(state for state, events in JOB_TRANSITIONS.items() if not events)
+
+
+class AttemptState(StrEnum):
+    ASSIGNED = "assigned"  # sent, not yet accepted
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"  # the worker would not take it
+    FAILED = "failed"  # the worker said that it could not
+    LOST = "lost"  # silent for longer than its lease: fenced
+    CANCELLED = "cancelled"  # the job ended or paused above it
+
+
+class AttemptEvent(StrEnum):
+    ACCEPTED = "accepted"
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    FAILED = "failed"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+_A, _V = AttemptState, AttemptEvent
+ATTEMPT_TRANSITIONS: dict[AttemptState, dict[AttemptEvent, AttemptState]] = {
+    _A.ASSIGNED: {
+        _V.ACCEPTED: _A.RUNNING,
+        _V.SUCCEEDED: _A.SUCCEEDED,
+        _V.REFUSED: _A.REFUSED,
+        _V.FAILED: _A.FAILED,
+        _V.LOST: _A.LOST,
+        _V.CANCELLED: _A.CANCELLED,
+    },
+    _A.RUNNING: {
+        _V.ACCEPTED: _A.RUNNING,  # said twice over a lossy line
+        _V.SUCCEEDED: _A.SUCCEEDED,
+        _V.FAILED: _A.FAILED,
+        _V.LOST: _A.LOST,
+        _V.CANCELLED: _A.CANCELLED,
+    },
+    _A.SUCCEEDED: {},
+    _A.REFUSED: {},
+    _A.FAILED: {},
+    _A.LOST: {},
+    _A.CANCELLED: {},
+}
+ATTEMPT_ENDED = frozenset(state for state, events in ATTEMPT_TRANSITIONS.items() if not events)
+
+
+class IllegalTransition(Exception):  # noqa: N818 -- named for what happened, as the events are
+    """The event cannot happen in this state: a bug in the caller, not in the world."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One worker's try. `number` is the fence; times are seconds since the epoch."""
+
+    number: int
+    worker: WorkerId
+    owner: AccountId  # who is paid for it
+    assigned_at: float
+    why: str = ""
+    state: AttemptState = AttemptState.ASSIGNED
+    ended_at: float | None = None
+    tokens: int = 0  # output tokens delivered, by the coordinator's count
+    paid: int = 0  # microcredits, known at the close
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the pool knows of one request without its text. Amounts are microcredits.
+
+    `hold` is what was set aside (0 for a job that may only run on its member's own workers), `quote` the
+    most it can cost. `only` limits it to certain workers; empty means any.
+    """
+
+    id: JobId
+    kind: Kind
+    model: str
+    member: MemberId
+    account: AccountId
+    created_at: float
+    quote: int
+    hold: int
+    prompt_tokens: int
+    max_tokens: int  # for each choice; 0 for an embedding
+    choices: int = 1
+    stored: bool = False  # survives a restart of the coordinator; interactive answers do not
+    own_only: bool = False  # may run on its member's own workers only
+    only: frozenset[WorkerId] = frozenset()
+    expires_at: float | None = None
+    state: JobState = JobState.QUEUED
+    attempts: tuple[Attempt, ...] = ()
+    charge: int | None = None  # known at the close
+    output_tokens: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+    why: str = ""  # of a job that ended without success
+    code: str = ""  # a fixed word for the same
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt, ended or not."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in JOB_ENDED
+
+
+def move(job: Job, event: JobEvent, *, now: float, why: str = "", code: str = "") -> Job:
+    """The job after the event; the only way a job changes state."""
+    try:
+        state = JOB_TRANSITIONS[job.state][event]
+    except KeyError:
+        raise IllegalTransition(f"job {job.id}: {event} while {job.state}") from None
+    if state in JOB_ENDED:
+        return replace(job, state=state, ended_at=now, why=why, code=code)
+    if event is JobEvent.ASSIGNED and job.started_at is None:
+        return replace(job, state=state, started_at=now)
+    return replace(job, state=state)
+
+
+def move_attempt(attempt: Attempt, event: AttemptEvent, *, now: float, why: str | None = None) -> Attempt:
+    """The attempt after the event; the only way an attempt changes state."""
+    try:
+        state = ATTEMPT_TRANSITIONS[attempt.state][event]
+    except KeyError:
+        raise IllegalTransition(f"attempt {attempt.number}: {event} while {attempt.state}") from None
+    ended_at = now if state in ATTEMPT_ENDED else None
+    return replace(attempt, state=state, ended_at=ended_at, why=attempt.why if why is None else why)
+
+
+def with_attempt(job: Job, attempt: Attempt) -> Job:
+    """The job with its newest attempt replaced, or with a new one whose number is the next."""
+    if job.attempts and attempt.number == job.attempts[-1].number:
+        return replace(job, attempts=(*job.attempts[:-1], attempt))
+    assert attempt.number == len(job.attempts) + 1, "attempts are numbered without gaps"
+    return replace(job, attempts=(*job.attempts, attempt))
