@@ -1,0 +1,158 @@
+"""What goes into the store and comes out of it: plain values, no SQL.
+
+Times are seconds since the epoch, amounts microcredits, digests lower-case hex, bodies bytes as received.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
+from coordinator.core.ledger import GENESIS, Account, Entry, Recorded
+
+
+class Role(StrEnum):
+    MEMBER = "member"
+    ADMIN = "admin"
+
+
+class ReceiptState(StrEnum):
+    MATCHED = "matched"  # says what the coordinator counted
+    LATE = "late"  # of an attempt that had been fenced
+    REFUSED = "refused"  # forged, malformed, or above the count
+    VOID = "void"  # its job's hold went back before it came
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptRow:
+    """A worker's signed statement as it came, and what the coordinator made of it."""
+
+    job_id: JobId
+    attempt: int
+    worker_id: WorkerId
+    body: bytes
+    signature: bytes
+    state: ReceiptState
+    why: str = ""
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """All that one tick changes; it is committed whole or not at all.
+
+    `records` continue the chain. `accounts` carry the new cached sums of every account that the records
+    touch (their credit lines are not written). `jobs` are written with all their attempts. `requests` and
+    `results` belong to stored jobs and travel with them, so that neither is without the other after a crash.
+    """
+
+    records: Sequence[Recorded] = ()
+    accounts: Sequence[Account] = ()
+    jobs: Sequence[Job] = ()
+    receipts: Sequence[ReceiptRow] = ()
+    requests: Mapping[JobId, bytes] = field(default_factory=dict)
+    results: Mapping[JobId, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a coordinator needs to go on: all accounts, the end of the chain, and all that had not ended.
+
+    `entries` are those of open jobs (their holds), for the book; `requests` those of open stored jobs.
+    """
+
+    accounts: tuple[Account, ...]
+    last_number: int = 0
+    last_hash: str = GENESIS
+    open_jobs: tuple[Job, ...] = ()
+    entries: tuple[Entry, ...] = ()
+    requests: Mapping[JobId, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    id: MemberId
+    name: str
+    role: Role
+    account: AccountId
+    credit_line: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """A key without its secret. `display` is its beginning, enough to tell keys apart."""
+
+    id: str
+    member: MemberId
+    name: str
+    display: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authenticated:
+    member: Member
+    key: ApiKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinTokenRow:
+    """A join token without its secret: `uses` of `uses_max` are spent."""
+
+    id: str
+    member: MemberId
+    uses: int
+    uses_max: int
+    created_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrolledWorker:
+    """A worker as it was enrolled; whether it is here now is the fleet's knowledge.
+
+    `receipt_key` is the raw Ed25519 public key (32 bytes), `tls_key` the P-256 key as SubjectPublicKeyInfo
+    in DER. `certificate_serial` (hex) and `certificate_until` are of its newest certificate.
+    """
+
+    id: WorkerId
+    name: str
+    member: MemberId
+    account: AccountId
+    receipt_key: bytes
+    tls_key: bytes
+    certificate_serial: str
+    certificate_until: float
+    created_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate that the pool's CA made. `serial` is hex; the times bound its validity."""
+
+    pem: bytes
+    serial: str
+    not_before: float
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRow:
+    """A catalogue entry that an admin added, as JSON."""
+
+    name: str
+    entry: bytes
+    added_by: MemberId
+    added_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with the books: `subject` is an entry, account or job."""
+
+    subject: str
+    message: str

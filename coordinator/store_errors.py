@@ -1,0 +1,45 @@
+"""What the store refuses, each with a sentence that can be shown to people."""
+
+
+class StoreError(Exception):
+    """The database could not do what was asked; nothing was changed."""
+
+
+class StoreFull(StoreError):  # noqa: N818 -- named for what happened
+    """No room left on the disk (or under the database's own limit); the same batch may be tried again."""
+
+
+class StoreConflict(StoreError):  # noqa: N818 -- named for what happened
+    """The books say otherwise: recorded before, out of order, or against a constraint. Trying again is useless."""
+
+
+class DatabaseNewer(StoreError):  # noqa: N818 -- named for what happened
+    """The database was written by a later version of Potluck."""
+
+
+class NameTaken(StoreError):  # noqa: N818 -- named for what happened
+    """Another member, worker or model has this name."""
+
+
+class Unknown(StoreError):  # noqa: N818 -- named for what happened
+    """No such member, worker, key or job."""
+
+
+class JoinTokenRefused(StoreError):  # noqa: N818 -- named for what happened
+    """The join token lets nobody in."""
+
+
+class JoinTokenUnknown(JoinTokenRefused):
+    """This pool never made it."""
+
+
+class JoinTokenUsed(JoinTokenRefused):
+    """It was good, and is used up."""
+
+
+class JoinTokenExpired(JoinTokenRefused):
+    """It was good, and its time is over."""
+
+
+class WorkerRevoked(StoreError):  # noqa: N818 -- named for what happened
+    """The worker was shut out of the pool."""
