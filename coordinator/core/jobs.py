@@ -48,7 +48,6 @@ JOB_TRANSITIONS: dict[JobState, dict[JobEvent, JobState]] = {
     _J.QUEUED: {
         _E.ASSIGNED: _J.RUNNING,
         _E.PAUSED: _J.PAUSED,
-        _E.SUCCEEDED: _J.SUCCEEDED,  # a late frame of a silent worker delivered the end before anyone else began
         _E.GAVE_UP: _J.FAILED,
         _E.CANCELLED: _J.CANCELLED,
         _E.EXPIRED: _J.EXPIRED,

@@ -1,0 +1,531 @@
+"""The stateful middle: members' requests and workers' reports in, effects out.
+
+It owns the open jobs, the book and the fleet, and it is the only place that changes them. No clock and no
+sockets: every method gets `now`. What is decided is collected in `Effects`; `tick` plans, and hands the
+effects over to be committed, sent and told, in that order. A message that names an attempt which is not
+current is stale, and `_current` is the one place where it is ignored.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coordinator.core import jobs, ledger
+from coordinator.core.fleet import Fence, Fleet, Served
+from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
+from coordinator.core.output import Choice, Misbehaviour, Output, Piece
+from coordinator.core.pricing import Demand, Tariff, charge_units, payments
+from coordinator.core.schedule import Policy, Waiting, impossible, plan
+
+FOREVER = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The pool's settings that the core needs. Times in seconds."""
+
+    tariff: Tariff = field(default_factory=Tariff)
+    policy: Policy = field(default_factory=Policy)
+    attempts_max: int = 12
+    job_faults_max: int = 2  # workers that must call a job impossible before it is believed
+    wait_s: float = 60.0  # of an interactive job, for a worker or for a model that loads
+    refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job
+    sweep_s: float = 0.25
+    recent_max: int = 20_000  # closed jobs remembered for receipts
+
+
+class Impossible(Exception):  # noqa: N818 -- named for what happened
+    """No worker of the pool could ever run this job; the message says why."""
+
+
+@dataclass(slots=True)
+class Live:
+    """An open job with what only memory knows of it."""
+
+    job: Job
+    demand: Demand
+    memory_bytes: int
+    output: Output
+    queued_at: float
+    heard_at: float = 0.0  # of the running attempt
+    progressed_at: float = 0.0
+    acknowledged: int = 0
+    stage: str = ""
+    prompt: Any = None  # as the first attempt rendered it; opaque
+    numerics: str = ""
+    avoid: dict[WorkerId, float] = field(default_factory=dict)
+    job_faults: int = 0
+
+    def waiting(self, now: float) -> Waiting:
+        job = self.job
+        longest = max(self.demand.prompts, default=0)
+        return Waiting(
+            id=job.id,
+            kind=job.kind,
+            model=job.model,
+            member=job.member,
+            account=job.account,
+            since=job.created_at,
+            context_tokens=longest + job.max_tokens,
+            stored=job.stored,
+            own_only=job.own_only,
+            only=job.only,
+            refused_by=frozenset(w for w, until in self.avoid.items() if until > now),
+            numerics=self.numerics if self.output.begun else "",
+        )
+
+
+@dataclass(slots=True)
+class Engine:
+    rules: Rules
+    book: ledger.Book
+    fleet: Fleet
+    lives: dict[JobId, Live] = field(default_factory=dict)
+    recent: dict[JobId, Job] = field(default_factory=dict)
+    queue: dict[JobId, None] = field(default_factory=dict)
+    running: dict[MemberId, int] = field(default_factory=dict)
+    effects: Effects = field(default_factory=Effects)
+    _swept_at: float = 0.0
+    _replan: bool = False
+
+    # -- members ---------------------------------------------------------------------------------
+
+    def submit(
+        self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
+    ) -> None:
+        """Set the worst case aside and queue the job. Raises Impossible or Overdrawn and changes nothing."""
+        assert job.id not in self.lives, "job ids are random"
+        live = self._live(job, demand, count, memory_bytes, now)
+        if why := self._impossible(live):
+            raise Impossible(why)
+        if job.hold:
+            self._post(ledger.hold(job))
+        self._enqueue(live, now)
+
+    def restore(
+        self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
+    ) -> None:
+        """Go on with a stored job after a restart: its hold stands, what was running is queued again."""
+        live = self._live(job, demand, count, memory_bytes, now)
+        if job.state is JobState.RUNNING:
+            assert job.attempt is not None
+            ended = jobs.move_attempt(
+                job.attempt, AttemptEvent.LOST, now=now, why="the coordinator restarted"
+            )
+            live.job = jobs.move(jobs.with_attempt(job, ended), JobEvent.REQUEUED, now=now)
+        self.lives[job.id] = live
+        if live.job.state is JobState.QUEUED:
+            self._enqueue(live, now)
+
+    def abandon(self, job: Job, now: float) -> None:
+        """Return the hold of an interactive job that a crash of the coordinator cut off."""
+        if job.attempt is not None and job.attempt.state not in jobs.ATTEMPT_ENDED:
+            job = jobs.with_attempt(
+                job,
+                jobs.move_attempt(job.attempt, AttemptEvent.LOST, now=now, why="the coordinator restarted"),
+            )
+        if job.hold:
+            self._post(ledger.close(job, []))
+        why = "the coordinator restarted while it ran; nothing was charged"
+        job = replace(job, charge=0)
+        self._remember(jobs.move(job, JobEvent.GAVE_UP, now=now, why=why, code="coordinator_restarted"))
+
+    def cancel(self, job_id: JobId, now: float, why: str) -> bool:
+        """End the job and charge what was delivered. False: it had ended already."""
+        live = self.lives.get(job_id)
+        if live is None:
+            return False
+        self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
+        self._close(live, JobEvent.CANCELLED, now, why=why, code="cancelled", pay=True)
+        return True
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def connect(
+        self,
+        worker_id: WorkerId,
+        served: Iterable[Served],
+        *,
+        slots: int,
+        memory_bytes: int,
+        running: Sequence[Fence],
+        now: float,
+    ) -> list[tuple[Fence, int]]:
+        """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
+        worker = self.fleet.workers[worker_id]
+        worker.connected, worker.greeted, worker.closed_at = True, True, None
+        worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
+        worker.draining, worker.state, worker.why = False, "sharing", ""
+        self.fleet.serve(worker, {s.name: s for s in served})
+        resumed = []
+        for fence in sorted(worker.running):
+            live = self.lives[fence[0]]
+            if fence in running:
+                live.heard_at = live.progressed_at = now
+                resumed.append((fence, live.output.sequence))
+            else:
+                self._lose(live, "the worker came back without it", now)
+        self.fleet.heard(worker, now)
+        self._replan = True
+        return resumed
+
+    def disconnect(self, worker_id: WorkerId, now: float) -> None:
+        if (worker := self.fleet.workers.get(worker_id)) is not None:
+            worker.connected, worker.closed_at = False, now
+
+    def remove(self, worker_id: WorkerId, now: float) -> None:
+        """The worker was revoked: it is fenced at once."""
+        worker = self.fleet.workers.get(worker_id)
+        for job_id, _number in sorted(worker.running) if worker else ():
+            self._lose(self.lives[job_id], "the worker was removed from the pool", now)
+        self.fleet.remove(worker_id)
+
+    def heartbeat(
+        self,
+        worker_id: WorkerId,
+        *,
+        served: Iterable[Served],
+        attempts: Iterable[Fence],
+        draining: bool,
+        state: str,
+        why: str,
+        now: float,
+    ) -> None:
+        worker = self.fleet.workers[worker_id]
+        self.fleet.heard(worker, now)
+        worker.draining, worker.state, worker.why = draining, state or "sharing", why
+        if models := {s.name: s for s in served}:
+            self.fleet.serve(worker, models)
+        for job_id, number in attempts:
+            live = self._current(worker_id, job_id, number, now)
+            if live is None:
+                self.effects.sends.append(SendCancel(worker_id, job_id, number, "not yours any more"))
+        self._replan = True
+
+    def accepted(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> None:
+        if (live := self._current(worker_id, job_id, number, now)) is not None:
+            self._begin(live, now)
+
+    def refused(
+        self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
+    ) -> None:
+        live = self._current(worker_id, job_id, number, now)
+        if live is None or live.job.attempt is None:
+            return
+        began = live.job.attempt.state is jobs.AttemptState.RUNNING
+        event = AttemptEvent.FAILED if began else AttemptEvent.REFUSED
+        self._after_fault(live, worker_id, event, fault, code, why, now)
+
+    def failed(
+        self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
+    ) -> None:
+        """The worker says that the attempt ended without success. `fault` is job, worker or none."""
+        if (live := self._current(worker_id, job_id, number, now)) is not None:
+            self._after_fault(live, worker_id, AttemptEvent.FAILED, fault, code, why, now)
+
+    def misbehaved(self, worker_id: WorkerId, job_id: JobId, number: int, why: str, now: float) -> None:
+        """The shell found the message wrong: ids that do not decode to the text, vectors that are none."""
+        if (live := self._current(worker_id, job_id, number, now)) is not None:
+            self.effects.sends.append(SendCancel(worker_id, job_id, number, why))
+            self._after_fault(live, worker_id, AttemptEvent.FAILED, "worker", "protocol", why, now)
+
+    def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> None:
+        if (live := self._current(worker_id, job_id, number, now)) is not None:
+            self._begin(live, now)
+            live.stage, live.progressed_at = stage, now
+
+    def frame(
+        self,
+        worker_id: WorkerId,
+        job_id: JobId,
+        number: int,
+        sequence: int,
+        pieces: Sequence[Piece],
+        prompt: Any,
+        now: float,
+    ) -> Sequence[Piece]:
+        """Take output. What is to be relayed to the member: nothing, if the frame is stale or was seen."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return ()
+        try:
+            if live.job.kind is Kind.EMBEDDING:
+                raise Misbehaviour("text for an embedding")
+            fresh = live.output.take(sequence, pieces)
+        except Misbehaviour as wrong:
+            self.misbehaved(worker_id, job_id, number, str(wrong), now)
+            return ()
+        if not fresh:
+            return ()
+        self._begin(live, now)
+        live.stage, live.progressed_at = "decode", now
+        if live.prompt is None and prompt is not None:
+            live.prompt = prompt
+        if live.output.finished:
+            self._succeed(live, worker_id, now)
+        return pieces
+
+    def completed(self, worker_id: WorkerId, job_id: JobId, number: int, *, vectors: int, now: float) -> bool:
+        """The worker says that it is done. True: take its vectors; text ends with its last frame already."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return False
+        if live.job.kind is not Kind.EMBEDDING:
+            self.misbehaved(worker_id, job_id, number, "done before every choice had ended", now)
+            return False
+        if vectors != len(live.demand.prompts):
+            why = f"{vectors} vectors for {len(live.demand.prompts)} inputs"
+            self.misbehaved(worker_id, job_id, number, why, now)
+            return False
+        self._begin(live, now)
+        self._succeed(live, worker_id, now)
+        return True
+
+    def unsent(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> None:
+        """The assignment could not be put on the worker's stream: as if it had never been made."""
+        live = self.lives.get(job_id)
+        if live is not None and (worker_id, number) == self._holder(live):
+            self._lose(live, "the worker's stream was gone", now)
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> Effects:
+        """Sweep, plan, and hand over what is to be committed, sent and told."""
+        if now >= self._swept_at + self.rules.sweep_s:
+            self._swept_at = now
+            self._sweep(now)
+        if self._replan and self.queue:
+            self._plan(now)
+        self._replan = False
+        effects, self.effects = self.effects, Effects()
+        return effects
+
+    def busy(self) -> bool:
+        """Whether time alone can change anything."""
+        return bool(self.lives) or any(w.missed_at is not None for w in self.fleet.workers.values())
+
+    def _plan(self, now: float) -> None:
+        queue = [self.lives[job_id].waiting(now) for job_id in self.queue]
+        for decision in plan(queue, self.fleet, self.running, self.rules.policy):
+            live, worker = self.lives[decision.job], self.fleet.workers[decision.worker]
+            number = len(live.job.attempts) + 1
+            attempt = jobs.Attempt(
+                number=number, worker=worker.id, owner=worker.account, assigned_at=now, why=decision.why
+            )
+            self._change(live, jobs.move(jobs.with_attempt(live.job, attempt), JobEvent.ASSIGNED, now=now))
+            live.heard_at = live.progressed_at = now
+            live.acknowledged, live.stage = 0, ""
+            live.numerics = worker.models[live.job.model].numerics
+            worker.running.add((live.job.id, number))
+            del self.queue[live.job.id]
+            self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
+            self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))
+
+    def _sweep(self, now: float) -> None:
+        patience = self.fleet.patience
+        braking: bool | None = None
+        for live in list(self.lives.values()):
+            job, attempt = live.job, live.job.attempt
+            if job.state is not JobState.RUNNING or attempt is None:
+                self._expire(live, now)
+                continue
+            worker = self.fleet.workers[attempt.worker]
+            if self.fleet.gone(worker, now) or now >= live.heard_at + patience.lease_s:
+                braking = self.fleet.brake(now) if braking is None else braking
+                if not braking:
+                    self.fleet.miss(worker, now)
+                    self._lose(live, "the worker fell silent", now)
+            elif now >= live.progressed_at + patience.stall_s:
+                why = f"no progress for {patience.stall_s:.0f} s"
+                self._after_fault(live, worker.id, AttemptEvent.FAILED, "worker", "stalled", why, now)
+            else:
+                self._acknowledge(live, worker.id)
+                if live.stage in ("downloading", "loading"):
+                    self._expire(live, now)
+        for worker in self.fleet.workers.values():
+            if worker.missed_at is not None:
+                self.fleet.blame_missing(worker, now)
+        if braking is None:  # nobody is missing: the next time many are, the brake is fresh
+            self.fleet.braking_since = None
+        self._replan = True
+
+    def _acknowledge(self, live: Live, worker_id: WorkerId) -> None:
+        if live.output.sequence > live.acknowledged and live.job.attempt is not None:
+            live.acknowledged = live.output.sequence
+            ack = SendAck(worker_id, live.job.id, live.job.attempt.number, live.acknowledged)
+            self.effects.sends.append(ack)
+
+    def _expire(self, live: Live, now: float) -> None:
+        """Nobody could serve it in time: the hold is returned, whatever was delivered is free."""
+        job = live.job
+        ends_at = job.expires_at if job.expires_at is not None else FOREVER
+        if not job.stored:
+            since = live.queued_at if live.output.begun else job.created_at
+            ends_at = min(ends_at, since + self.rules.wait_s)
+        if now < ends_at:
+            return
+        loading = live.stage in ("downloading", "loading")
+        code = "model_loading" if loading else "no_worker_available"
+        why = f"no worker was free for {job.model} within {self.rules.wait_s:.0f} s"
+        if loading:
+            why = f"{job.model} is still {live.stage} on a worker"
+        self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
+        self._close(live, JobEvent.EXPIRED, now, why=why, code=code)
+
+    # -- one place each --------------------------------------------------------------------------
+
+    def _holder(self, live: Live) -> tuple[WorkerId, int] | None:
+        attempt = live.job.attempt
+        if live.job.state is not JobState.RUNNING or attempt is None:
+            return None
+        return attempt.worker, attempt.number
+
+    def _current(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> Live | None:
+        """The open job that this worker holds by this attempt; None: stale, and changes nothing."""
+        live = self.lives.get(job_id)
+        if live is None or self._holder(live) != (worker_id, number):
+            return None
+        live.heard_at = now
+        self.fleet.heard(self.fleet.workers[worker_id], now)
+        return live
+
+    def _live(
+        self, job: Job, demand: Demand, count: Callable[[str], int], memory_bytes: int, now: float
+    ) -> Live:
+        output = Output([Choice() for _ in range(job.choices)], job.max_tokens, count)
+        return Live(job=job, demand=demand, memory_bytes=memory_bytes, output=output, queued_at=now)
+
+    def _enqueue(self, live: Live, now: float) -> None:
+        live.queued_at = now
+        self.lives[live.job.id] = live
+        self.queue[live.job.id] = None
+        self.effects.jobs[live.job.id] = live.job
+        self._replan = True
+
+    def _change(self, live: Live, job: Job) -> None:
+        live.job = job
+        self.effects.jobs[job.id] = job
+
+    def _begin(self, live: Live, now: float) -> None:
+        attempt = live.job.attempt
+        if attempt is not None and attempt.state is jobs.AttemptState.ASSIGNED:
+            moved = jobs.move_attempt(attempt, AttemptEvent.ACCEPTED, now=now)
+            live.job = jobs.with_attempt(live.job, moved)  # not worth a commit of its own
+
+    def _stop_attempt(
+        self, live: Live, event: AttemptEvent, why: str, now: float, *, tell: bool = False
+    ) -> None:
+        """End the running attempt, if there is one, and settle what it delivered."""
+        holder, attempt = self._holder(live), live.job.attempt
+        if holder is None or attempt is None:
+            return
+        tokens = live.output.settle(attempt.number)
+        note = attempt.why if event is AttemptEvent.SUCCEEDED else why
+        ended = replace(jobs.move_attempt(attempt, event, now=now, why=note), tokens=tokens)
+        live.job = jobs.with_attempt(live.job, ended)
+        self.fleet.workers[holder[0]].running.discard((live.job.id, attempt.number))
+        self.running[live.job.member] -= 1
+        if not self.running[live.job.member]:
+            del self.running[live.job.member]
+        if tell:
+            self.effects.sends.append(SendCancel(holder[0], live.job.id, attempt.number, why))
+        self._replan = True
+
+    def _succeed(self, live: Live, worker_id: WorkerId, now: float) -> None:
+        assert live.job.attempt is not None
+        finisher = live.job.attempt.number
+        self.fleet.workers[worker_id].successes += 1
+        self._stop_attempt(live, AttemptEvent.SUCCEEDED, "", now)
+        self._close(live, JobEvent.SUCCEEDED, now, pay=True, finisher=finisher)
+
+    def _lose(self, live: Live, why: str, now: float) -> None:
+        """Fence the attempt; somebody else goes on from what was delivered."""
+        if (holder := self._holder(live)) is not None:
+            self.effects.sends.append(SendCancel(holder[0], live.job.id, holder[1], why))
+        self._stop_attempt(live, AttemptEvent.LOST, why, now)
+        self._retry(live, now, "worker_lost", why)
+
+    def _after_fault(
+        self,
+        live: Live,
+        worker_id: WorkerId,
+        event: AttemptEvent,
+        fault: str,
+        code: str,
+        why: str,
+        now: float,
+    ) -> None:
+        """Attribute the failure, then try elsewhere or give up. Only a worker's own fault costs it."""
+        self._stop_attempt(live, event, why, now)
+        if fault == "none":
+            live.avoid[worker_id] = now + self.rules.refused_pause_s
+        else:
+            live.avoid[worker_id] = FOREVER
+        if fault == "worker":
+            self.fleet.workers[worker_id].faults += 1
+        if fault == "job":
+            live.job_faults += 1
+            if live.job_faults >= self.rules.job_faults_max or self._impossible(live):
+                self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
+                return
+        self._retry(live, now, code, why)
+
+    def _retry(self, live: Live, now: float, code: str, why: str) -> None:
+        tried = len(live.job.attempts)
+        if tried >= self.rules.attempts_max:
+            self._close(live, JobEvent.GAVE_UP, now, why=f"{tried} attempts failed: {why}", code=code)
+        elif reason := self._impossible(live):
+            self._close(live, JobEvent.GAVE_UP, now, why=f"{why}; {reason}", code=code)
+        else:
+            self._change(live, jobs.move(live.job, JobEvent.REQUEUED, now=now))
+            self._enqueue(live, now)
+
+    def _impossible(self, live: Live) -> str:
+        """As `impossible`, of workers that are out for good; who is only busy may be asked again."""
+        return impossible(live.waiting(math.nextafter(FOREVER, 0)), self.fleet, live.memory_bytes)
+
+    def _close(
+        self,
+        live: Live,
+        event: JobEvent,
+        now: float,
+        *,
+        why: str = "",
+        code: str = "",
+        pay: bool = False,
+        finisher: int | None = None,
+    ) -> None:
+        """The job's one end: pay or refund, by one entry, whatever happened behind."""
+        job, tariff = live.job, self.rules.tariff
+        paid: list[ledger.Payment] = []
+        if pay and job.hold:
+            units = charge_units(live.demand, tariff, live.output.segments, finisher)
+            paid = payments(units, job.attempts, job.account, tariff)
+        amounts = {p.attempt: p.amount - p.fee for p in paid}
+        job = replace(
+            job,
+            charge=sum(p.amount for p in paid),
+            output_tokens=live.output.tokens,
+            attempts=tuple(replace(a, paid=amounts.get(a.number, 0)) for a in job.attempts),
+        )
+        if job.hold:
+            self._post(ledger.close(job, paid))
+        del self.lives[job.id]
+        self.queue.pop(job.id, None)
+        self._remember(jobs.move(job, event, now=now, why=why, code=code))
+
+    def _remember(self, job: Job) -> None:
+        self.effects.jobs[job.id] = job
+        self.effects.closed.append(job)
+        self.recent[job.id] = job
+        while len(self.recent) > self.rules.recent_max:
+            old = self.recent.pop(next(iter(self.recent)))
+            for cause in ("hold", "close"):
+                self.book.entries.pop(f"{old.id}/{cause}", None)
+
+    def _post(self, entry: ledger.Entry) -> None:
+        if self.book.post(entry) is ledger.Posted.CREATED:
+            self.effects.entries.append(entry)
+            self.effects.accounts.update(p.account for p in entry.postings)

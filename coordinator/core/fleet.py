@@ -1,0 +1,145 @@
+"""The workers as the coordinator knows them: what they serve, whether they are there, how reliable they are.
+
+Silence has three steps. A stream that closed is waited for `closed_grace_s`, one that is silent `lease_s`:
+then the attempts are taken away. Who is back within `forgiven_s` is not blamed for it. And where many
+fall silent together, the coordinator suspects itself first (`brake`), because a rescheduling of everything
+is worse than waiting a little.
+"""
+
+from dataclasses import dataclass, field
+
+from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Limits of silence, in seconds."""
+
+    lease_s: float = 4.0
+    closed_grace_s: float = 0.5
+    forgiven_s: float = 5.0
+    stall_s: float = 300.0  # an attempt that beats but shows no progress
+    brake_workers_min: int = 10
+    brake_share: float = 0.3
+    brake_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model as one worker serves it. Speeds are tokens per second, 0 while unknown."""
+
+    name: str
+    engine: str
+    kinds: frozenset[Kind]
+    state: str = "ready"  # absent | downloading | present | loading | ready | failed
+    slots: int = 1
+    context_tokens: int = 0
+    prefill: float = 0.0
+    decode: float = 0.0
+    numerics: str = ""
+    sampler: str = "native"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    why: str = ""
+
+
+Fence = tuple[JobId, int]
+
+
+@dataclass(slots=True)
+class Worker:
+    id: WorkerId
+    name: str
+    member: MemberId
+    account: AccountId
+    models: dict[str, Served] = field(default_factory=dict)
+    slots: int = 1
+    memory_bytes: int = 0
+    connected: bool = False
+    greeted: bool = False  # said what it serves since this coordinator started
+    heard_at: float = 0.0
+    closed_at: float | None = None
+    draining: bool = False
+    state: str = "sharing"
+    why: str = ""
+    running: set[Fence] = field(default_factory=set)
+    successes: int = 0
+    faults: int = 0
+    missed_at: float | None = None  # lost attempts that are not yet blamed
+
+    @property
+    def reliability(self) -> float:
+        """Share of attempts without own fault; a newcomer starts as if four had gone well."""
+        return (self.successes + 4) / (self.successes + self.faults + 4)
+
+    def takes(self, kind: Kind, model: str) -> Served | None:
+        """How it would serve this, if it is there and willing."""
+        served = self.models.get(model)
+        if not self.connected or self.draining or self.state != "sharing" or served is None:
+            return None
+        return served if kind in served.kinds and served.state != "failed" else None
+
+
+@dataclass(slots=True)
+class Fleet:
+    patience: Patience = field(default_factory=Patience)
+    workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    by_model: dict[str, dict[WorkerId, None]] = field(default_factory=dict)
+    braking_since: float | None = None
+
+    def enrol(self, worker: Worker) -> None:
+        self.workers.setdefault(worker.id, worker)
+
+    def remove(self, worker_id: WorkerId) -> None:
+        worker = self.workers.pop(worker_id, None)
+        for name in worker.models if worker else ():
+            self.by_model[name].pop(worker_id, None)
+
+    def serve(self, worker: Worker, models: dict[str, Served]) -> None:
+        """Replace what the worker serves."""
+        for name in worker.models.keys() - models.keys():
+            self.by_model[name].pop(worker.id, None)
+        for name in models:
+            self.by_model.setdefault(name, {})[worker.id] = None
+        worker.models = models
+
+    def heard(self, worker: Worker, now: float) -> None:
+        """A sign of life. Who comes back in time is forgiven."""
+        worker.heard_at = now
+        if worker.missed_at is not None and now - worker.missed_at <= self.patience.forgiven_s:
+            worker.missed_at = None
+
+    def gone(self, worker: Worker, now: float) -> bool:
+        """Whether what it runs is to be taken away: its stream closed and did not come back in time."""
+        return worker.closed_at is not None and now >= worker.closed_at + self.patience.closed_grace_s
+
+    def silent(self, worker: Worker, now: float) -> bool:
+        busy_silence = bool(worker.running) and now >= worker.heard_at + self.patience.lease_s
+        return self.gone(worker, now) or busy_silence
+
+    def brake(self, now: float) -> bool:
+        """Whether so many fell silent together that nothing is to be taken away for now."""
+        known = [w for w in self.workers.values() if w.connected or w.closed_at is not None]
+        if len(known) < self.patience.brake_workers_min:
+            self.braking_since = None
+            return False
+        window = self.patience.brake_s + self.patience.lease_s
+        silent = sum(self.silent(w, now) and now - w.heard_at <= window for w in known)
+        if silent <= len(known) * self.patience.brake_share:
+            self.braking_since = None
+            return False
+        if self.braking_since is None:
+            self.braking_since = now
+        return now < self.braking_since + self.patience.brake_s
+
+    def miss(self, worker: Worker, now: float) -> None:
+        """An attempt was taken from it for silence; blame waits until it could have come back."""
+        since = worker.closed_at if worker.closed_at is not None else worker.heard_at
+        worker.missed_at = since if worker.missed_at is None else min(worker.missed_at, since)
+        if now - worker.missed_at > self.patience.forgiven_s:
+            self.blame_missing(worker, now)
+
+    def blame_missing(self, worker: Worker, now: float) -> None:
+        if worker.missed_at is not None and now - worker.missed_at > self.patience.forgiven_s:
+            worker.missed_at = None
+            worker.faults += 1

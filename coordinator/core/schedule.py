@@ -1,0 +1,205 @@
+"""One tick of scheduling: who does what, with the reason in words.
+
+`plan` is pure, bounded by `assignments_max` and totally ordered: the same snapshot gives the same plan. Hard
+filters first (there, willing, serves the kind, enough context, allowed on both sides, has not failed this job
+already), then the expected finish time over measured reliability. Workers are ranked once for each model and
+tick, jobs take from the ranking; so a tick stays cheap with many of both.
+"""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.core.fleet import Fleet, Served, Worker
+from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
+
+PREFILL_GUESS = 200.0  # tokens/s of a worker that has not measured itself yet
+DECODE_GUESS = 20.0
+COLD_S = {"ready": 0.0, "loading": 10.0, "present": 15.0, "downloading": 60.0, "absent": 90.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    assignments_max: int = 512
+    typical_prompt_tokens: int = 256
+    typical_output_tokens: int = 256
+    skips_max: int = 64  # workers passed over for one job before it waits for the next tick
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued job as the planner sees it."""
+
+    id: JobId
+    kind: Kind
+    model: str
+    member: MemberId
+    account: AccountId
+    since: float
+    context_tokens: int  # prompt and output together
+    stored: bool = False
+    own_only: bool = False
+    only: frozenset[WorkerId] = frozenset()
+    refused_by: frozenset[WorkerId] = frozenset()
+    numerics: str = ""  # of what was delivered already: an equal class goes on identically
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    job: JobId
+    worker: WorkerId
+    why: str
+
+
+def allowed(job: Waiting, worker: Worker, served: Served) -> str:
+    """Empty, or why this worker may not take this job."""
+    if job.only and worker.id not in job.only:
+        return "the job names other workers"
+    if job.own_only and worker.account != job.account:
+        return "the job may run on its member's own workers only"
+    if worker.id in job.refused_by:
+        return "it could not do this job before"
+    if served.context_tokens and job.context_tokens > served.context_tokens:
+        return f"needs a context of {job.context_tokens} tokens, it has {served.context_tokens}"
+    return ""
+
+
+def seconds(worker: Worker, served: Served, policy: Policy) -> float:
+    """Expected time to finish a typical job, from now, over reliability."""
+    load = len(worker.running) / max(1, worker.slots)
+    prefill = policy.typical_prompt_tokens / (served.prefill or PREFILL_GUESS)
+    decode = policy.typical_output_tokens / (served.decode or DECODE_GUESS)
+    expected = COLD_S.get(served.state, 90.0) + (prefill + decode) * (1.0 + load)
+    return expected / worker.reliability
+
+
+@dataclass(slots=True)
+class _Ranking:
+    """Workers of one model and kind with room, best first. A taken one goes back with its new load."""
+
+    fleet: Fleet
+    policy: Policy
+    heap: list[tuple[float, WorkerId]] = field(default_factory=list)
+    taken: dict[WorkerId, int] = field(default_factory=dict)
+
+    def fill(self, kind: Kind, model: str) -> None:
+        for worker_id in self.fleet.by_model.get(model, ()):
+            worker = self.fleet.workers[worker_id]
+            served = worker.takes(kind, model)
+            if served is not None and self.room(worker, served) > 0:
+                self.heap.append((seconds(worker, served, self.policy), worker_id))
+        heapq.heapify(self.heap)
+
+    def room(self, worker: Worker, served: Served) -> int:
+        used = len(worker.running) + self.taken.get(worker.id, 0)
+        return min(worker.slots, max(1, served.slots)) - used
+
+    def take(self, job: Waiting) -> Assign | None:
+        """The best worker that may have this job; one of the same numerics class before all others."""
+        passed: list[tuple[float, WorkerId]] = []
+        best: tuple[float, WorkerId] | None = None
+        while self.heap and len(passed) < self.policy.skips_max:
+            candidate = heapq.heappop(self.heap)
+            worker = self.fleet.workers[candidate[1]]
+            served = worker.models[job.model]
+            if self.room(worker, served) <= 0:
+                continue
+            if allowed(job, worker, served):
+                passed.append(candidate)
+                continue
+            if not job.numerics or served.numerics == job.numerics:
+                passed += [best] if best else []
+                best = candidate
+                break
+            if best is None:
+                best = candidate
+            else:
+                passed.append(candidate)
+        for other in passed:
+            heapq.heappush(self.heap, other)
+        return self._assign(job, best) if best else None
+
+    def _assign(self, job: Waiting, chosen: tuple[float, WorkerId]) -> Assign:
+        score, worker_id = chosen
+        worker = self.fleet.workers[worker_id]
+        served = worker.models[job.model]
+        self.taken[worker_id] = self.taken.get(worker_id, 0) + 1
+        if self.room(worker, served) > 0:
+            step = score / max(1, worker.slots)
+            heapq.heappush(self.heap, (score + step, worker_id))
+        same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
+        why = f"{served.engine} {served.state}, about {score:.1f} s, {len(self.heap)} others with room{same}"
+        return Assign(job.id, worker_id, why)
+
+
+def in_order(queue: Iterable[Waiting], running: dict[MemberId, int]) -> list[Waiting]:
+    """Interactive before stored; within that, members take turns by what they already have running."""
+    ranked: list[tuple[bool, int, float, JobId, Waiting]] = []
+    turns = dict(running)
+    for job in sorted(queue, key=lambda j: (j.stored, j.since, j.id)):
+        turn = turns.get(job.member, 0)
+        turns[job.member] = turn + 1
+        ranked.append((job.stored, turn, job.since, job.id, job))
+    ranked.sort(key=lambda r: r[:4])
+    return [r[4] for r in ranked]
+
+
+def plan(
+    queue: Sequence[Waiting], fleet: Fleet, running: dict[MemberId, int], policy: Policy
+) -> list[Assign]:
+    """Assignments for this tick. Workers' rooms are respected across models."""
+    rankings: dict[tuple[Kind, str], _Ranking] = {}
+    taken: dict[WorkerId, int] = {}
+    decisions: list[Assign] = []
+    for job in in_order(queue, running):
+        if len(decisions) >= policy.assignments_max:
+            break
+        key = (job.kind, job.model)
+        if key not in rankings:
+            rankings[key] = _Ranking(fleet, policy, taken=taken)
+            rankings[key].fill(*key)
+        if (decision := rankings[key].take(job)) is not None:
+            decisions.append(decision)
+    return decisions
+
+
+def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
+    """Why no worker could ever run this job, in words; empty if one could, now or when it is back.
+
+    A worker that has not been heard since the coordinator started is given the benefit of the doubt.
+    """
+    reasons: dict[str, int] = {}
+    if not fleet.workers:
+        return "no worker has joined this pool yet: `potluck worker join` brings one in"
+    for worker in fleet.workers.values():
+        if job.only and worker.id not in job.only:
+            continue
+        if job.own_only and worker.account != job.account:
+            continue
+        if worker.id in job.refused_by:
+            reason = f"no worker that serves {job.model} is left to try"
+            reasons[reason] = reasons.get(reason, 0) + 1
+            continue
+        if not worker.greeted:
+            return ""
+        served = worker.models.get(job.model)
+        if served is None and memory_bytes > worker.memory_bytes > 0:
+            largest = max(w.memory_bytes for w in fleet.workers.values()) / 1e9
+            reason = f"{job.model} needs {memory_bytes / 1e9:.1f} GB, the largest worker has {largest:.1f} GB"
+        elif served is None:
+            reason = f"no worker of this pool serves {job.model}"
+        elif job.kind not in served.kinds:
+            reason = f"the workers that serve {job.model} do no {job.kind}"
+        elif served.context_tokens and job.context_tokens > served.context_tokens:
+            context = served.context_tokens
+            reason = f"the job needs a context of {job.context_tokens} tokens, the workers have {context}"
+        else:
+            return ""
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if not reasons:
+        return (
+            "you have no worker of your own"
+            if job.own_only
+            else "none of the workers you named is in this pool"
+        )
+    return max(sorted(reasons), key=lambda r: reasons[r])
