@@ -10,7 +10,6 @@ from typing import Any
 
 from coordinator.core.pricing import Segment
 
-
 TEXT_PER_TOKEN_MAX = 512  # code points; bounds what an engine without ids can send
 
 

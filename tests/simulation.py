@@ -1,0 +1,423 @@
+"""A whole pool in one thread under one seed: coordinator core, workers, a bad network, crashes, a clock.
+
+`Simulation(seed).run()` draws everything from the seed and replays exactly. Faults happen until `HEAL_S`;
+from then on the network is good and everything must come to an end (liveness). Safety is checked after every
+step, with knowledge that the pool itself does not have: `truth`, what the workers really produced, and
+`expected`, the one right text of every job.
+"""
+
+import heapq
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coordinator.core import jobs as J
+from coordinator.core import ledger as L
+from coordinator.core.engine import Engine, Impossible, Rules
+from coordinator.core.fleet import Fence, Fleet, Served, Worker
+from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
+from coordinator.core.output import Piece
+from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
+
+STEP_S = 0.25
+HEAL_S = 60.0
+END_S = 260.0
+TARIFF = Tariff()
+SHAPE = Shape(active_parameters=134_000_000, head_parameters=28_000_000, attention=69_120)
+MODEL = "tiny"
+
+
+def word(job: str, index: int) -> str:
+    """The one right token of a job at an index; lengths differ so that a wrong offset shows."""
+    return f"{job[-2:]}{'é' * (index % 3)}{index} "
+
+
+@dataclass
+class Network:
+    """Loses, doubles and delays; keeps the order of a link only if it is told to."""
+
+    rng: random.Random
+    loss: float
+    duplicate: float
+    delay_s: float
+    ordered: bool
+    queue: list[tuple[float, int, str, str, Any]] = field(default_factory=list)
+    count: int = 0
+    last: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def send(self, now: float, sender: str, to: str, message: Any) -> None:
+        for _ in range(2 if self.rng.random() < self.duplicate else 1):
+            if self.rng.random() < self.loss:
+                continue
+            due = now + self.rng.uniform(0, self.delay_s)
+            if self.ordered:
+                due = max(due, self.last.get((sender, to), 0.0))
+                self.last[sender, to] = due
+            self.count += 1
+            heapq.heappush(self.queue, (due, self.count, sender, to, message))
+
+    def due(self, now: float) -> Iterator[tuple[str, str, Any]]:
+        while self.queue and self.queue[0][0] <= now:
+            _, _, sender, to, message = heapq.heappop(self.queue)
+            yield sender, to, message
+
+    def cut(self, worker: str) -> None:
+        """A stream broke: what was on it is gone."""
+        self.queue = [m for m in self.queue if worker not in (m[2], m[3])]
+        heapq.heapify(self.queue)
+
+
+@dataclass
+class Work:
+    job: Job
+    number: int
+    index: int  # the next token
+    sequence: int = 0
+    unacknowledged: list[tuple[int, Piece]] = field(default_factory=list)
+
+
+@dataclass
+class FakeWorker:
+    id: WorkerId
+    rng: random.Random
+    slots: int
+    liar: bool
+    work: dict[Fence, Work] = field(default_factory=dict)
+    up: bool = True
+    connected: bool = False
+    paused_until: float = 0.0  # SIGSTOP
+    down_until: float = 0.0
+    retry_at: float = 0.0
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.now = 1_000.0
+        ordered = rng.random() < 0.5
+        self.network = Network(
+            rng,
+            loss=0.0 if ordered else rng.uniform(0, 0.3),
+            duplicate=0.0 if ordered else rng.uniform(0, 0.3),
+            delay_s=rng.uniform(0, 2.0),
+            ordered=ordered,
+        )
+        self.crash, self.cut, self.stop = (rng.uniform(0, m) for m in (0.02, 0.04, 0.02))
+        self.coordinator_crash = rng.choice([0.0, 0.01])
+        self.disk_fails = rng.choice([0.0, 0.05])
+        self.rules = Rules(tariff=TARIFF, attempts_max=1_000, wait_s=30.0)
+        self.accounts = {AccountId(f"acc_{n}"): L.Account(AccountId(f"acc_{n}"), 400_000_000) for n in "abc"}
+        self.accounts[L.COMMONS] = L.Account(L.COMMONS)
+        self.fakes = {
+            WorkerId(f"w{i}"): FakeWorker(WorkerId(f"w{i}"), rng, rng.randint(1, 3), rng.random() < 0.15)
+            for i in range(rng.randint(1, 6))
+        }
+        self.disk_jobs: dict[JobId, Job] = {}
+        self.disk_entries: dict[str, L.Entry] = {}
+        self.pending: list[Effects] = []
+        self.demands: dict[JobId, Demand] = {}
+        self.client: dict[JobId, str] = defaultdict(str)
+        self.truth: dict[tuple[JobId, int, WorkerId], int] = defaultdict(int)
+        self.lifetimes: dict[JobId, int] = {}
+        self.life = 0
+        self.start({a: replace(account) for a, account in self.accounts.items()})
+
+    # -- the coordinator's shell -------------------------------------------------------------------
+
+    def start(self, accounts: dict[AccountId, L.Account]) -> None:
+        fleet = Fleet()
+        for i, worker_id in enumerate(self.fakes):
+            owner = "abc"[i % 3]
+            fleet.enrol(Worker(worker_id, worker_id, MemberId(owner), AccountId(f"acc_{owner}")))
+        book = L.Book(accounts, {k: e for k, e in self.disk_entries.items() if e.job is not None})
+        self.engine = Engine(self.rules, book, fleet)
+        self.pending = []
+        self.life += 1
+        for job in list(self.disk_jobs.values()):
+            if job.ended:
+                continue
+            if job.stored:
+                self.client[job.id] = ""  # a stored job begins anew: what was not stored is gone
+                self.engine.restore(
+                    job, self.demands[job.id], count=lambda t: t.count(" "), memory_bytes=0, now=self.now
+                )
+            else:
+                self.engine.abandon(job, self.now)
+
+    def crash_coordinator(self) -> None:
+        """Memory is lost at whatever point the last tick left it; the disk is what was committed."""
+        sums: dict[AccountId, L.Account] = {
+            a: L.Account(a, account.credit_line) for a, account in self.accounts.items()
+        }
+        for entry in self.disk_entries.values():
+            for p in entry.postings:
+                setattr(sums[p.account], p.bucket, getattr(sums[p.account], p.bucket) + p.amount)
+        for fake in self.fakes.values():
+            fake.connected = False
+            self.network.cut(fake.id)
+        self.start(sums)
+
+    def tick(self) -> None:
+        self.pending.append(self.engine.tick(self.now))
+        if self.rng.random() < self.disk_fails and self.now < 1_000 + HEAL_S:
+            return  # nothing may leave before it is safe
+        crash_at = self.rng.choice(["before", "after", "never", "never"]) if self.crashing() else "never"
+        if crash_at == "before":
+            return self.crash_coordinator()
+        for effects in self.pending:
+            for entry in effects.entries:
+                assert entry.id not in self.disk_entries, "an id was used twice"
+                self.disk_entries[entry.id] = entry
+            self.disk_jobs.update(effects.jobs)
+        if crash_at == "after":
+            return self.crash_coordinator()
+        for effects in self.pending:
+            for send in effects.sends:
+                if self.fakes[send.worker].connected:
+                    self.network.send(self.now, "c", send.worker, (self.life, send))
+                elif isinstance(send, SendAssign):
+                    self.engine.unsent(send.worker, send.job, send.number, self.now)
+        self.pending = []
+        return None
+
+    def crashing(self) -> bool:
+        return self.now < 1_000 + HEAL_S and self.rng.random() < self.coordinator_crash
+
+    # -- members -----------------------------------------------------------------------------------
+
+    def submit(self, index: int) -> None:
+        name = self.rng.choice("abc")
+        tokens = self.rng.randint(1, 40)
+        demand = Demand(Kind.CHAT, SHAPE, (self.rng.randint(1, 200),), tokens, 1)
+        worst = quote(demand, TARIFF)
+        job = Job(
+            id=JobId(f"job_{index:02}"),
+            kind=Kind.CHAT,
+            model=MODEL,
+            member=MemberId(name),
+            account=AccountId(f"acc_{name}"),
+            created_at=self.now,
+            quote=worst,
+            hold=worst,
+            prompt_tokens=demand.prompt_tokens,
+            max_tokens=tokens,
+            stored=self.rng.random() < 0.4,
+        )
+        self.demands[job.id] = demand
+        try:
+            self.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=self.now)
+        except (L.Overdrawn, Impossible):
+            return
+        self.lifetimes[job.id] = self.life
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def step_worker(self, fake: FakeWorker) -> None:
+        faulty, now, rng = self.now < 1_000 + HEAL_S, self.now, self.rng
+        if now < fake.down_until or now < fake.paused_until:
+            return
+        if faulty and rng.random() < self.crash:
+            fake.work.clear()
+            fake.down_until = now + rng.uniform(0.1, 12)
+            return self.disconnect(fake)
+        if faulty and rng.random() < self.stop:
+            fake.paused_until = now + rng.uniform(0.1, 12)
+            return None
+        if faulty and fake.connected and rng.random() < self.cut:
+            fake.retry_at = now + rng.uniform(0, 3)
+            return self.disconnect(fake)
+        if not fake.connected and now >= fake.retry_at:
+            self.connect(fake)
+        for work in list(fake.work.values()):
+            self.produce(fake, work)
+        if fake.connected:
+            self.up(fake, ("beat", tuple(fake.work)))
+            if fake.liar and faulty and rng.random() < 0.2:
+                self.lie(fake)
+        return None
+
+    def disconnect(self, fake: FakeWorker) -> None:
+        if fake.connected:
+            fake.connected = False
+            self.network.cut(fake.id)
+            self.engine.disconnect(fake.id, self.now)
+
+    def connect(self, fake: FakeWorker) -> None:
+        fake.connected = True
+        served = [Served(MODEL, "emulator", frozenset({Kind.CHAT}), slots=fake.slots, numerics=fake.id[-1])]
+        resumed = dict(
+            self.engine.connect(
+                fake.id, served, slots=fake.slots, memory_bytes=0, running=tuple(fake.work), now=self.now
+            )
+        )
+        for fence in [f for f in fake.work if f not in resumed]:
+            del fake.work[fence]
+        for fence, acknowledged in resumed.items():
+            work = fake.work[fence]
+            for sequence, piece in work.unacknowledged:
+                if sequence > acknowledged:
+                    self.up(fake, ("frame", fence, sequence, piece))
+
+    def up(self, fake: FakeWorker, message: Any) -> None:
+        self.network.send(self.now, fake.id, "c", message)
+
+    def produce(self, fake: FakeWorker, work: Work) -> None:
+        if work.index >= work.job.max_tokens:
+            return
+        tokens = min(self.rng.randint(0, 4), work.job.max_tokens - work.index)
+        if not tokens:
+            return
+        words = [word(work.job.id, i) for i in range(work.index, work.index + tokens)]
+        offset = sum(len(word(work.job.id, i)) for i in range(work.index))
+        work.index += tokens
+        work.sequence += 1
+        end = "length" if work.index == work.job.max_tokens else ""
+        ids = tuple(range(tokens)) if fake.id[-1] in "024" else ()
+        piece = Piece(0, offset, "".join(words), ids, end)
+        self.truth[work.job.id, work.number, fake.id] += tokens
+        work.unacknowledged.append((work.sequence, piece))
+        if fake.connected:
+            self.up(fake, ("frame", (work.job.id, work.number), work.sequence, piece))
+
+    def lie(self, fake: FakeWorker) -> None:
+        """Claim other workers' attempts, skip sequences, repeat text, say done too early."""
+        if not self.engine.lives:
+            return
+        live = self.rng.choice(list(self.engine.lives.values()))
+        number = self.rng.randint(0, len(live.job.attempts) + 1)
+        piece = Piece(self.rng.randint(-1, 1), self.rng.randint(0, 50), "lie ", (1,), "stop")
+        fence = (live.job.id, number)
+        mine = live.job.attempt is not None and live.job.attempt.worker == fake.id
+        if mine and number == live.job.attempt.number:  # type: ignore[union-attr]  # `mine` says it is there
+            piece = replace(piece, offset=10_000)  # a lie that can be told from the truth
+        self.up(fake, self.rng.choice([("frame", fence, self.rng.randint(0, 9), piece), ("done", fence)]))
+
+    # -- delivery ----------------------------------------------------------------------------------
+
+    def deliver(self, sender: str, to: str, message: Any) -> None:
+        if to == "c":
+            return self.report(WorkerId(sender), message)
+        fake = self.fakes[WorkerId(to)]
+        life, send = message
+        if self.now < max(fake.down_until, 0) or not fake.connected or life != self.life:
+            return None
+        match send:
+            case SendAssign(_, job_id, number, _):
+                live = self.engine.lives.get(job_id)
+                job = live.job if live else self.disk_jobs[job_id]
+                tokens = live.output.choices[0].tokens if live and number == len(job.attempts) else 0
+                fake.work.setdefault((job_id, number), Work(job, number, tokens))
+                self.up(fake, ("accepted", (job_id, number)))
+            case SendCancel(_, job_id, number, _):
+                fake.work.pop((job_id, number), None)
+            case SendAck(_, job_id, number, sequence):
+                if work := fake.work.get((job_id, number)):
+                    work.unacknowledged = [u for u in work.unacknowledged if u[0] > sequence]
+        return None
+
+    def report(self, worker: WorkerId, message: Any) -> None:
+        engine, now = self.engine, self.now
+        if not self.fakes[worker].connected:
+            return
+        match message:
+            case ("beat", attempts):
+                engine.heartbeat(
+                    worker, served=(), attempts=attempts, draining=False, state="sharing", why="", now=now
+                )
+            case ("accepted", (job, number)):
+                engine.accepted(worker, job, number, now)
+            case ("frame", (job, number), sequence, piece):
+                for taken in engine.frame(worker, job, number, sequence, [piece], None, now):
+                    self.client[job] += taken.text
+            case ("done", (job, number)):
+                assert not engine.completed(worker, job, number, vectors=1, now=now), "text has no vectors"
+
+    # -- what must hold ------------------------------------------------------------------------------
+
+    def check_safety(self) -> None:
+        engine, book = self.engine, self.engine.book
+        assert book.total() == 0, "credits sum to zero"
+        for account in book.accounts.values():
+            assert account.main >= -account.credit_line, "nobody falls below the floor"
+            open_holds = sum(v.job.hold for v in engine.lives.values() if v.job.account == account.id)
+            assert account.reserved == open_holds, "reserved is exactly what open holds hold"
+        for job in engine.recent.values():
+            self.check_closed(job)
+        for live in engine.lives.values():
+            text = self.client[live.job.id]
+            assert self.expected(live.job).startswith(text), "what was delivered is a prefix of the right text"
+            assert sum(c.length for c in live.output.choices) == len(text), "the record is what the member saw"
+        holding = {
+            (v.job.id, v.job.attempt.number): v.job.attempt.worker
+            for v in engine.lives.values()
+            if v.job.state is JobState.RUNNING and v.job.attempt is not None
+        }
+        for worker in engine.fleet.workers.values():
+            assert worker.running == {f for f, w in holding.items() if w == worker.id}, "one holder each"
+            assert len(worker.running) <= worker.slots, "no worker is given more than its slots"
+        by_disk = sum(p.amount for e in self.disk_entries.values() for p in e.postings)
+        assert by_disk == 0, "the disk sums to zero after every commit"
+
+    def check_closed(self, job: Job) -> None:
+        assert job.ended
+        close = self.engine.book.entries.get(f"{job.id}/close")
+        assert close is not None, "every ended job is closed"
+        assert job.charge is not None
+        assert 0 <= job.charge <= job.hold, "a charge never exceeds its hold"
+        assert job.attempt is None or job.attempt.state in J.ATTEMPT_ENDED
+        for attempt in job.attempts:
+            done = self.truth.get((job.id, attempt.number, attempt.worker), 0)
+            assert attempt.tokens <= done, "nobody is credited with work that was not done"
+            assert not attempt.paid or attempt.tokens, "nobody is paid for nothing"
+        if job.state in (JobState.FAILED, JobState.EXPIRED):
+            assert job.charge == 0, "a failure of the pool costs the member nothing"
+        if job.state is JobState.SUCCEEDED:
+            assert self.client[job.id] == self.expected(job), "the answer is whole and right"
+            assert job.output_tokens == job.max_tokens
+            free = {a.number for a in job.attempts if a.owner == job.account}
+            if not free:
+                whole = charge_units(
+                    self.demands[job.id], TARIFF, [Segment(1, 0, 0, job.max_tokens)], finisher=1
+                )
+                assert job.charge == microcredits(whole[1]), "charged as if one worker had done it all"
+
+    def expected(self, job: Job) -> str:
+        return "".join(word(job.id, i) for i in range(job.max_tokens))
+
+    # -- the run -------------------------------------------------------------------------------------
+
+    def run(self) -> tuple[tuple[str, str, int | None], ...]:
+        jobs = self.rng.randint(1, 25)
+        submit_at = sorted(1_000 + self.rng.uniform(0, HEAL_S) for _ in range(jobs))
+        submitted = 0
+        while self.now < 1_000 + END_S:
+            self.now += STEP_S
+            if self.now >= 1_000 + HEAL_S:
+                self.network.loss = self.network.duplicate = 0.0
+                self.network.delay_s, self.network.ordered = 0.1, True
+            while submitted < jobs and submit_at[submitted] <= self.now:
+                self.submit(submitted)
+                submitted += 1
+            if self.rng.random() < 0.01 and self.engine.lives:
+                self.engine.cancel(self.rng.choice(list(self.engine.lives)), self.now, "the client went away")
+            for fake in self.fakes.values():
+                self.step_worker(fake)
+            for sender, to, message in self.network.due(self.now):
+                self.deliver(sender, to, message)
+            self.tick()
+            self.check_safety()
+            if submitted == jobs and not self.engine.lives and self.now > 1_000 + HEAL_S:
+                break
+        self.check_liveness()
+        return tuple(sorted((j.id, j.state.value, j.charge) for j in self.disk_jobs.values()))
+
+    def check_liveness(self) -> None:
+        self.tick()
+        assert not self.engine.lives, "once faults stop, every job ends"
+        assert all(job.ended for job in self.disk_jobs.values())
+        assert all(a.reserved == 0 for a in self.engine.book.accounts.values()), "no hold is left"
+        for job in self.disk_jobs.values():
+            assert f"{job.id}/close" in self.disk_entries, "each accepted job was closed on disk"
