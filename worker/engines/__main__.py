@@ -1,0 +1,163 @@
+"""An engine process: `python -m worker.engines`, started by worker.hosts.process, speaks on its stdin and
+stdout.
+
+It ends when its stdin closes, so it outlives its daemon by no more than EXIT_GRACE_S, however that one died.
+"""
+
+import asyncio
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+from potluck.v1 import engine_pb2
+from worker.engines import engine, pipe
+
+EVENTS_WAITING_MAX = 4096  # then the engine waits for its daemon
+COMMANDS_WAITING_MAX = 1024
+WRITE_EVENTS_MAX = 256  # that go out in one system call
+EXIT_GRACE_S = 2.0
+EXIT_DIED = 70  # EX_SOFTWARE
+
+
+class Writer:
+    """Events to the daemon, from a thread of its own: a slow reader must not hold up commands."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._queue: queue.Queue[bytes | None] = queue.Queue(EVENTS_WAITING_MAX)
+        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._thread.start()
+
+    def emit(self, event: engine_pb2.EngineEvent) -> None:
+        self._queue.put(pipe.frame(event))
+
+    def close(self) -> None:
+        """Blocking: send what waits."""
+        self._queue.put(None)
+        self._thread.join(EXIT_GRACE_S)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._queue.get()]
+            while len(batch) < WRITE_EVENTS_MAX and not self._queue.empty():
+                batch.append(self._queue.get())
+            try:
+                pipe.write_all(self._fd, b"".join(data for data in batch if data is not None))
+            except OSError:
+                os._exit(0)  # nobody reads any more: the daemon is gone
+            if None in batch:
+                return
+
+
+def read_commands(
+    fd: int, loop: asyncio.AbstractEventLoop, commands: "asyncio.Queue[engine_pb2.EngineCommand | None]"
+) -> None:
+    """Thread: every command into the queue, None at the end. The process does not outlive this by long."""
+    try:
+        for command in pipe.read_messages(fd, engine_pb2.EngineCommand):
+            asyncio.run_coroutine_threadsafe(commands.put(command), loop).result()
+    except (pipe.PipeError, OSError) as error:
+        sys.stderr.write(f"engine: {error}\n")
+    exit_within(EXIT_GRACE_S)
+    asyncio.run_coroutine_threadsafe(commands.put(None), loop).result()
+
+
+def exit_within(seconds: float) -> None:
+    """Whatever the engine is doing then, the process ends."""
+
+    def leave() -> None:
+        clean_up()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def clean_up() -> None:
+    """The daemon removes this folder too, unless it was killed."""
+    if directory := os.environ.get(engine.RUNTIME_DIR):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engine:
+    """The engine of that name. Its libraries are loaded only now. Raises EngineError."""
+    match name:
+        case "emulator":
+            from worker.engines.emulator import Emulator
+
+            return Emulator(emit, die)
+        case _:
+            raise engine.EngineError(
+                "unknown_engine", f"this worker has no engine named {name!r}: update it or choose another"
+            )
+
+
+async def serve(fd: int, writer: Writer) -> int:
+    """The life of an engine: load, attempts, end. Returns the exit code."""
+    loop = asyncio.get_running_loop()
+    commands: asyncio.Queue[engine_pb2.EngineCommand | None] = asyncio.Queue(COMMANDS_WAITING_MAX)
+    threading.Thread(target=read_commands, args=(fd, loop, commands), name="commands", daemon=True).start()
+
+    def die() -> None:
+        writer.close()
+        os._exit(EXIT_DIED)
+
+    first = await commands.get()
+    if first is None or not first.HasField("load"):
+        return 0
+    try:
+        running = create(first.load.engine, writer.emit, die)
+        loaded = await running.load(first.load)
+    except Exception as error:  # the border of the process: every failure to load is reported, then it ends
+        failure = error if isinstance(error, engine.EngineError) else _unexpected(error, "load_failed")
+        load_failed = engine_pb2.LoadFailed(failure=failure.failure)
+        writer.emit(engine_pb2.EngineEvent(load_failed=load_failed))
+        return 1
+    writer.emit(engine_pb2.EngineEvent(loaded=loaded))
+    while (command := await commands.get()) is not None and not command.HasField("shutdown"):
+        if command.HasField("start"):
+            try:
+                running.start(command.start)
+            except Exception as error:  # one attempt's failure must not end the others
+                failure = error if isinstance(error, engine.EngineError) else _unexpected(error, "internal")
+                writer.emit(engine.failed(command.start.attempt, failure))
+        elif command.HasField("stop"):
+            running.stop(command.stop.attempt)
+    exit_within(EXIT_GRACE_S)
+    await running.close()
+    return 0
+
+
+def _unexpected(error: Exception, code: str) -> engine.EngineError:
+    """Where it happened goes to the log; what it said does not, since it may quote a prompt."""
+    for place in traceback.extract_tb(error.__traceback__):
+        sys.stderr.write(f"engine: {type(error).__name__} at {place.filename}:{place.lineno}\n")
+    return engine.EngineError(code, f"the engine failed with {type(error).__name__}; its log says where")
+
+
+def main() -> int:
+    # A library that prints must not corrupt the pipe, one that reads must not eat commands: both get others.
+    commands, events = os.dup(0), os.dup(1)
+    devnull = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(devnull, 0)
+    os.close(devnull)
+    os.dup2(2, 1)
+    # Ctrl-C and a service manager's stop reach the whole group; when engines end, the draining daemon
+    # decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    writer = Writer(events)
+    code = asyncio.run(serve(commands, writer))
+    writer.close()
+    clean_up()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,286 @@
+"""An engine without a model: fixed speed, text that follows from the seed, and failures on demand.
+
+For tests and benchmarks, chosen explicitly. One token is one word with a space in front: token id 0..65535
+in the spelling of Wilkerson's proquints (arXiv 0901.4016), so an id and its word follow from each other.
+Options (all strings, worker.toml or tests):
+
+  ttft_ms=20 tpot_ms=5     delay of the first token, and between tokens
+  output_tokens=0          the answer ends by itself ("stop") after so many tokens; 0: never before max_tokens
+  load_ms=0 load_fail=     loading takes so long; loading fails with this code
+  refuse=                  every attempt fails at once with this code, the worker's fault
+  fail_after_tokens=       an attempt fails, the process dies, or an attempt falls silent, after so many
+  die_after_tokens=          tokens of its own
+  hang_after_tokens=
+  dimensions=64            of embeddings
+  memory_bytes=0           reported only
+"""
+
+import asyncio
+import hashlib
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from potluck.v1 import engine_pb2, work_pb2
+from worker.engines import engine
+from worker.engines.noise import MASK, hash64
+from worker.engines.pieces import Pieces, merge
+from worker.engines.stops import Stops
+
+SLOTS_DEFAULT = 32
+CONTEXT_TOKENS_DEFAULT = 8192
+TOKENS_A_TICK_MAX = 64  # of one choice: without delays (tpot_ms=0) others must have their turn
+SLACK_S = 0.0005  # what is due within this time goes out now
+_CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aiou"
+
+
+def word(token_id: int) -> str:
+    """The proquint of 16 bits: consonant, vowel, consonant, vowel, consonant."""
+    return "".join(
+        letters[token_id >> shift & len(letters) - 1]
+        for letters, shift in zip(
+            (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS, _CONSONANTS), (12, 10, 6, 4, 0), strict=True
+        )
+    )
+
+
+def token_of(seed: int, choice: int, position: int) -> int:
+    """The id of the token at `position` of the answer: it depends on nothing else."""
+    return hash64(seed, choice, position, 0) & 0xFFFF
+
+
+def embedding(text: str, dimensions: int) -> list[float]:
+    """A unit vector that follows from the text."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    values = [hash64(seed, 0, 0, index) / MASK * 2 - 1 for index in range(dimensions)]
+    norm = math.sqrt(sum(value * value for value in values)) or 1.0
+    return [value / norm for value in values]
+
+
+class Options(BaseModel):
+    """From Load.options, where every value is a string."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft_ms: float = 20.0
+    tpot_ms: float = 5.0
+    output_tokens: int = 0
+    load_ms: float = 0.0
+    load_fail: str = ""
+    refuse: str = ""
+    fail_after_tokens: int = -1
+    die_after_tokens: int = -1
+    hang_after_tokens: int = -1
+    dimensions: int = 64
+    memory_bytes: int = 0
+
+    @classmethod
+    def parse(cls, given: dict[str, str]) -> "Options":
+        """Raises EngineError for an unknown name or a value of the wrong type."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            wrong = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
+            known = ", ".join(sorted(cls.model_fields))
+            raise engine.EngineError("bad_option", f"emulator options: {wrong}. Known are {known}") from error
+
+
+@dataclass(slots=True)
+class _Running:
+    attempt: work_pb2.Attempt
+    seed: int
+    prompt_tokens: int
+    choices: list[Pieces]
+    due: float
+    generated: int = 0  # by this attempt, the choice that is furthest
+
+
+class Emulator:
+    def __init__(self, emit: engine.Emit, die: Callable[[], None]) -> None:
+        self._emit = emit
+        self._die = die
+        self._options = Options()
+        self._context_tokens = CONTEXT_TOKENS_DEFAULT
+        self._running: dict[engine.Key, _Running] = {}
+        self._due: list[tuple[float, int, engine.Key]] = []
+        self._order = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def load(self, load: engine_pb2.Load) -> engine_pb2.Loaded:
+        self._options = options = Options.parse(dict(load.options))
+        self._context_tokens = load.context_tokens or CONTEXT_TOKENS_DEFAULT
+        steps = 10 if options.load_ms else 0
+        for step in range(steps):
+            progress = engine_pb2.LoadProgress(bytes_done=step, bytes_total=steps)
+            self._emit(engine_pb2.EngineEvent(load_progress=progress))
+            await asyncio.sleep(options.load_ms / 1000 / steps)
+        if options.load_fail:
+            raise engine.EngineError(options.load_fail, "the emulator was told to fail at loading")
+        decode = 1000 / options.tpot_ms if options.tpot_ms else 0.0
+        return engine_pb2.Loaded(
+            numerics="emulator/exact/1",
+            sampler="pool",
+            slots=load.slots or SLOTS_DEFAULT,
+            context_tokens=self._context_tokens,
+            kinds=load.kinds or ("chat", "completion", "embedding"),
+            memory_bytes=options.memory_bytes,
+            prefill_tokens_per_s=1000 * 100 / options.ttft_ms if options.ttft_ms else 0.0,
+            decode_tokens_per_s=decode,
+        )
+
+    def start(self, start: engine_pb2.Start) -> None:
+        if self._options.refuse:
+            raise engine.EngineError(self._options.refuse, "the emulator was told to refuse")
+        if start.work.HasField("embedding"):
+            self._emit(self._embed(start))
+            return
+        prompt = _render(start)
+        prompt_tokens = len(prompt.ids) or len(prompt.text.split())
+        if prompt_tokens >= self._context_tokens:
+            raise engine.context_too_long(prompt_tokens, self._context_tokens)
+        sampling = engine.sampling_of(start.work)
+        limit = min(sampling.max_tokens, self._context_tokens - prompt_tokens)
+        running = _Running(
+            attempt=start.attempt,
+            seed=sampling.seed,
+            prompt_tokens=prompt_tokens,
+            choices=_choices(sampling, start.continuation, limit),
+            due=asyncio.get_running_loop().time() + self._options.ttft_ms / 1000,
+        )
+        self._emit(engine.started(start.attempt, prompt))
+        self._running[engine.key_of(start.attempt)] = running
+        self._schedule(running)
+
+    def stop(self, attempt: work_pb2.Attempt) -> None:
+        if self._running.pop(engine.key_of(attempt), None) is not None:
+            self._emit(engine.stopped(attempt))
+
+    async def close(self) -> None:
+        self._running.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _schedule(self, running: _Running) -> None:
+        heapq.heappush(self._due, (running.due, next(self._order), engine.key_of(running.attempt)))
+        if self._timer is None or running.due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(running.due, self._tick)
+
+    def _tick(self) -> None:
+        """Everything that is due now, in one go."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time() + SLACK_S
+        ready: list[_Running] = []
+        while self._due and self._due[0][0] <= now:
+            key = heapq.heappop(self._due)[2]
+            if (running := self._running.get(key)) is not None:
+                ready.append(running)
+        for running in ready:
+            if self._advance(running, now):
+                heapq.heappush(self._due, (running.due, next(self._order), engine.key_of(running.attempt)))
+        if self._due:
+            self._timer = loop.call_at(self._due[0][0], self._tick)
+
+    def _advance(self, running: _Running, now: float) -> bool:
+        """Say the tokens that are due. False: the attempt needs no further turn."""
+        options, tpot_s = self._options, self._options.tpot_ms / 1000
+        late = int((now - running.due) / tpot_s) if tpot_s else TOKENS_A_TICK_MAX - 1
+        turns = min(late + 1, TOKENS_A_TICK_MAX)
+        deltas: list[work_pb2.Delta] = []
+        ending = ""
+        for _ in range(turns):
+            ending = self._ending(running)
+            if ending or all(pieces.finish_reason for pieces in running.choices):
+                break
+            going = [pieces for pieces in running.choices if not pieces.finish_reason]
+            deltas += filter(None, (self._token(running, pieces) for pieces in going))
+            running.generated += 1
+        running.due += turns * tpot_s
+        if deltas:
+            self._emit(engine.output(running.attempt, merge(deltas)))
+        if all(pieces.finish_reason for pieces in running.choices):
+            tokens = sum(pieces.tokens for pieces in running.choices)
+            self._emit(engine.done(running.attempt, running.prompt_tokens, tokens))
+            ending = "done"
+        elif ending == "fail":
+            error = engine.EngineError("emulated", f"told to fail after {options.fail_after_tokens} tokens")
+            self._emit(engine.failed(running.attempt, error))
+        elif ending == "die":
+            self._die()
+        if ending in ("done", "fail"):
+            del self._running[engine.key_of(running.attempt)]
+        return not ending
+
+    def _ending(self, running: _Running) -> str:
+        options = self._options
+        limits = {
+            "fail": options.fail_after_tokens,
+            "die": options.die_after_tokens,
+            "hang": options.hang_after_tokens,
+        }
+        return next((name for name, tokens in limits.items() if 0 <= tokens <= running.generated), "")
+
+    def _token(self, running: _Running, pieces: Pieces) -> work_pb2.Delta | None:
+        if self._options.output_tokens and pieces.tokens >= self._options.output_tokens:
+            return pieces.end("stop")
+        token_id = token_of(running.seed, pieces.choice, pieces.tokens)
+        return pieces.push(token_id, b" " + word(token_id).encode())
+
+    def _embed(self, start: engine_pb2.Start) -> engine_pb2.EngineEvent:
+        texts = [
+            item.text or " ".join(word(i & 0xFFFF) for i in item.ids) for item in start.work.embedding.inputs
+        ]
+        tokens = [len(text.split()) for text in texts]
+        vectors = [work_pb2.Embedding(values=embedding(text, self._options.dimensions)) for text in texts]
+        usage = work_pb2.Usage(prompt_tokens=sum(tokens))
+        return engine_pb2.EngineEvent(
+            done=engine_pb2.Done(
+                attempt=start.attempt, usage=usage, embeddings=vectors, embedding_tokens=tokens
+            )
+        )
+
+
+def _render(start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
+    """The prompt of the first attempt, or one message a line."""
+    if start.continuation.HasField("prompt"):
+        return start.continuation.prompt
+    if start.work.HasField("chat"):
+        lines = (f"{message.role}: {message.content}" for message in start.work.chat.messages)
+        return work_pb2.RenderedPrompt(text="\n".join(lines))
+    work = start.work.completion
+    return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
+
+
+def _choices(
+    sampling: work_pb2.Sampling, continuation: work_pb2.Continuation, tokens_max: int
+) -> list[Pieces]:
+    """Every choice that is not finished, from where it stands."""
+    before = {delivered.choice: delivered for delivered in continuation.delivered}
+    strings = tuple(sampling.stop)
+    choices: list[Pieces] = []
+    for index in range(max(1, sampling.choices)):
+        delivered = before.get(index, work_pb2.Delivered())
+        if delivered.finish_reason:
+            continue
+        tokens = len(delivered.token_ids) or delivered.tokens
+        choices.append(
+            Pieces(
+                choice=index,
+                stops=Stops(strings, delivered.text),
+                tokens_max=tokens_max,
+                offset=len(delivered.text),
+                tokens=tokens,
+            )
+        )
+    return choices
+
+
+def names(ids: Sequence[int]) -> str:
+    """The text of token ids."""
+    return "".join(" " + word(token_id) for token_id in ids)
