@@ -10,7 +10,7 @@ class StoreFull(StoreError):  # noqa: N818 -- named for what happened
 
 
 class StoreConflict(StoreError):  # noqa: N818 -- named for what happened
-    """The books say otherwise: recorded before, out of order, or against a constraint. Trying again is useless."""
+    """Recorded before, out of order, or against a constraint: trying again is useless."""
 
 
 class DatabaseNewer(StoreError):  # noqa: N818 -- named for what happened
@@ -30,7 +30,7 @@ class JoinTokenRefused(StoreError):  # noqa: N818 -- named for what happened
 
 
 class JoinTokenUnknown(JoinTokenRefused):
-    """This pool never made it."""
+    """The pool never made it."""
 
 
 class JoinTokenUsed(JoinTokenRefused):

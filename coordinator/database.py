@@ -1,0 +1,151 @@
+"""How the database is reached: one connection that writes, some that read, errors in our own words.
+
+The writer is a connection of its own behind a lock. SQLite has one writer at a time anyway; with the lock
+the waiting happens in the event loop and in order, instead of in a thread that polls a busy file. Readers
+have connections of their own, since one aiosqlite connection is one thread that does one thing after the
+other: a long listing on the writer's connection would hold up the tick. In WAL mode a reader sees the last
+commit and neither waits for the writer nor makes it wait.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Self
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from coordinator import dialect
+from coordinator.lock import FileLock
+from coordinator.migrations import migrate
+from coordinator.store_errors import StoreConflict, StoreError, StoreFull
+from potluck.home import SECRET_MODE, make_folder
+
+READERS: Final = 4
+_DRIVERS: Final = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class Database:
+    """Two engines and the writer's lock; the parts of the store inherit `reading` and `writing`."""
+
+    def __init__(self, writer: AsyncEngine, reader: AsyncEngine, lock: FileLock | None) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._lock = lock
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, url: str) -> Self:
+        """Open the database and bring it to the newest shape.
+
+        Raises AlreadyRunning, DatabaseNewer, StoreFull or StoreError.
+        """
+        parsed = database_url(url)
+        lock = None
+        if parsed.get_backend_name() == "sqlite":
+            lock = _claim(parsed)
+        writer = create_async_engine(parsed, pool_size=1, max_overflow=0)
+        reader = create_async_engine(parsed, pool_size=READERS, max_overflow=0)
+        if parsed.get_backend_name() == "sqlite":
+            dialect.prepare_sqlite(writer, writer=True)
+            dialect.prepare_sqlite(reader, writer=False)
+        database = cls(writer, reader, lock)
+        try:
+            async with database.writing() as connection:
+                await connection.run_sync(migrate)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def close(self) -> None:
+        """Waits for the write that runs, then lets go of the database."""
+        async with self._writing:
+            await self._reader.dispose()
+            await self._writer.dispose()
+            if self._lock is not None:
+                self._lock.release()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """One consistent view of the last commit."""
+        try:
+            async with self._reader.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise translate(error) from error
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is committed at the end of the block, or rolled back by any exception in it."""
+        async with self._writing:
+            try:
+                async with self._writer.begin() as connection:
+                    yield connection
+            except DBAPIError as error:
+                raise translate(error) from error
+            except OverflowError as error:  # sqlite3 says so before SQL sees the number
+                raise StoreConflict("an amount does not fit into 64 bits; nothing was changed") from error
+
+    @asynccontextmanager
+    async def viewing(self) -> AsyncIterator[AsyncSession]:
+        """`reading`, with models instead of rows."""
+        async with self.reading() as connection, AsyncSession(bind=connection) as session:
+            yield session
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[AsyncSession]:
+        """`writing`, with models instead of rows; what was added is flushed at the end."""
+        async with self.writing() as connection, AsyncSession(bind=connection) as session:
+            yield session
+            await session.flush()
+
+
+def database_url(url: str) -> URL:
+    """The URL with the driver that we use. Raises StoreError for a database that Potluck does not know."""
+    try:
+        parsed = make_url(url)
+        driver = _DRIVERS[parsed.drivername]
+    except (ArgumentError, NoSuchModuleError, KeyError, ValueError):
+        raise StoreError(
+            "this database cannot be used: give sqlite:////path/to/file or postgresql://user@host/name"
+        ) from None
+    if driver.startswith("sqlite") and parsed.database in {None, "", ":memory:"}:
+        raise StoreError("a coordinator's books belong on a disk: give sqlite:////path/to/file")
+    return parsed.set(drivername=driver)
+
+
+def _claim(url: URL) -> FileLock:
+    """Lock the file against a second coordinator, and make it ours alone before SQLite creates it."""
+    path = Path(str(url.database)).absolute()
+    try:
+        make_folder(path.parent)
+        lock = FileLock.acquire(path.with_name(path.name + ".lock"))
+        # The journals that SQLite puts beside it get its mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, SECRET_MODE))
+    except OSError as error:
+        raise StoreError(f"the database {path} cannot be opened: {error.strerror or error}") from error
+    return lock
+
+
+def translate(error: DBAPIError) -> StoreError:
+    """The driver's error in words that can be shown; the original stays as its cause."""
+    if dialect.is_full(error):
+        return StoreFull(
+            "the disk that holds the database is full: nothing was changed. Free some space; the coordinator"
+            " goes on by itself."
+        )
+    reason = str(error.orig).splitlines()[0] if error.orig is not None else type(error).__name__
+    if isinstance(error, IntegrityError):
+        return StoreConflict(f"the books refuse this: {reason}; nothing was changed")
+    return StoreError(f"the database failed: {reason}; nothing was changed")

@@ -1,0 +1,109 @@
+"""The one place with SQL that only SQLite or only PostgreSQL understands."""
+
+from typing import Final
+
+from sqlalchemy import DDL, Connection, Table, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+BUSY_TIMEOUT_MS: Final = 5_000
+_SQLITE_FULL: Final = 13  # SQLITE_FULL
+_POSTGRES_FULL: Final = "53100"  # disk_full
+
+# INSERT OR REPLACE deletes without firing DELETE triggers, hence the third one.
+_SQLITE_APPEND_ONLY: Final = (
+    """CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} BEGIN
+  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are never changed');
+END""",
+    """CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} BEGIN
+  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are never deleted');
+END""",
+    """CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table}
+WHEN EXISTS (SELECT 1 FROM {table} WHERE {taken}) BEGIN
+  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are recorded once');
+END""",
+)
+_POSTGRES_APPEND_ONLY: Final = (
+    """CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  RAISE EXCEPTION 'the ledger is append-only: {table} are never changed or deleted';
+END $$""",
+    """CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()""",
+)
+
+
+def append_only(table: Table, taken: str) -> None:
+    """Whoever creates the table creates the triggers that refuse UPDATE and DELETE in it.
+
+    `taken` is the condition under which a NEW row would replace an old one.
+    """
+    for name, statements in (("sqlite", _SQLITE_APPEND_ONLY), ("postgresql", _POSTGRES_APPEND_ONLY)):
+        for statement in statements:
+            text = statement.format(table=table.name, taken=taken)
+            ddl = DDL(text)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
+            event.listen(table, "after_create", ddl.execute_if(dialect=name))
+
+
+def prepare_sqlite(engine: AsyncEngine, *, writer: bool) -> None:
+    """WAL, so that readers never wait for the writer nor it for them; FULL, so that a commit is on the disk.
+
+    The driver's own transaction control begins too late (at the first write) and not at all before a SELECT,
+    so it is switched off and BEGIN is ours: IMMEDIATE for the writer, which then can only fail at its start.
+    """
+
+    def connected(connection: DBAPIConnection, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        if not writer:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "begin", begun)
+
+
+def insert_into(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT in the connection's dialect."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table)
+    return postgresql.insert(table)
+
+
+def upsert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """Inserts a row, or sets all columns of the row with the same primary key."""
+    statement = insert_into(connection, table)
+    keys = [column.name for column in table.primary_key]
+    rest = (column.name for column in table.columns if column.name not in keys)
+    return statement.on_conflict_do_update(
+        index_elements=keys, set_={name: statement.excluded[name] for name in rest}
+    )
+
+
+def is_full(error: DBAPIError) -> bool:
+    """Was it for want of room?"""
+    cause = error.orig
+    code = getattr(cause, "sqlite_errorcode", None)
+    if isinstance(code, int):
+        return code & 0xFF == _SQLITE_FULL  # extended codes keep the primary one in the low byte
+    return getattr(cause, "sqlstate", None) == _POSTGRES_FULL
+
+
+async def damage(connection: AsyncConnection) -> list[str]:
+    """What the database's own check finds; PostgreSQL has none that a client can run."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = (await connection.exec_driver_sql("PRAGMA integrity_check")).scalars().all()
+    orphans = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().all()
+    damaged = [str(line) for line in found if line != "ok"]
+    return damaged + [
+        f"row {row['rowid']} of {row['table']} refers to a missing row of {row['parent']}" for row in orphans
+    ]

@@ -1,0 +1,208 @@
+"""Members, their accounts and their API keys."""
+
+import unicodedata
+from typing import Any, Final
+
+from sqlmodel import col, func, select
+
+from coordinator import keys, tables
+from coordinator.core.jobs import AccountId, MemberId
+from coordinator.core.ledger import COMMONS, Account
+from coordinator.database import Database
+from coordinator.ids import new_id
+from coordinator.records import ApiKey, Authenticated, Member, Role
+from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
+
+NAME_CHARS_MAX: Final = 64
+KEYS_PER_MEMBER_MAX: Final = 100
+
+
+class Members(Database):
+    async def create_commons(self, credit_line: int) -> Account:
+        """The pool's own account, once; a later call sets its line, though never below what it owes."""
+        _check_line(credit_line)
+        async with self.changing() as session:
+            row = await session.get(tables.Account, COMMONS)
+            if row is None:
+                row = tables.Account(id=COMMONS, credit_line=credit_line)
+            row.credit_line = max(credit_line, -row.main)
+            session.add(row)
+            return Account(COMMONS, row.credit_line, row.main, row.reserved, row.held)
+
+    async def create_member(
+        self, name: str, role: Role, credit_line: int, key_name: str, now: float
+    ) -> tuple[Member, str]:
+        """A member with an account and a first key; the key's text is known only here and now.
+
+        The caller tells its book: `Account(member.account, credit_line)`. Raises NameTaken, or StoreError
+        for a name or a line that cannot be one.
+        """
+        name = clean_name(name)
+        _check_line(credit_line)
+        row = tables.Member(
+            id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
+        )
+        account = tables.Account(id=new_id("acc"), member_id=row.id, credit_line=credit_line)
+        key, key_row = _new_key(MemberId(row.id), key_name, now, None)
+        async with self.changing() as session:
+            named = select(tables.Member.id).where(tables.Member.name_folded == row.name_folded)
+            if (await session.exec(named)).first() is not None:
+                raise NameTaken(f"there is a member named {name} already: choose another name")
+            session.add(row)
+            await session.flush()  # others refer to it
+            session.add_all((account, key_row))
+            return _member_of(row, account), key.text
+
+    async def members(self) -> list[Member]:
+        """All, by name."""
+        async with self.viewing() as session:
+            rows = await session.exec(_with_account().order_by(tables.Member.name_folded))
+            return [_member_of(*row) for row in rows.all()]
+
+    async def member(self, member_id: MemberId) -> Member | None:
+        return await self._one(tables.Member.id == member_id)
+
+    async def member_by_name(self, name: str) -> Member | None:
+        """Alice is found by alice."""
+        return await self._one(tables.Member.name_folded == _folded(name))
+
+    async def set_credit_line(self, member_id: MemberId, credit_line: int) -> Account:
+        """The account as it is now, for the caller's book.
+
+        Raises Unknown, or StoreConflict if the account owes more than that.
+        """
+        _check_line(credit_line)
+        async with self.changing() as session:
+            found = select(tables.Account).where(tables.Account.member_id == member_id)
+            row = (await session.exec(found)).first()
+            if row is None:
+                raise Unknown(f"there is no member {member_id}")
+            if row.main < -credit_line:
+                raise StoreConflict(
+                    f"the credit line cannot be {credit_line} microcredits: the account owes {-row.main}"
+                )
+            row.credit_line = credit_line
+            session.add(row)
+            return Account(AccountId(row.id), credit_line, row.main, row.reserved, row.held)
+
+    async def authenticate(self, key_digest: str, now: float) -> Authenticated | None:
+        """Whose key this is; None if it is unknown, revoked or expired."""
+        found = (
+            select(tables.ApiKey, tables.Member, tables.Account)
+            .join(tables.Member, col(tables.Member.id) == tables.ApiKey.member_id)
+            .join(tables.Account, col(tables.Account.member_id) == tables.Member.id)
+            .where(tables.ApiKey.digest == key_digest)
+        )
+        async with self.viewing() as session:
+            row = (await session.exec(found)).first()
+            if row is None:
+                return None
+            key, member, account = row
+            expired = key.expires_at is not None and key.expires_at <= now
+            if key.revoked_at is not None or expired or not keys.same_digest(key.digest, key_digest):
+                return None
+            return Authenticated(member=_member_of(member, account), key=_key_of(key))
+
+    async def create_key(
+        self, member_id: MemberId, name: str, now: float, *, expires_at: float | None = None
+    ) -> tuple[ApiKey, str]:
+        """A further key; its text is known only here. Raises Unknown, or StoreConflict at the limit."""
+        key, row = _new_key(member_id, name, now, expires_at)
+        mine = select(func.count()).where(
+            tables.ApiKey.member_id == member_id, col(tables.ApiKey.revoked_at).is_(None)
+        )
+        async with self.changing() as session:
+            if await session.get(tables.Member, member_id) is None:
+                raise Unknown(f"there is no member {member_id}")
+            if (await session.exec(mine)).one() >= KEYS_PER_MEMBER_MAX:
+                raise StoreConflict(f"a member has at most {KEYS_PER_MEMBER_MAX} keys: revoke one first")
+            session.add(row)
+            return _key_of(row), key.text
+
+    async def list_keys(self, member_id: MemberId) -> list[ApiKey]:
+        """Revoked ones too, the oldest first."""
+        mine = select(tables.ApiKey).where(tables.ApiKey.member_id == member_id)
+        async with self.viewing() as session:
+            rows = await session.exec(mine.order_by(col(tables.ApiKey.created_at), tables.ApiKey.id))
+            return [_key_of(row) for row in rows.all()]
+
+    async def revoke_key(self, key_id: str, now: float, *, member: MemberId | None = None) -> ApiKey:
+        """The key from now on. With `member`, only a key of that member; a second call changes nothing.
+
+        Raises Unknown. The caller forgets what it remembers of the key.
+        """
+        async with self.changing() as session:
+            row = await session.get(tables.ApiKey, key_id)
+            if row is None or (member is not None and row.member_id != member):
+                raise Unknown(f"there is no key {key_id}")
+            if row.revoked_at is None:
+                row.revoked_at = now
+                session.add(row)
+            return _key_of(row)
+
+    async def _one(self, condition: Any) -> Member | None:
+        async with self.viewing() as session:
+            row = (await session.exec(_with_account().where(condition))).first()
+            return None if row is None else _member_of(*row)
+
+
+def clean_name(name: str) -> str:
+    """The name in one Unicode form. Raises StoreError if it could not be shown on one line."""
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
+        raise StoreError(f"a name has 1 to {NAME_CHARS_MAX} characters that can be printed, on one line")
+    return name
+
+
+def _folded(name: str) -> str:
+    """What two spellings of one name have in common."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def _check_line(credit_line: int) -> None:
+    if credit_line < 0:
+        raise StoreError("a credit line is 0 or more microcredits")
+
+
+def _with_account() -> Any:
+    return select(tables.Member, tables.Account).join(
+        tables.Account, col(tables.Account.member_id) == tables.Member.id
+    )
+
+
+def _new_key(
+    member: MemberId, name: str, now: float, expires_at: float | None
+) -> tuple[keys.NewKey, tables.ApiKey]:
+    key = keys.generate()
+    return key, tables.ApiKey(
+        id=new_id("key"),
+        member_id=member,
+        name=clean_name(name),
+        digest=key.digest,
+        display=key.display,
+        created_at=now,
+        expires_at=expires_at,
+    )
+
+
+def _member_of(row: tables.Member, account: tables.Account) -> Member:
+    return Member(
+        id=MemberId(row.id),
+        name=row.name,
+        role=Role(row.role),
+        account=AccountId(account.id),
+        credit_line=account.credit_line,
+        created_at=row.created_at,
+    )
+
+
+def _key_of(row: tables.ApiKey) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        member=MemberId(row.member_id),
+        name=row.name,
+        display=row.display,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

@@ -1,0 +1,35 @@
+"""How the database came to its present shape, and how an older one gets there: `migrate`."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from coordinator.store_errors import DatabaseNewer
+
+
+def configuration(connection: Connection) -> Config:
+    """Alembic's settings without a file: the connection is handed over, so any engine will do."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the database to the newest revision, inside the caller's transaction.
+
+    Raises DatabaseNewer if a later version of Potluck has been here.
+    """
+    config = configuration(connection)
+    known = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in {script.revision for script in known.walk_revisions()}:
+        raise DatabaseNewer(
+            f"this database was written by a newer Potluck (revision {current}; this one knows up to"
+            f" {known.get_current_head()}). Upgrade Potluck, or restore a backup made with this version."
+        )
+    command.upgrade(config, "head")

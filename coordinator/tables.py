@@ -1,0 +1,277 @@
+"""The tables, and the invariants that SQL repeats: what must never be wrong is checked twice.
+
+Migrations create them (`migrations/`); a test proves that both say the same. Amounts are microcredits in 64
+bits, times seconds since the epoch except in entries, whose RFC 3339 text is covered by their hash.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from coordinator.core.jobs import AttemptState, JobState, Kind
+from coordinator.core.ledger import Bucket, Code
+from coordinator.dialect import append_only
+from coordinator.records import ReceiptState, Role
+
+# INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
+_NUMBER = BigInteger().with_variant(Integer(), "sqlite")
+_OPEN = text("ended_at IS NULL")
+
+
+def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+def _check(condition: str, name: str) -> CheckConstraint:
+    return CheckConstraint(condition, name=name)
+
+
+def _key(**more: Any) -> Any:
+    return Field(primary_key=True, **more)
+
+
+def _integer() -> Any:
+    return Field(sa_type=BigInteger)
+
+
+def _text() -> Any:
+    return Field(sa_type=Text)
+
+
+class Base(SQLModel):
+    """All tables share one metadata, whose names are the same in every dialect."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Setting(Base, table=True):
+    """What the pool itself remembers: its name, when it was founded."""
+
+    __tablename__ = "settings"
+    name: str = _key()
+    value: str = _text()
+
+
+class Member(Base, table=True):
+    __tablename__ = "members"
+    __table_args__ = (_one_of("role", Role),)
+    id: str = _key()
+    name: str
+    name_folded: str = Field(unique=True)  # alice and Alice are one name
+    role: str
+    created_at: float
+
+
+class Account(Base, table=True):
+    """Cached sums of postings. The commons belongs to nobody."""
+
+    __tablename__ = "accounts"
+    __table_args__ = (
+        _check("credit_line >= 0", "credit_line"),
+        _check("main >= -credit_line", "floor"),
+        _check("reserved >= 0", "reserved"),
+        _check("held >= 0", "held"),
+    )
+    id: str = _key()
+    member_id: str | None = Field(default=None, foreign_key="members.id", unique=True)
+    credit_line: int = _integer()
+    main: int = Field(default=0, sa_type=BigInteger)
+    reserved: int = Field(default=0, sa_type=BigInteger)
+    held: int = Field(default=0, sa_type=BigInteger)
+
+
+class ApiKey(Base, table=True):
+    __tablename__ = "api_keys"
+    id: str = _key()
+    member_id: str = Field(foreign_key="members.id", index=True)
+    name: str
+    digest: str = Field(unique=True)
+    display: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+class JoinToken(Base, table=True):
+    __tablename__ = "join_tokens"
+    __table_args__ = (_check("uses >= 0 AND uses <= uses_max", "uses"),)
+    id: str = _key()
+    member_id: str = Field(foreign_key="members.id", index=True)
+    digest: str = Field(unique=True)
+    uses: int = 0
+    uses_max: int
+    created_at: float
+    expires_at: float
+
+
+class Worker(Base, table=True):
+    __tablename__ = "workers"
+    id: str = _key()
+    name: str
+    member_id: str = Field(foreign_key="members.id", index=True)
+    join_token_id: str = Field(foreign_key="join_tokens.id")
+    receipt_key: bytes = Field(unique=True)
+    tls_key: bytes = Field(unique=True)
+    certificate_serial: str
+    certificate_until: float
+    created_at: float
+    revoked_at: float | None = None
+
+
+class Certificate(Base, table=True):
+    """Every certificate that the CA issued to a worker."""
+
+    __tablename__ = "certificates"
+    serial: str = _key()
+    worker_id: str = Field(foreign_key="workers.id", index=True)
+    not_before: float
+    not_after: float
+
+
+class Model(Base, table=True):
+    __tablename__ = "models"
+    name: str = _key()
+    entry: bytes
+    added_by: str = Field(foreign_key="members.id")
+    added_at: float
+
+
+class Job(Base, table=True):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        _one_of("kind", Kind),
+        _one_of("state", JobState),
+        _check("hold >= 0 AND quote >= 0", "amounts"),
+        _check("charge IS NULL OR (charge >= 0 AND charge <= hold)", "charge"),
+        _check("(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", "ended"),
+        Index(None, "member_id", "created_at"),
+        # What a starting coordinator looks for is a handful among all jobs that ever were.
+        Index("ix_jobs_open", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    )
+    id: str = _key()
+    kind: str
+    model: str
+    member_id: str = Field(foreign_key="members.id")
+    account_id: str = Field(foreign_key="accounts.id")
+    created_at: float = Field(index=True)
+    quote: int = _integer()
+    hold: int = _integer()
+    prompt_tokens: int = _integer()
+    max_tokens: int = _integer()
+    choices: int
+    stored: bool
+    own_only: bool
+    only_workers: str = _text()  # JSON list of worker ids
+    expires_at: float | None
+    state: str
+    charge: int | None = Field(sa_type=BigInteger)
+    output_tokens: int = _integer()
+    started_at: float | None
+    ended_at: float | None
+    why: str = _text()
+    code: str
+
+
+class Attempt(Base, table=True):
+    __tablename__ = "attempts"
+    __table_args__ = (_one_of("state", AttemptState), _check("paid >= 0 AND tokens >= 0", "amounts"))
+    job_id: str = _key(foreign_key="jobs.id")
+    number: int = _key(sa_column_kwargs={"autoincrement": False})
+    worker_id: str = Field(foreign_key="workers.id", index=True)
+    owner_id: str = Field(foreign_key="accounts.id")
+    assigned_at: float
+    why: str = _text()
+    state: str
+    ended_at: float | None
+    tokens: int = _integer()
+    paid: int = _integer()
+
+
+class StoredRequest(Base, table=True):
+    """Only stored jobs have one: prompts of interactive jobs never reach the disk."""
+
+    __tablename__ = "stored_requests"
+    job_id: str = _key(foreign_key="jobs.id")
+    request: bytes
+
+
+class StoredResult(Base, table=True):
+    __tablename__ = "stored_results"
+    job_id: str = _key(foreign_key="jobs.id")
+    result: bytes
+
+
+class Entry(Base, table=True):
+    __tablename__ = "entries"
+    __table_args__ = (
+        _one_of("code", Code),
+        _check("number >= 1", "number"),
+        UniqueConstraint("id"),
+        UniqueConstraint("previous"),  # the chain cannot fork
+    )
+    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    id: str
+    at: str
+    code: str
+    job_id: str | None = Field(foreign_key="jobs.id", index=True)
+    details: str = _text()
+    previous: str
+    hash: str
+
+
+class Posting(Base, table=True):
+    __tablename__ = "postings"
+    __table_args__ = (_one_of("bucket", Bucket),)
+    entry_number: int = _key(foreign_key="entries.number", sa_type=_NUMBER)
+    position: int = _key()
+    account_id: str = Field(foreign_key="accounts.id", index=True)
+    bucket: str
+    amount: int = _integer()
+
+
+class Receipt(Base, table=True):
+    """Evidence, not money: nothing about it may stop a batch, so it names its job without a constraint."""
+
+    __tablename__ = "receipts"
+    __table_args__ = (_one_of("state", ReceiptState),)
+    job_id: str = _key()
+    attempt: int = _key(sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    worker_id: str = _key()
+    body: bytes
+    signature: bytes
+    state: str
+    why: str = _text()
+    at: float
+
+
+def table_of(model: type[Base]) -> Table:
+    """The table behind a model, for the tick's Core statements."""
+    table = Base.metadata.tables[str(model.__tablename__)]
+    assert isinstance(table, Table)
+    return table
+
+
+append_only(table_of(Entry), "number = NEW.number OR id = NEW.id OR previous = NEW.previous")
+append_only(table_of(Posting), "entry_number = NEW.entry_number AND position = NEW.position")
