@@ -360,10 +360,12 @@ def test_too_large_a_result_is_the_jobs_fault() -> None:
     assert (result.outcome.fault, result.outcome.code) == (Fault.JOB, "result_too_large")
 
 
-def test_late_words_of_an_engine_change_nothing() -> None:
+@pytest.mark.parametrize("acknowledged", [0, 1])
+def test_late_words_of_an_engine_change_nothing(acknowledged: int) -> None:
+    """Neither while the end waits to be acknowledged nor after."""
     made = running()
     made.handle(EngineFailed(A, Failure(Fault.WORKER, "engine_died", "it died")), 0.0)
-    made.handle(Acknowledged(A, 1), 0.0)
+    made.handle(Acknowledged(A, acknowledged), 0.0)
     for event in (EngineProduced(A, (piece("x"),)), EngineFinished(A, DONE), EngineStarted(A, None)):
         assert made.handle(event, 0.1) == []
 
