@@ -172,13 +172,16 @@ class Engine:
         return resumed
 
     def disconnect(self, worker_id: WorkerId, now: float) -> None:
-        if (worker := self.fleet.workers.get(worker_id)) is not None:
+        """The stream closed. Said twice, the first time counts."""
+        worker = self.fleet.workers.get(worker_id)
+        if worker is not None and worker.connected:
             worker.connected, worker.closed_at = False, now
 
     def remove(self, worker_id: WorkerId, now: float) -> None:
         """The worker was revoked: it is fenced at once."""
         worker = self.fleet.workers.get(worker_id)
         for job_id, _number in sorted(worker.running) if worker else ():
+            self.lives[job_id].avoid[worker_id] = FOREVER
             self._lose(self.lives[job_id], "the worker was removed from the pool", now)
         self.fleet.remove(worker_id)
 
@@ -193,7 +196,9 @@ class Engine:
         why: str,
         now: float,
     ) -> None:
-        worker = self.fleet.workers[worker_id]
+        worker = self.fleet.workers.get(worker_id)
+        if worker is None:
+            return  # removed while its words were on their way
         self.fleet.heard(worker, now)
         worker.draining, worker.state, worker.why = draining, state or "sharing", why
         if models := {s.name: s for s in served}:
@@ -287,6 +292,7 @@ class Engine:
         """The assignment could not be put on the worker's stream: as if it had never been made."""
         live = self.lives.get(job_id)
         if live is not None and (worker_id, number) == self._holder(live):
+            live.avoid[worker_id] = now + self.rules.refused_pause_s  # or the same would be planned again
             self._lose(live, "the worker's stream was gone", now)
 
     # -- time ------------------------------------------------------------------------------------
@@ -318,6 +324,8 @@ class Engine:
             live.heard_at = live.progressed_at = now
             live.acknowledged, live.stage = 0, ""
             live.numerics = worker.models[live.job.model].numerics
+            if not worker.running:
+                worker.busy_since = now
             worker.running.add((live.job.id, number))
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
@@ -361,14 +369,14 @@ class Engine:
         """Nobody could serve it in time: the hold is returned, whatever was delivered is free."""
         job = live.job
         ends_at = job.expires_at if job.expires_at is not None else FOREVER
+        since = live.queued_at if live.output.begun else job.created_at
         if not job.stored:
-            since = live.queued_at if live.output.begun else job.created_at
             ends_at = min(ends_at, since + self.rules.wait_s)
         if now < ends_at:
             return
         loading = live.stage in ("downloading", "loading")
         code = "model_loading" if loading else "no_worker_available"
-        why = f"no worker was free for {job.model} within {self.rules.wait_s:.0f} s"
+        why = f"no worker was free for {job.model} within {now - since:.0f} s"
         if loading:
             why = f"{job.model} is still {live.stage} on a worker"
         self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)

@@ -65,7 +65,9 @@ class Worker:
     running: set[Fence] = field(default_factory=set)
     successes: int = 0
     faults: int = 0
+    busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat
     missed_at: float | None = None  # lost attempts that are not yet blamed
+    suspect: bool = False  # an attempt was taken from it for silence, and nothing was heard since
 
     @property
     def reliability(self) -> float:
@@ -75,7 +77,7 @@ class Worker:
     def takes(self, kind: Kind, model: str) -> Served | None:
         """How it would serve this, if it is there and willing."""
         served = self.models.get(model)
-        if not self.connected or self.draining or self.state != "sharing" or served is None:
+        if not self.connected or self.draining or self.suspect or self.state != "sharing" or served is None:
             return None
         return served if kind in served.kinds and served.state != "failed" else None
 
@@ -105,7 +107,7 @@ class Fleet:
 
     def heard(self, worker: Worker, now: float) -> None:
         """A sign of life. Who comes back in time is forgiven."""
-        worker.heard_at = now
+        worker.heard_at, worker.suspect = now, False
         if worker.missed_at is not None and now - worker.missed_at <= self.patience.forgiven_s:
             worker.missed_at = None
 
@@ -114,17 +116,28 @@ class Fleet:
         return worker.closed_at is not None and now >= worker.closed_at + self.patience.closed_grace_s
 
     def silent(self, worker: Worker, now: float) -> bool:
-        busy_silence = bool(worker.running) and now >= worker.heard_at + self.patience.lease_s
+        """Whether more than its patience went by since it closed or, while busy, since it was heard."""
+        busy_silence = bool(worker.running) and now >= self._since(worker) + self.patience.lease_s
         return self.gone(worker, now) or busy_silence
+
+    def _since(self, worker: Worker) -> float:
+        """When the silence began that is held against it."""
+        if worker.closed_at is not None:
+            return worker.closed_at
+        return max(worker.heard_at, worker.busy_since)
 
     def brake(self, now: float) -> bool:
         """Whether so many fell silent together that nothing is to be taken away for now."""
-        known = [w for w in self.workers.values() if w.connected or w.closed_at is not None]
+        window = self.patience.brake_s + self.patience.lease_s  # who left long ago proves nothing today
+        known = [
+            w
+            for w in self.workers.values()
+            if w.connected or (w.closed_at is not None and now - w.closed_at <= window)
+        ]
         if len(known) < self.patience.brake_workers_min:
             self.braking_since = None
             return False
-        window = self.patience.brake_s + self.patience.lease_s
-        silent = sum(self.silent(w, now) and now - w.heard_at <= window for w in known)
+        silent = sum(self.silent(w, now) and now - self._since(w) <= window for w in known)
         if silent <= len(known) * self.patience.brake_share:
             self.braking_since = None
             return False
@@ -134,7 +147,8 @@ class Fleet:
 
     def miss(self, worker: Worker, now: float) -> None:
         """An attempt was taken from it for silence; blame waits until it could have come back."""
-        since = worker.closed_at if worker.closed_at is not None else worker.heard_at
+        since = self._since(worker)
+        worker.suspect = True
         worker.missed_at = since if worker.missed_at is None else min(worker.missed_at, since)
         if now - worker.missed_at > self.patience.forgiven_s:
             self.blame_missing(worker, now)

@@ -124,11 +124,12 @@ class _Ranking:
         worker = self.fleet.workers[worker_id]
         served = worker.models[job.model]
         self.taken[worker_id] = self.taken.get(worker_id, 0) + 1
+        others = len(self.heap)
         if self.room(worker, served) > 0:
             step = score / max(1, worker.slots)
             heapq.heappush(self.heap, (score + step, worker_id))
         same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
-        why = f"{served.engine} {served.state}, about {score:.1f} s, {len(self.heap)} others with room{same}"
+        why = f"{served.engine} {served.state}, about {score:.1f} s, {others} others with room{same}"
         return Assign(job.id, worker_id, why)
 
 
