@@ -1,0 +1,225 @@
+"""One HTTP connection to a coordinator: JSON both ways, errors as classes, bounded retries, event streams.
+
+httpx2 is loaded with the first connection and not with this module: `potluck --help` needs none.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from potluck.client import is_loopback
+from potluck.errors import InvalidRequest, PotluckError, UnexpectedAnswer, Unreachable, error_from
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_S_MAX: Final = 10.0
+RETRY_S_FIRST: Final = 0.2
+RETRY_S_MAX: Final = 20.0
+RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})
+IDEMPOTENCY_BYTES: Final = 16
+
+
+class Transport:
+    """Not for several threads at once while a stream is open on it; `close` when done."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        *,
+        timeout_s: float,
+        retries_max: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        import httpx2
+
+        headers = {"user-agent": _user_agent()}
+        if key:
+            headers["authorization"] = f"Bearer {key}"
+        self.url, self._retries_max, self._sleep = url, retries_max, sleep
+        self._client = httpx2.Client(
+            base_url=url,
+            headers=headers,
+            timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S_MAX, timeout_s)),
+            # A proxy from the environment cannot reach this machine's loopback, nor should it see its keys.
+            trust_env=not is_loopback(url),
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def get(self, path: str, params: Mapping[str, str | int] | None = None) -> Any:
+        """The JSON answer. Raises PotluckError."""
+        return self._answer("GET", path, params=dict(params or {}))
+
+    def delete(self, path: str) -> Any:
+        return self._answer("DELETE", path)
+
+    def post(self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Any:
+        """The JSON answer. With the same key a second try finds the first one's job and pays once."""
+        return self._answer("POST", path, content=encoded(body), headers=_post_headers(idempotency_key))
+
+    @contextmanager
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, str], Iterator[Any]]]:
+        """The answer's headers and its events' JSON, up to [DONE]. Leaving early closes the connection.
+
+        Raises PotluckError, also from the iterator: an error event, or a stream that broke off.
+        """
+        import httpx2
+
+        content, headers = encoded(body), {**_post_headers(None), "accept": "text/event-stream"}
+        with self._translated():
+            request = self._client.build_request("POST", path, content=content, headers=headers)
+            response = self._sent(request, stream=True)
+            try:
+                yield dict(response.headers), _events(httpx2.EventSource(response))
+            finally:
+                response.close()
+
+    def _answer(self, method: str, path: str, **arguments: Any) -> Any:
+        with self._translated():
+            response = self._sent(self._client.build_request(method, path, **arguments), stream=False)
+            if response.status_code == 204 or not response.content:
+                return {}
+            return _decoded(response)
+
+    def _sent(self, request: "httpx2.Request", *, stream: bool) -> "httpx2.Response":
+        """A successful response; tries again what a second try can help."""
+        import httpx2
+
+        for tries_left in range(self._retries_max, -1, -1):
+            wait_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2 ** (self._retries_max - tries_left))
+            try:
+                response = self._client.send(request, stream=stream)
+            except (httpx2.ConnectError, httpx2.RemoteProtocolError, httpx2.ReadError):
+                if not tries_left:
+                    raise
+            else:
+                if response.status_code < 300:
+                    return response
+                with_body = response.read()
+                response.close()
+                error = _error(response, with_body)
+                allowed = response.headers.get("x-should-retry") != "false"
+                if not tries_left or not allowed or response.status_code not in RETRIED_STATUS:
+                    raise error
+                wait_s = max(wait_s, error.retry_after_s or 0.0)
+                if wait_s > RETRY_S_MAX:
+                    raise error
+            self._sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        import httpx2
+
+        try:
+            yield
+        except httpx2.ConnectTimeout:
+            raise Unreachable(self._unreachable("it did not answer in time"), code="timeout") from None
+        except httpx2.TimeoutException:
+            raise Unreachable(
+                f"The coordinator at {self.url} did not answer in time. It may still be at work: see"
+                " `potluck jobs list`.",
+                code="timeout",
+            ) from None
+        except httpx2.ConnectError as error:
+            raise Unreachable(self._unreachable(_reason(error))) from None
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError):
+            raise Unreachable(self._unreachable("this is no address")) from None
+        except httpx2.SSEError as error:
+            raise UnexpectedAnswer(f"What {self.url} streamed is no answer of a pool: {error}") from None
+        except httpx2.HTTPError as error:
+            raise Unreachable(
+                f"The connection to the coordinator at {self.url} broke: {_reason(error)}. See `potluck"
+                " jobs list` for what became of the request.",
+                code="connection_broken",
+            ) from None
+
+    def _unreachable(self, why: str) -> str:
+        return (
+            f"The coordinator at {self.url} cannot be reached: {why}. Is it running (`potluck coordinator"
+            " start`), and is the address right (`potluck config view`)?"
+        )
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """Strict JSON (RFC 8259). Raises InvalidRequest for what JSON has no way to write."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "The text holds characters that are no valid Unicode. Send it as UTF-8."
+        ) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"The request cannot be written as JSON: {error}") from None
+
+
+def _post_headers(idempotency_key: str | None) -> dict[str, str]:
+    key = idempotency_key or secrets.token_hex(IDEMPOTENCY_BYTES)
+    return {"content-type": "application/json", "idempotency-key": key}
+
+
+def _events(source: "httpx2.EventSource") -> Iterator[Any]:
+    for event in source:
+        if event.data == "[DONE]":
+            return
+        if not event.data:
+            continue
+        try:
+            data = event.json()
+        except ValueError:
+            raise UnexpectedAnswer(
+                "An event of the stream is no JSON: this is no answer of a pool."
+            ) from None
+        if isinstance(data, dict) and "error" in data:
+            raise error_from(data)
+        yield data
+    raise Unreachable(
+        "The answer broke off: the connection to the coordinator ended before it was whole.",
+        code="connection_broken",
+    )
+
+
+def _decoded(response: "httpx2.Response") -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise UnexpectedAnswer(
+            f"{response.url} answered something that is no JSON. Is this the address of a Potluck pool?",
+            status=response.status_code,
+        ) from None
+
+
+def _error(response: "httpx2.Response", content: bytes) -> PotluckError:
+    try:
+        body = json.loads(content)
+    except ValueError:
+        body = None
+    after = response.headers.get("retry-after", "")
+    return error_from(
+        body,
+        status=response.status_code,
+        request_id=response.headers.get("x-request-id"),
+        retry_after_s=float(after) if after.isascii() and after.isdigit() else None,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in words: the outer layers say little."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    return (str(cause) or type(cause).__name__).rstrip(".")
+
+
+def _user_agent() -> str:
+    from potluck.version import version
+
+    return f"potluck/{version()}"
