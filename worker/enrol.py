@@ -1,0 +1,189 @@
+"""How a worker gets into a pool and stays in: enrolment with a token, renewal with its own key.
+
+Both are one HTTPS request each. The answer to an enrolment is checked against the fingerprint in the token
+before anything is kept: whoever stands at the address cannot make a worker trust another pool.
+"""
+
+import base64
+import ipaddress
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from potluck.identity import JoinToken, TokenError, WorkerIdentity, fingerprint_of, renewal_message
+from worker.errors import CertificateRefused, Revoked, Unreachable, WorkerConflict
+from worker.membership import MEMBERSHIP_FILE, Certificate, Membership
+
+REQUEST_S_MAX: Final = 30.0
+ANSWER_BYTES_MAX: Final = 256 * 1024
+NAME_CHARS_MAX: Final = 100
+
+_SENTENCES: Final = {
+    "join_token_used": (
+        "this token was used already. A token is for one worker; ask for a new one with"
+        " `potluck coordinator join-token`."
+    ),
+    "join_token_expired": "this token has expired. Ask for a new one with `potluck coordinator join-token`.",
+    "join_token_unknown": (
+        "the pool does not know this token. Check that it was made by the pool at this address, or ask for a"
+        " new one with `potluck coordinator join-token`."
+    ),
+}
+
+
+class _Enrolled(BaseModel):
+    worker_id: str
+    name: str
+    member: str
+    pool: str
+    certificate: str
+    ca: str
+    grpc: str
+
+
+class _Renewed(BaseModel):
+    certificate: str
+    ca: str
+
+
+def check_url(text: str) -> str:
+    """The address of a coordinator, without a trailing slash. Raises WorkerConflict if it is not safe."""
+    url = text.strip().rstrip("/")
+    if "://" not in url:
+        url = f"https://{url}"
+        if _is_loopback(urlsplit(url).hostname or ""):
+            url = url.replace("https://", "http://", 1)
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host, parts = "", urlsplit("")
+    if parts.scheme not in {"http", "https"} or not host or parts.username or parts.query or parts.fragment:
+        raise WorkerConflict(
+            f"`{text}` is not the address of a pool. One looks like https://pool.example.org"
+        )
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise WorkerConflict(
+            f"{url} is not encrypted: everyone on the way could read the token. Use https://{parts.netloc}"
+        )
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def enrol(*, url: str, token: JoinToken, name: str, folder: Path, now: datetime) -> Membership:
+    """Joins the pool; keeps keys, certificate and membership in the folder. Raises WorkerError."""
+    if (folder / MEMBERSHIP_FILE).exists():
+        joined = Membership.load(folder)
+        raise WorkerConflict(
+            f"this worker has joined {joined.pool} already (as {joined.name}). Start it with `potluck worker"
+            f" start`; to join another pool, set POTLUCK_HOME to another folder or remove {folder}."
+        )
+    if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+        raise WorkerConflict(f"a worker's name has 1 to {NAME_CHARS_MAX} printable characters.")
+    address = check_url(url)
+    identity = WorkerIdentity.generate()
+    body = {
+        "token": str(token),
+        "name": name,
+        "csr": identity.csr().decode("ascii"),
+        "receipt_key": base64.b64encode(identity.receipt_public_key()).decode("ascii"),
+    }
+    answer = await _post(f"{address}/pool/v1/enrol", body)
+    try:
+        enrolled = _Enrolled.model_validate(answer)
+        membership = Membership(url=address, **enrolled.model_dump(exclude={"certificate", "ca"}))
+    except ValidationError:
+        raise _not_a_pool(address) from None
+    certificate = Certificate(enrolled.certificate.encode(), enrolled.ca.encode())
+    try:
+        token.check_pool(certificate.ca)
+    except TokenError as error:
+        raise WorkerConflict(str(error)) from None
+    certificate.check(identity.tls_key.public_key(), now)
+    identity.save(folder)
+    certificate.save(folder)
+    membership.save(folder)  # last: only a complete worker counts as joined
+    return membership
+
+
+async def renew(
+    *, membership: Membership, identity: WorkerIdentity, certificate: Certificate, now: datetime
+) -> Certificate:
+    """A new certificate from the same pool; the caller keeps it. Raises WorkerError."""
+    csr, at = identity.csr().decode("ascii"), int(now.timestamp())
+    signature = identity.sign(renewal_message(worker_id=membership.worker_id, csr=csr, at=at))
+    body = {
+        "worker_id": membership.worker_id,
+        "csr": csr,
+        "at": at,
+        "signature": base64.b64encode(signature).decode("ascii"),
+    }
+    answer = await _post(f"{membership.url}/pool/v1/renew", body)
+    try:
+        renewed = _Renewed.model_validate(answer)
+        same = fingerprint_of(renewed.ca.encode()) == fingerprint_of(certificate.ca)
+    except (ValidationError, ValueError):
+        raise _not_a_pool(membership.url) from None
+    if not same:
+        raise CertificateRefused("it is of another pool")
+    fresh = Certificate(renewed.certificate.encode(), certificate.ca)
+    fresh.check(identity.tls_key.public_key(), now)
+    return fresh
+
+
+def _not_a_pool(address: str) -> WorkerConflict:
+    return WorkerConflict(f"what answers at {address} is not a pool's coordinator. Check the address.")
+
+
+async def _post(url: str, body: dict[str, Any]) -> Any:
+    """The JSON answer; every way in which it can fail becomes a sentence."""
+    try:
+        async with (
+            httpx2.AsyncClient(timeout=REQUEST_S_MAX, follow_redirects=False) as client,
+            client.stream("POST", url, json=body) as response,
+        ):
+            data = bytearray()
+            async for chunk in response.aiter_bytes():
+                data += chunk
+                if len(data) > ANSWER_BYTES_MAX:
+                    raise _not_a_pool(url)
+    except httpx2.HTTPError as error:
+        raise Unreachable(
+            f"no coordinator answers at {url}: {str(error) or type(error).__name__}. Check the address,"
+            " and that the coordinator runs."
+        ) from None
+    return _answer(url, response, bytes(data))
+
+
+def _answer(url: str, response: httpx2.Response, data: bytes) -> Any:
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if response.is_success and answer is not None:
+        return answer
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(error, dict):
+        if response.status_code >= 500:
+            raise Unreachable(
+                f"the coordinator at {url} is not well (HTTP {response.status_code}). Try again later."
+            )
+        raise _not_a_pool(url)
+    word = str(error.get("code") or "")
+    said = str(error.get("message") or f"HTTP {response.status_code}")[:500]
+    if word == "worker_revoked":
+        raise Revoked(said)
+    if response.status_code >= 500:
+        raise Unreachable(f"the coordinator is not well: {said}. Try again later.")
+    raise WorkerConflict(_SENTENCES.get(word, f"the coordinator refused: {said}"), code=word or None)
