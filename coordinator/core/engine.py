@@ -141,6 +141,12 @@ class Engine:
         self._close(live, JobEvent.CANCELLED, now, why=why, code="cancelled", pay=True)
         return True
 
+    def give_up(self, job_id: JobId, now: float, why: str, code: str) -> None:
+        """The pool itself cannot go on with the job: it ends, and costs nothing."""
+        if (live := self.lives.get(job_id)) is not None:
+            self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
+            self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
+
     # -- workers ---------------------------------------------------------------------------------
 
     def connect(

@@ -1,0 +1,80 @@
+"""The answers of stored jobs, gathered as they come and kept with the entry that closes the job.
+
+Interactive answers never pass through here: they are relayed and forgotten.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from coordinator.core.jobs import Job, JobId, JobState, Kind
+from coordinator.core.output import Piece
+
+
+@dataclass(slots=True)
+class Answer:
+    texts: dict[int, list[str]] = field(default_factory=dict)
+    ends: dict[int, str] = field(default_factory=dict)
+    vectors: list[list[float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Answers:
+    open: dict[JobId, Answer] = field(default_factory=dict)
+
+    def expect(self, job_id: JobId) -> None:
+        self.open[job_id] = Answer()
+
+    def pieces(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
+        if (answer := self.open.get(job_id)) is not None:
+            for piece in pieces:
+                answer.texts.setdefault(piece.choice, []).append(piece.text)
+                if piece.finish_reason:
+                    answer.ends[piece.choice] = piece.finish_reason
+
+    def vectors(self, job_id: JobId, vectors: list[list[float]]) -> None:
+        if (answer := self.open.get(job_id)) is not None:
+            answer.vectors = vectors
+
+    def close(self, job: Job) -> bytes | None:
+        """The result in the OpenAI API's shape, as JSON; None if the job is not stored or delivered nothing."""
+        answer = self.open.pop(job.id, None)
+        if answer is None or job.state in (JobState.FAILED, JobState.EXPIRED):
+            return None
+        if job.kind is Kind.EMBEDDING:
+            return orjson.dumps(_embedding(job, answer)) if answer.vectors else None
+        return orjson.dumps(_text(job, answer)) if answer.texts or answer.ends else None
+
+
+def _usage(job: Job) -> dict[str, Any]:
+    return {
+        "prompt_tokens": job.prompt_tokens,
+        "completion_tokens": job.output_tokens,
+        "total_tokens": job.prompt_tokens + job.output_tokens,
+        "potluck": {"charge": job.charge, "job_id": job.id},
+    }
+
+
+def _embedding(job: Job, answer: Answer) -> dict[str, Any]:
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(answer.vectors)]
+    usage = {k: v for k, v in _usage(job).items() if k != "completion_tokens"}
+    return {"object": "list", "model": job.model, "data": data, "usage": usage}
+
+
+def _text(job: Job, answer: Answer) -> dict[str, Any]:
+    chat = job.kind is Kind.CHAT
+    choices = []
+    for index in range(job.choices):
+        text = "".join(answer.texts.get(index, ()))
+        body = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choices.append({"index": index, **body, "finish_reason": answer.ends.get(index), "logprobs": None})
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{job.id}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(job.created_at),
+        "model": job.model,
+        "choices": choices,
+        "usage": _usage(job),
+    }

@@ -1,0 +1,465 @@
+"""The pool as the API sees it: submit, quote, cancel, and views of what is going on.
+
+It joins the core (decisions), the ticker (durability) and the relay (delivery), and turns the core's refusals
+into sentences. Amounts are microcredits.
+"""
+
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import structlog
+
+from coordinator import translate
+from coordinator.answers import Answers
+from coordinator.core.engine import Engine, Impossible, Live
+from coordinator.core.fleet import Worker
+from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.ledger import Account, Overdrawn
+from coordinator.core.messages import Send, SendAck, SendAssign
+from coordinator.core.output import Piece
+from coordinator.core.pricing import Demand, Shape, quote
+from coordinator.ids import new_id
+from coordinator.records import Member, ReceiptRow
+from coordinator.relay import Closed, Embedded, JobEvent, Output, Relay, ended
+from coordinator.sessions import Sessions
+from coordinator.settings import Settings
+from coordinator.store import Store
+from coordinator.tick import Ticker
+from coordinator.tokens import TokenCounter
+from potluck import __version__
+from potluck.catalogue import Catalogue, ModelEntry
+from potluck.v1 import session_pb2, work_pb2
+
+__all__ = ["Closed", "Embedded", "JobEvent", "Output", "Pool", "Refusal", "Submission", "Ticket"]
+
+log = structlog.get_logger(__name__)
+
+MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One job as the API understood it. The seed is drawn already; `model` is the catalogue's name."""
+
+    kind: Kind
+    model: str
+    member: Member
+    work: work_pb2.Work
+    prompt_tokens: int
+    max_tokens: int
+    choices: int
+    stored: bool = False
+    workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """`events` end with one Closed. Leaving them early does not cancel the job. `replayed`: the job was
+    submitted before under the same Idempotency-Key; it is not a new one."""
+
+    job_id: str
+    quote: int
+    replayed: bool
+    events: AsyncIterator[JobEvent]
+
+
+class Refusal(Exception):  # noqa: N818 -- a result for the member, not a fault
+    """A request the pool will not take, as an HTTP status and an OpenAI-shaped error."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        type: str = "invalid_request_error",  # noqa: A002 -- the API's own word
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.code, self.message = status, type, code, message
+        self.param, self.retry_after_s, self.extra = param, retry_after_s, extra or {}
+
+
+def credits_of(amount: int) -> str:
+    """Microcredits as credits, for sentences."""
+    return f"{amount / MICRO:,.3f}"
+
+
+@dataclass(slots=True)
+class Pool:
+    engine: Engine
+    store: Store
+    settings: Settings
+    sessions: Sessions
+    counter: TokenCounter
+    catalogue: Callable[[], Catalogue]
+    public_key: str
+    now: Callable[[], float]
+    ticker: Ticker = field(init=False)  # the composition root ties the knot
+    relay: Relay = field(default_factory=Relay)
+    answers: Answers = field(default_factory=Answers)
+    works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
+    names: dict[MemberId, str] = field(default_factory=dict)
+    hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
+    closing: bool = False
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def demand(self, kind: Kind, model: str, work: work_pb2.Work, prompt_tokens: int, max_tokens: int) -> Demand:
+        """What is to be priced. Each input of an embedding is a prompt of its own."""
+        prompts = (prompt_tokens,)
+        if kind is Kind.EMBEDDING:
+            inputs = work.embedding.inputs
+            prompts = tuple(
+                len(i.ids) if i.ids else self.counter.count_text(model, i.text) for i in inputs
+            )
+        choices = 1 if kind is Kind.EMBEDDING else max(1, _sampling(work).choices)
+        return Demand(kind, self._shape(model), prompts, max_tokens, choices)
+
+    def quote(self, submission: Submission) -> int:
+        s = submission
+        return quote(self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens), self._tariff)
+
+    async def submit(self, submission: Submission) -> Ticket:
+        """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
+        s = submission
+        self._check_open()
+        job_id = _job_id(s)
+        if s.idempotency_key is not None and (known := await self._known(job_id)) is not None:
+            return self._replay(known, s)
+        self.names[s.member.id] = s.member.name
+        self.know_account(s.member.account, s.member.credit_line)
+        demand = self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens)
+        worst = quote(demand, self._tariff)
+        own_only = s.workers == "mine"
+        job = Job(
+            id=job_id,
+            kind=s.kind,
+            model=s.model,
+            member=s.member.id,
+            account=s.member.account,
+            created_at=self.now(),
+            quote=worst,
+            hold=0 if own_only else worst,
+            prompt_tokens=demand.prompt_tokens,
+            max_tokens=s.max_tokens,
+            choices=demand.choices,
+            stored=s.stored,
+            own_only=own_only,
+            only=self._only(s),
+        )
+        self._admit(job, demand)
+        self.works[job_id] = s.work
+        if s.stored:
+            self.answers.expect(job_id)
+            self.ticker.extras.requests[job_id] = s.work.SerializeToString()
+        self.ticker.wake()
+        events = self._follow(job) if s.stored else self.relay.follow(job_id)
+        return Ticket(job_id, worst, replayed=False, events=events)
+
+    def cancel(self, job_id: str, why: str) -> bool:
+        """False: the job had ended already, or never was."""
+        cancelled = self.engine.cancel(JobId(job_id), self.now(), why)
+        if cancelled:
+            self.ticker.wake()
+        return cancelled
+
+    def restore(self, job: Job, work: work_pb2.Work) -> None:
+        """Take a stored job up again after a restart. It starts over: what it had delivered was not kept."""
+        demand = self.demand(job.kind, job.model, work, job.prompt_tokens, job.max_tokens)
+        self.works[job.id] = work
+        self.answers.expect(job.id)
+        entry = self.catalogue().get(job.model)
+        memory = _memory(entry) if entry is not None else 0
+        self.engine.restore(
+            job, demand, count=self._count(job.model), memory_bytes=memory, now=self.now()
+        )
+
+    def _admit(self, job: Job, demand: Demand) -> None:
+        entry = self.catalogue().get(job.model)
+        assert entry is not None, "the API resolves models before it submits"
+        count, memory = self._count(job.model), _memory(entry)
+        try:
+            try:
+                self.engine.submit(job, demand, count=count, memory_bytes=memory, now=self.now())
+            except Overdrawn as short:
+                own = replace(job, hold=0, own_only=True)
+                try:  # too poor for others' machines; one's own cost nothing
+                    self.engine.submit(own, demand, count=count, memory_bytes=memory, now=self.now())
+                except Impossible:
+                    raise self._too_poor(job, short) from None
+        except Impossible as reason:
+            message = f"No worker of this pool could ever run this: {reason}."
+            raise Refusal(400, "no_worker_could_serve", message, param="model") from None
+
+    def _too_poor(self, job: Job, short: Overdrawn) -> Refusal:
+        have = self.balance(job.account)
+        message = (
+            f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
+            f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, credit "
+            f"line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or earn by serving:"
+            " `potluck coordinator join-token`, then `potluck worker join` on your machine. Your own workers serve"
+            " you for free."
+        )
+        extra = {"potluck": {"cost": job.quote, **have}}
+        return Refusal(402, "insufficient_credits", message, type="insufficient_credits", extra=extra)
+
+    def _check_open(self) -> None:
+        if self.closing:
+            message = "The coordinator is shutting down; try again in a moment."
+            raise Refusal(503, "shutting_down", message, type="server_error", retry_after_s=5)
+        if self.ticker.trouble:
+            message = f"The pool cannot write its books just now: {self.ticker.trouble}"
+            raise Refusal(503, "storage_unavailable", message, type="server_error", retry_after_s=10)
+        if len(self.engine.lives) >= self.settings.queue_jobs_max:
+            message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
+            raise Refusal(503, "pool_busy", message, type="server_error", retry_after_s=2)
+
+    async def _known(self, job_id: JobId) -> Job | None:
+        if (live := self.engine.lives.get(job_id)) is not None:
+            return live.job
+        return self.engine.recent.get(job_id) or await self.store.job(job_id)
+
+    def _replay(self, known: Job, s: Submission) -> Ticket:
+        same = (known.kind, known.model, known.prompt_tokens, known.max_tokens, known.stored)
+        if same != (s.kind, s.model, s.prompt_tokens, s.max_tokens, s.stored):
+            message = f"This Idempotency-Key was used for another request (job {known.id})."
+            raise Refusal(409, "idempotency_conflict", message)
+        if not known.stored:
+            message = (
+                f"This Idempotency-Key was used already (job {known.id}, {known.state}). Interactive answers are"
+                " not kept, so it cannot be answered again."
+            )
+            raise Refusal(409, "idempotency_replay", message, extra={"potluck": {"job_id": known.id}})
+        return Ticket(known.id, known.quote, replayed=True, events=self._follow(known))
+
+    async def _follow(self, job: Job) -> AsyncIterator[JobEvent]:
+        """Of a stored job: from now on, or only its end. Made when somebody reads it."""
+        if job.id in self.engine.lives:
+            async for event in self.relay.follow(job.id):
+                yield event
+        else:
+            now = self.engine.recent.get(job.id) or await self.store.job(job.id)
+            yield ended(now or job)
+
+    def _only(self, s: Submission) -> frozenset[WorkerId]:
+        if isinstance(s.workers, tuple):
+            return frozenset(WorkerId(w) for w in s.workers)
+        return frozenset()  # "trusted": in a pool of friends every worker is
+
+    # -- accounts ------------------------------------------------------------------------------------
+
+    def know_account(self, account: AccountId, credit_line: int = 0) -> None:
+        """Members may be newer than this process; their first entry finds the account here."""
+        known = self.engine.book.accounts.setdefault(account, Account(account))
+        if credit_line:
+            known.credit_line = credit_line
+
+    def balance(self, account_id: AccountId) -> dict[str, Any]:
+        account = self.engine.book.accounts.get(account_id) or Account(account_id)
+        return {
+            "account": account.id,
+            "balance": account.balance,
+            "reserved": account.reserved,
+            "held": account.held,
+            "credit_line": account.credit_line,
+            "available": account.available,
+        }
+
+    # -- workers -------------------------------------------------------------------------------------
+
+    def expel(self, worker_id: WorkerId) -> None:
+        """The worker was revoked: fence what it runs and close its stream."""
+        self.engine.remove(worker_id, self.now())
+        self.sessions.expel(worker_id, "this worker was revoked; ask the pool's admin")
+        self.ticker.wake()
+
+    def deliver(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
+        """Output that the core has taken, to whoever waits for it."""
+        self.relay.pieces(job_id, pieces)
+        self.answers.pieces(job_id, pieces)
+
+    def deliver_vectors(self, job_id: JobId, vectors: list[list[float]]) -> None:
+        self.relay.vectors(job_id, vectors)
+        self.answers.vectors(job_id, vectors)
+
+    # -- the ticker's hands --------------------------------------------------------------------------
+
+    def send(self, send: Send) -> None:
+        message = session_pb2.CoordinatorMessage()
+        attempt = translate.attempt(send.job, send.number)
+        if isinstance(send, SendAssign):
+            live = self.engine.lives.get(send.job)
+            if live is None or live.job.attempt is None or live.job.attempt.number != send.number:
+                return  # ended while the commit ran
+            work, member = self.works[send.job], self.names.get(live.job.member, "")
+            message.assign.CopyFrom(translate.assign(live, send.number, send.why, work, member))
+            if not self.sessions.send(send.worker, message):
+                self.engine.unsent(send.worker, send.job, send.number, self.now())
+                self.ticker.wake()
+            return
+        if isinstance(send, SendAck):
+            message.ack.CopyFrom(session_pb2.Ack(attempt=attempt, sequence=send.sequence))
+        else:
+            message.cancel.CopyFrom(session_pb2.Cancel(attempt=attempt, why=send.why))
+        self.sessions.send(send.worker, message)
+
+    def acknowledge(self, row: ReceiptRow) -> None:
+        ack = session_pb2.ReceiptAck(
+            attempt=translate.attempt(row.job_id, row.attempt), state=row.state.value, why=row.why
+        )
+        self.sessions.send(row.worker_id, session_pb2.CoordinatorMessage(receipt_ack=ack))
+
+    def tell(self, job: Job) -> None:
+        self.works.pop(job.id, None)
+        self.relay.closed(job)
+        log.info(
+            "job ended", action="job_ended", job=job.id, state=job.state.value, charge=job.charge, why=job.why
+        )
+
+    def storage_trouble(self, why: str) -> None:
+        """Nothing can be committed: end what waits, with a reason. Its holds close when the disk is back."""
+        for live in list(self.engine.lives.values()):
+            if live.job.stored:
+                continue
+            job = replace(live.job, state=JobState.FAILED, code="storage_unavailable", why=why)
+            self.engine.give_up(live.job.id, self.now(), why, "storage_unavailable")
+            self.relay.closed(job)
+
+    # -- views -----------------------------------------------------------------------------------------
+
+    def live(self, job_id: str) -> Live | None:
+        return self.engine.lives.get(JobId(job_id))
+
+    def status(self) -> dict[str, Any]:
+        fleet = self.engine.fleet.workers.values()
+        running = sum(len(w.running) for w in fleet)
+        return {
+            "pool": self.settings.pool_name,
+            "version": __version__,
+            "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
+            "jobs": {"running": running, "queued": len(self.engine.queue)},
+            "models": sorted({m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}),
+            "ledger_sum": self.engine.book.total(),
+            "coordinator_public_key": self.public_key,
+        }
+
+    def workers(self) -> list[dict[str, Any]]:
+        return [self._worker(w) for w in sorted(self.engine.fleet.workers.values(), key=lambda w: w.name)]
+
+    def _worker(self, w: Worker) -> dict[str, Any]:
+        state, why = ("sharing", "") if _sharing(w) else ("away", "not connected")
+        if w.connected and (w.draining or w.state != "sharing"):
+            state, why = ("draining", w.why) if w.draining else (w.state, w.why)
+        return {
+            "id": w.id,
+            "name": w.name,
+            "member": self.names.get(w.member, w.member),
+            "state": state,
+            "why": why,
+            "models": [
+                {"name": s.name, "engine": s.engine, "state": s.state, "why": s.why, "slots": s.slots}
+                for s in w.models.values()
+            ],
+            "engines": sorted({s.engine for s in w.models.values()}),
+            "hardware": _hardware(self.hardware.get(w.id)),
+            "speed": {s.name: {"prefill": s.prefill, "decode": s.decode} for s in w.models.values()},
+            "running": len(w.running),
+            "reliability": round(w.reliability, 4),
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        return [self._model(entry) for entry in self.catalogue().entries]
+
+    def _model(self, entry: ModelEntry) -> dict[str, Any]:
+        serving = [
+            w.models[entry.name]
+            for w in self.engine.fleet.workers.values()
+            if _sharing(w) and entry.name in w.models and w.models[entry.name].state != "failed"
+        ]
+        order = ["ready", "loading", "downloading", "present", "absent"]
+        states = [s.state for s in serving]
+        shape = self._shape(entry.name)
+        thousand = Demand(Kind.CHAT, shape, (1_000,), 0, 1)
+        answer = Demand(Kind.CHAT, shape, (0,), 1_000, 1)
+        return {
+            "name": entry.name,
+            "family": entry.family,
+            "licence": entry.licence,
+            "kinds": list(entry.kinds),
+            "context_tokens": entry.context_tokens,
+            "parameters": entry.parameters,
+            "state": next((s for s in order if s in states), "unserved"),
+            "workers": len(serving),
+            "engines": sorted({s.engine for s in serving}),
+            "decode_tokens_per_s": max((s.decode for s in serving), default=0.0),
+            "price": {
+                "prompt_1000_tokens": quote(thousand, self._tariff),
+                "output_1000_tokens": quote(answer, self._tariff),
+            },
+        }
+
+    # -- helpers ---------------------------------------------------------------------------------------
+
+    @property
+    def _tariff(self) -> Any:
+        return self.engine.rules.tariff
+
+    def _shape(self, model: str) -> Shape:
+        entry = self.catalogue().get(model)
+        assert entry is not None, f"{model} is not in the catalogue"
+        shape = entry.shape
+        return Shape(shape.active_parameters, shape.head_parameters, shape.attention)
+
+    def _count(self, model: str) -> Callable[[str], int]:
+        counter = self.counter
+
+        def count(text: str) -> int:
+            return counter.count_text(model, text)
+
+        return count
+
+
+def _sharing(worker: Worker) -> bool:
+    return worker.connected and not worker.draining and worker.state == "sharing"
+
+
+def _sampling(work: work_pb2.Work) -> work_pb2.Sampling:
+    return work.chat.sampling if work.HasField("chat") else work.completion.sampling
+
+
+def _memory(entry: ModelEntry) -> int:
+    """The least memory that any variant of the model needs."""
+    return min((v.memory_bytes for v in entry.variants), default=0)
+
+
+def _job_id(s: Submission) -> JobId:
+    """Random; or derived from the member and its Idempotency-Key, so that a retry names the same job."""
+    if s.idempotency_key is None:
+        return JobId(new_id("job"))
+    cause = f"{s.member.id}\n{s.idempotency_key}".encode()
+    digest = hashlib.sha256(cause).digest()[:15]
+    return JobId(f"job_{base64.b32encode(digest).decode().lower()}")
+
+
+def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:
+    if hardware is None:
+        return None
+    gpus = [
+        {"name": translate.words(g.name), "memory_bytes": g.memory_bytes, "backend": translate.words(g.backend)}
+        for g in list(hardware.gpus)[:64]
+    ]
+    return {
+        "system": translate.words(hardware.system),
+        "cpu": translate.words(hardware.cpu),
+        "cores": hardware.cores,
+        "memory_bytes": hardware.memory_bytes,
+        "disk_free_bytes": hardware.disk_free_bytes,
+        "gpus": gpus,
+    }

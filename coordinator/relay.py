@@ -1,0 +1,94 @@
+"""From the core to whoever waits for a job: one queue for each, ended by exactly one `Closed`.
+
+A queue needs no bound of its own: a job delivers at most `max_tokens` pieces for each choice.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.core.jobs import Job, JobId, JobState
+from coordinator.core.output import Piece
+from potluck.v1.work_pb2 import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A piece of one choice; `finish_reason` is None while it goes on."""
+
+    choice: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: Sequence[TokenLogprob]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    vectors: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The end. `charge` in microcredits; `code` and `why` of a job that did not succeed."""
+
+    state: JobState
+    charge: int
+    prompt_tokens: int
+    output_tokens: int
+    code: str = ""
+    why: str = ""
+
+
+JobEvent = Output | Embedded | Closed
+
+
+@dataclass(slots=True)
+class Relay:
+    """Several may follow one job; each sees everything from when it began to follow."""
+
+    queues: dict[JobId, list[asyncio.Queue[JobEvent]]] = field(default_factory=dict)
+
+    def follow(self, job_id: JobId) -> AsyncIterator[JobEvent]:
+        """Events of this job from now on. Leaving the iterator early forgets the queue, not the job."""
+        queue: asyncio.Queue[JobEvent] = asyncio.Queue()
+        self.queues.setdefault(job_id, []).append(queue)
+        return self._events(job_id, queue)
+
+    async def _events(self, job_id: JobId, queue: asyncio.Queue[JobEvent]) -> AsyncIterator[JobEvent]:
+        try:
+            while True:
+                event = await queue.get()
+                yield event
+                if isinstance(event, Closed):
+                    return
+        finally:
+            if queue in (followers := self.queues.get(job_id, [])):
+                followers.remove(queue)
+
+    def pieces(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
+        if followers := self.queues.get(job_id):
+            for p in pieces:
+                output = Output(p.choice, p.text, p.token_ids, p.logprobs, p.finish_reason or None)
+                for queue in followers:
+                    queue.put_nowait(output)
+
+    def vectors(self, job_id: JobId, vectors: list[list[float]]) -> None:
+        for queue in self.queues.get(job_id, ()):
+            queue.put_nowait(Embedded(vectors))
+
+    def closed(self, job: Job) -> None:
+        """Tell the end, once: whoever still reads has its own hold on the queue."""
+        for queue in self.queues.pop(job.id, ()):
+            queue.put_nowait(ended(job))
+
+
+def ended(job: Job) -> Closed:
+    return Closed(
+        state=job.state,
+        charge=job.charge or 0,
+        prompt_tokens=job.prompt_tokens,
+        output_tokens=job.output_tokens,
+        code=job.code,
+        why=job.why,
+    )

@@ -1,0 +1,181 @@
+"""The gRPC streams of the workers: one reader, one writer each, no decisions.
+
+The newest stream of a worker wins. An outbox is bounded: a worker that does not drain it is cut off, and
+what was lost with it comes back through leases. Cancellation and a clean end look alike (grpc.aio ends
+handlers either way), so cleaning up happens in `finally`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+import structlog
+
+from coordinator.core.jobs import WorkerId
+from potluck.v1 import session_pb2, session_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_MIN = PROTOCOL_MAX = 1
+OUTBOX_MAX = 1_024  # messages
+HELLO_S = 10.0
+USELESS_MAX = 2_000  # messages of one stream that changed nothing, before it is cut off
+
+Context = grpc.aio.ServicerContext[session_pb2.WorkerMessage, session_pb2.CoordinatorMessage]
+
+
+class Reports(Protocol):
+    """Where messages go. `hello` answers with the welcome; `receive` says whether a message was of use."""
+
+    async def hello(self, worker: WorkerId, hello: session_pb2.Hello) -> session_pb2.Welcome: ...
+    async def receive(self, worker: WorkerId, message: session_pb2.WorkerMessage) -> bool: ...
+    def gone(self, worker: WorkerId) -> None: ...
+
+
+class Unwelcome(Exception):  # noqa: N818 -- named for what happened
+    """This stream may not be; the code and the sentence go to the worker."""
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code, self.sentence = code, sentence
+
+
+@dataclass(slots=True)
+class Stream:
+    outbox: asyncio.Queue[session_pb2.CoordinatorMessage] = field(
+        default_factory=lambda: asyncio.Queue(OUTBOX_MAX)
+    )
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    verdict: Unwelcome | None = None
+
+    def end(self, code: grpc.StatusCode, sentence: str) -> None:
+        self.verdict = self.verdict or Unwelcome(code, sentence)
+        self.ended.set()
+
+
+@dataclass(slots=True)
+class Sessions:
+    streams: dict[WorkerId, Stream] = field(default_factory=dict)
+
+    def open(self, worker: WorkerId) -> Stream:
+        if (older := self.streams.get(worker)) is not None:
+            older.end(grpc.StatusCode.ABORTED, "a newer stream of this worker has taken over")
+        stream = self.streams[worker] = Stream()
+        return stream
+
+    def close(self, worker: WorkerId, stream: Stream) -> bool:
+        """True: it was the worker's newest, so the worker is gone."""
+        if self.streams.get(worker) is not stream:
+            return False
+        del self.streams[worker]
+        return True
+
+    def send(self, worker: WorkerId, message: session_pb2.CoordinatorMessage) -> bool:
+        """False: not on its way, because the worker has no stream or does not read it."""
+        stream = self.streams.get(worker)
+        if stream is None or stream.ended.is_set():
+            return False
+        try:
+            stream.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            stream.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the worker does not read what it is sent")
+            return False
+        return True
+
+    def expel(self, worker: WorkerId, sentence: str) -> None:
+        """Close the live stream of a worker that was revoked."""
+        if (stream := self.streams.get(worker)) is not None:
+            stream.end(grpc.StatusCode.PERMISSION_DENIED, sentence)
+
+    def end_all(self, sentence: str) -> None:
+        for stream in self.streams.values():
+            stream.end(grpc.StatusCode.UNAVAILABLE, sentence)
+
+
+class WorkerService(session_pb2_grpc.WorkerServiceServicer):
+    def __init__(
+        self,
+        sessions: Sessions,
+        reports: Reports,
+        identify: Callable[[Context], Awaitable[WorkerId]],
+    ) -> None:
+        self._sessions, self._reports, self._identify = sessions, reports, identify
+
+    async def Session(  # noqa: N802 -- the name of the RPC
+        self, request_iterator: AsyncIterator[session_pb2.WorkerMessage], context: Context
+    ) -> None:
+        try:
+            worker = await self._identify(context)
+            hello = await self._hello(request_iterator)
+            await self._serve(worker, hello, request_iterator, context)
+        except Unwelcome as verdict:
+            log.info("stream ended", action="stream_ended", why=verdict.sentence)
+            await context.abort(verdict.code, verdict.sentence)
+
+    async def _hello(self, requests: AsyncIterator[session_pb2.WorkerMessage]) -> session_pb2.Hello:
+        try:
+            async with asyncio.timeout(HELLO_S):
+                first = await anext(requests)
+        except (TimeoutError, StopAsyncIteration):
+            raise Unwelcome(
+                grpc.StatusCode.FAILED_PRECONDITION, f"no Hello within {HELLO_S:.0f} s"
+            ) from None
+        if first.WhichOneof("body") != "hello":
+            raise Unwelcome(grpc.StatusCode.FAILED_PRECONDITION, "the first message must be Hello")
+        if first.hello.protocol < PROTOCOL_MIN:
+            raise Unwelcome(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this worker speaks protocol {first.hello.protocol}, the pool speaks {PROTOCOL_MIN} to "
+                f"{PROTOCOL_MAX}: update the worker (pip install --upgrade 'potluck[worker]')",
+            )
+        return first.hello
+
+    async def _serve(
+        self,
+        worker: WorkerId,
+        hello: session_pb2.Hello,
+        requests: AsyncIterator[session_pb2.WorkerMessage],
+        context: Context,
+    ) -> None:
+        stream = self._sessions.open(worker)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            welcome = await self._reports.hello(worker, hello)
+            stream.outbox.put_nowait(session_pb2.CoordinatorMessage(welcome=welcome))
+            tasks = [
+                asyncio.create_task(self._read(worker, requests)),
+                asyncio.create_task(_write(stream, context)),
+                asyncio.create_task(_until(stream)),
+            ]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if stream.verdict is not None:
+                raise stream.verdict
+        finally:
+            for task in tasks:
+                task.cancel()
+            if self._sessions.close(worker, stream):
+                self._reports.gone(worker)
+
+    async def _read(self, worker: WorkerId, requests: AsyncIterator[session_pb2.WorkerMessage]) -> None:
+        useless = 0
+        async for message in requests:
+            if not await self._reports.receive(worker, message):
+                useless += 1
+                if useless > USELESS_MAX:
+                    raise Unwelcome(
+                        grpc.StatusCode.RESOURCE_EXHAUSTED,
+                        f"more than {USELESS_MAX} messages on this stream changed nothing",
+                    )
+
+
+async def _write(stream: Stream, context: Context) -> None:
+    while True:
+        await context.write(await stream.outbox.get())
+
+
+async def _until(stream: Stream) -> None:
+    await stream.ended.wait()

@@ -1,0 +1,142 @@
+"""The one writer: load -> plan -> commit -> send -> tell.
+
+It wakes on events. Whatever arrives while a commit runs is in the next one, so that many settlements share
+one sync of the disk. It is the only one that numbers and hashes ledger entries. Nothing is sent and nobody
+is told before what was decided is safe; if the disk refuses, the same batch is tried again until it is taken.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from coordinator.clock import rfc3339
+from coordinator.core.engine import Engine
+from coordinator.core.jobs import Job, JobId
+from coordinator.core.ledger import GENESIS, Recorded, record
+from coordinator.core.messages import Effects, Send
+from coordinator.records import Batch, ReceiptRow
+from coordinator.store import Store
+from coordinator.store_errors import StoreConflict, StoreError
+
+log = structlog.get_logger(__name__)
+
+IDLE_S = 1.0
+RETRY_S_MAX = 2.0
+
+
+@dataclass(slots=True)
+class Chain:
+    """The end of the ledger's hash chain."""
+
+    number: int = 0
+    hash: str = GENESIS
+
+    def extend(self, effects: Effects, at: str) -> list[Recorded]:
+        records = []
+        for entry in effects.entries:
+            recorded = record(self.number + 1, at, entry, self.hash)
+            self.number, self.hash = recorded.number, recorded.hash
+            records.append(recorded)
+        return records
+
+
+@dataclass(slots=True)
+class Extras:
+    """What travels with the next batch without the core knowing: texts of stored jobs, receipts and answers
+    to them."""
+
+    requests: dict[JobId, bytes] = field(default_factory=dict)
+    results: dict[JobId, bytes] = field(default_factory=dict)
+    receipts: list[ReceiptRow] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.results or self.receipts)
+
+
+@dataclass(slots=True)
+class Ticker:
+    engine: Engine
+    store: Store
+    chain: Chain
+    now: Callable[[], float]
+    send: Callable[[Send], None]
+    tell: Callable[[Job], None]
+    acknowledge: Callable[[ReceiptRow], None]
+    result_of: Callable[[Job], bytes | None]  # of a stored job that ended
+    on_trouble: Callable[[str], None]  # the disk refuses: called once when it begins
+    trouble: str = ""  # why nothing can be committed just now
+    extras: Extras = field(default_factory=Extras)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; a commit that has begun is always finished."""
+        while True:
+            await self._wait()
+            await self.turn()
+
+    async def turn(self) -> None:
+        """One tick. Also called on its own at start and at the end."""
+        self._wake.clear()
+        effects = self.engine.tick(self.now())
+        extras, self.extras = self.extras, Extras()
+        for job in effects.closed:
+            if (result := self.result_of(job)) is not None:
+                extras.results[job.id] = result
+        batch = self._batch(effects, extras)
+        if effects.durable or extras:
+            await self._commit(batch)
+        for send in effects.sends:
+            self.send(send)
+        for row in extras.receipts:
+            self.acknowledge(row)
+        for job in effects.closed:
+            self.tell(job)
+
+    async def _wait(self) -> None:
+        """Until something happened, or until time alone may have changed something."""
+        timeout = self.engine.rules.sweep_s if self.engine.busy() else IDLE_S
+        if not self.engine.effects and not self.extras:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+
+    def _batch(self, effects: Effects, extras: Extras) -> Batch:
+        accounts = self.engine.book.accounts
+        return Batch(
+            records=self.chain.extend(effects, rfc3339(self.now())),
+            accounts=[replace(accounts[a]) for a in sorted(effects.accounts)],
+            jobs=list(effects.jobs.values()),
+            receipts=extras.receipts,
+            requests=extras.requests,
+            results=extras.results,
+        )
+
+    async def _commit(self, batch: Batch) -> None:
+        pause = 0.1
+        while True:
+            try:
+                await self.store.commit(batch)
+            except StoreConflict:
+                # Memory and disk disagree: a bug, or a second writer. Stop; the disk is the truth.
+                log.critical("the books refuse a batch", action="commit_conflict")
+                raise
+            except StoreError as error:
+                if not self.trouble:
+                    log.error("commit refused", action="commit_refused", why=str(error))
+                    self.trouble = str(error)
+                    self.on_trouble(self.trouble)
+                await self.sleep(pause)
+                pause = min(pause * 2, RETRY_S_MAX)
+            else:
+                if self.trouble:
+                    log.info("commits work again", action="commit_recovered")
+                    self.trouble = ""
+                return

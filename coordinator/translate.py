@@ -1,0 +1,100 @@
+"""Between the wire and the core: protobuf on one side, the core's plain values on the other. No decisions."""
+
+from collections.abc import Iterable
+
+from coordinator.core.engine import Live
+from coordinator.core.fleet import Fence, Served
+from coordinator.core.jobs import JobId, Kind
+from coordinator.core.output import Piece
+from potluck.v1 import session_pb2, work_pb2
+
+KINDS = {kind.value: kind for kind in Kind}
+FAULTS = {
+    work_pb2.FAULT_JOB: "job",
+    work_pb2.FAULT_WORKER: "worker",
+    work_pb2.FAULT_NONE: "none",
+    work_pb2.FAULT_UNSPECIFIED: "worker",
+}
+STATES = {
+    session_pb2.MODEL_STATE_ABSENT: "absent",
+    session_pb2.MODEL_STATE_DOWNLOADING: "downloading",
+    session_pb2.MODEL_STATE_PRESENT: "present",
+    session_pb2.MODEL_STATE_LOADING: "loading",
+    session_pb2.MODEL_STATE_READY: "ready",
+    session_pb2.MODEL_STATE_FAILED: "failed",
+    session_pb2.MODEL_STATE_UNSPECIFIED: "failed",
+}
+MODELS_MAX = 256
+WORDS_MAX = 300  # characters of anything a worker says that is shown to people
+
+
+def fence(attempt: work_pb2.Attempt) -> Fence:
+    return JobId(attempt.job_id), attempt.number
+
+
+def attempt(job_id: str, number: int) -> work_pb2.Attempt:
+    return work_pb2.Attempt(job_id=job_id, number=number)
+
+
+def words(text: str) -> str:
+    """A worker's words for people: one line, bounded, printable."""
+    return "".join(c if c.isprintable() else " " for c in text[:WORDS_MAX])
+
+
+def positive(value: float) -> float:
+    return value if 0.0 < value < 1e9 else 0.0
+
+
+def served(models: Iterable[session_pb2.ServedModel]) -> list[Served]:
+    """What a worker says that it serves; unknown kinds are left out."""
+    return [
+        Served(
+            name=m.name,
+            engine=words(m.engine),
+            kinds=frozenset(KINDS[k] for k in m.kinds if k in KINDS),
+            state=STATES.get(m.state, "failed"),
+            slots=min(max(1, m.slots), 4_096),
+            context_tokens=m.context_tokens,
+            prefill=positive(m.prefill_tokens_per_s),
+            decode=positive(m.decode_tokens_per_s),
+            numerics=words(m.numerics),
+            sampler=words(m.sampler),
+            bytes_done=m.bytes_done,
+            bytes_total=m.bytes_total,
+            why=words(m.why),
+        )
+        for m in list(models)[:MODELS_MAX]
+    ]
+
+
+def pieces(deltas: Iterable[work_pb2.Delta]) -> list[Piece]:
+    return [
+        Piece(
+            choice=d.choice,
+            offset=d.text_offset,
+            text=d.text,
+            token_ids=tuple(d.token_ids),
+            finish_reason=d.finish_reason if d.finish_reason in {"", "stop", "length"} else "stop",
+            logprobs=tuple(d.logprobs),
+        )
+        for d in deltas
+    ]
+
+
+def assign(live: Live, number: int, why: str, work: work_pb2.Work, member: str) -> session_pb2.Assign:
+    """The job for its newest attempt; from the second one on with what was delivered already."""
+    message = session_pb2.Assign(
+        attempt=attempt(live.job.id, number), model=live.job.model, work=work, why=why, member=member
+    )
+    if live.prompt is not None:
+        message.continuation.prompt.CopyFrom(live.prompt)
+    if live.output.begun:
+        for index, choice in enumerate(live.output.choices):
+            message.continuation.delivered.add(
+                choice=index,
+                text="".join(choice.parts),
+                token_ids=choice.token_ids if choice.exact_ids else (),
+                tokens=choice.tokens,
+                finish_reason=choice.finish_reason,
+            )
+    return message
