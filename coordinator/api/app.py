@@ -1,0 +1,105 @@
+"""The coordinator's HTTP application, put together."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware import Middleware
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api.auth import Auth
+from coordinator.api.border import Border
+from coordinator.api.chat import chat_router
+from coordinator.api.completions import completions_router
+from coordinator.api.context import Context
+from coordinator.api.desk import Desk
+from coordinator.api.docs import describe
+from coordinator.api.embeddings import embeddings_router
+from coordinator.api.errors import ApiError
+from coordinator.api.limits import Gauge
+from coordinator.api.openai_models import openai_models_router
+from coordinator.api.operations import operations_router
+from coordinator.api.pool_account import JobRequest, account_router
+from coordinator.api.pool_jobs import jobs_router
+from coordinator.api.pool_members import KeyRequest, MemberRequest, members_router
+from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
+from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from coordinator.api.schema import Schema
+from potluck.version import version
+
+SCHEMAS: tuple[type[Schema], ...] = (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    JobRequest,
+    MemberRequest,
+    KeyRequest,
+    JoinTokenRequest,
+    EnrolRequest,
+    RenewRequest,
+)
+
+
+def create_api(context: Context) -> FastAPI:
+    """All routes over these collaborators. Nothing is kept outside the returned application."""
+    settings = context.settings
+    title = f"Potluck: {settings.pool_name}"
+    border = Middleware(
+        Border,
+        clock=context.clock,
+        bound_host=settings.http.rpartition(":")[0],
+        public_host=settings.public_host,
+    )
+    app = FastAPI(
+        title=title, version=version(), docs_url=None, redoc_url=None, openapi_url=None, middleware=[border]
+    )
+    auth = Auth(
+        context.store,
+        context.clock,
+        behind_proxy=settings.behind_proxy,
+        requests_per_minute=settings.requests_per_minute,
+    )
+    desk = Desk(context, auth, Gauge(settings.concurrent_jobs))
+    for make in (
+        chat_router,
+        completions_router,
+        embeddings_router,
+        openai_models_router,
+        account_router,
+        jobs_router,
+        workers_router,
+        members_router,
+    ):
+        app.include_router(make(desk))
+    app.include_router(operations_router(context, app))
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(title, version(), app.routes, SCHEMAS)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+async def _api_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:256]
+    if error.status_code == 404:
+        message = f"There is nothing at {path}. The routes are listed at /docs."
+        return ApiError(404, "unknown_url", message).response()
+    if error.status_code == 405:
+        message = f"{path} does not answer to {request.method[:16]}. The routes are listed at /docs."
+        response = ApiError(405, "method_not_allowed", message).response()
+        response.headers.update(error.headers or {})
+        return response
+    return ApiError(error.status_code, "http_error", str(error.detail)).response()

@@ -1,0 +1,186 @@
+"""Who is asking: the bearer key's digest finds the member; wrong keys and busy members are slowed down.
+
+Nobody is authenticated by address. Addresses only bound how often wrong keys may be tried: a failure counts
+against the address and against the address with the key's beginning, and beyond the limit a request is
+answered without asking the database. Keys that worked before are always looked up, so that one confused
+script does not lock out everybody behind the same router.
+"""
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from coordinator.api.context import Clock
+from coordinator.api.errors import ApiError
+from coordinator.api.limits import Window
+from coordinator.keys import digest_of
+from coordinator.records import ApiKey, Authenticated, Member, Role
+from coordinator.store import Store
+
+CACHE_S = 5.0
+CACHE_MAX = 10_000
+KNOWN_MAX = 10_000
+FAILURES_MAX = 10
+FAILURES_S = 300.0
+FAILURE_KEYS_MAX = 50_000
+MEMBERS_MAX = 10_000
+MINUTE_S = 60.0
+KEY_CHARS_MAX = 256
+KEY_PREFIX_CHARS = 16
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The member behind a request, and the key it came with."""
+
+    member: Member
+    key: ApiKey
+
+    @property
+    def admin(self) -> bool:
+        return self.member.role is Role.ADMIN
+
+
+class Auth:
+    def __init__(self, store: Store, clock: Clock, *, behind_proxy: bool, requests_per_minute: int) -> None:
+        self._store, self._clock, self._behind_proxy = store, clock, behind_proxy
+        self._cache: OrderedDict[str, tuple[float, Authenticated]] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._epoch = 0
+        self._failures = Window(FAILURES_MAX, FAILURES_S, FAILURE_KEYS_MAX)
+        # Two budgets, so that a member whose jobs used one up can still look at them and cancel them.
+        self._work = Window(requests_per_minute, MINUTE_S, MEMBERS_MAX)
+        self._looks = Window(requests_per_minute, MINUTE_S, MEMBERS_MAX)
+
+    async def work(self, request: Request) -> Caller:
+        """The caller of a route that costs work. Raises ApiError 401 or 429."""
+        caller = await self._caller(request)
+        self._slow_down(self._work, caller, self._clock.now())
+        return caller
+
+    async def look(self, request: Request) -> Caller:
+        """The caller of any other route. Raises ApiError 401 or 429."""
+        caller = await self._caller(request)
+        self._slow_down(self._looks, caller, self._clock.now())
+        return caller
+
+    async def admin(self, request: Request) -> Caller:
+        """The caller of a route for admins. Raises ApiError 401, 403 or 429."""
+        caller = await self.look(request)
+        if not caller.admin:
+            message = (
+                f"This needs an admin's key; {caller.member.name} has the role {caller.member.role.value}."
+            )
+            raise ApiError(403, "admin_needed", message)
+        return caller
+
+    def forget(self) -> None:
+        """Something was revoked or changed: every key is looked up again, also those being looked up now."""
+        self._cache.clear()
+        self._epoch += 1
+
+    async def _caller(self, request: Request) -> Caller:
+        now = self._clock.now()
+        key = bearer_key(request)
+        key_digest = digest_of(key)
+        cached = self._cache.get(key_digest)
+        if cached is not None and cached[0] > now:
+            return Caller(cached[1].member, cached[1].key)
+        counted = self._counted(request, key[:KEY_PREFIX_CHARS])
+        if key_digest not in self._known:
+            self._refuse(counted, now)
+        epoch = self._epoch
+        found = await self._store.authenticate(key_digest, self._clock.now())
+        if found is None:
+            self._cache.pop(key_digest, None)
+            self._known.pop(key_digest, None)
+            for name in counted:
+                self._failures.add(name, now)
+            message = (
+                "This API key is not valid here: it is mistyped, expired, revoked, or of another pool. "
+                "`potluck login URL` stores a new one."
+            )
+            raise ApiError(401, "invalid_api_key", message)
+        _remember(self._known, key_digest, None, KNOWN_MAX)
+        if epoch == self._epoch:
+            expires_at = self._clock.now() + CACHE_S
+            if found.key.expires_at is not None:
+                expires_at = min(expires_at, found.key.expires_at)
+            _remember(self._cache, key_digest, (expires_at, found), CACHE_MAX)
+        return Caller(found.member, found.key)
+
+    def refuse_guessers(self, request: Request) -> None:
+        """For routes whose secret is in the body. Raises ApiError 429."""
+        self._refuse(self._counted(request, ""), self._clock.now())
+
+    def count_failure(self, request: Request, secret: str) -> None:
+        """A wrong secret of another kind than a key: join tokens, signatures."""
+        for name in self._counted(request, secret):
+            self._failures.add(name, self._clock.now())
+
+    def _counted(self, request: Request, beginning: str) -> tuple[str, str]:
+        """The names that a failure counts under."""
+        address = client_address(request, behind_proxy=self._behind_proxy)
+        return address, f"{address} {beginning}"
+
+    def _refuse(self, counted: tuple[str, ...], now: float) -> None:
+        wait_s = max(self._failures.wait_s(name, now) for name in counted)
+        if wait_s > 0:
+            message = (
+                f"More than {FAILURES_MAX} requests with a wrong secret came from your address within "
+                f"{FAILURES_S / 60:.0f} minutes. Check it, then try again in {wait_s:.0f} s."
+            )
+            raise ApiError(429, "too_many_failures", message, retry_after_s=wait_s, retry=False)
+
+    def _slow_down(self, window: Window, caller: Caller, now: float) -> None:
+        wait_s = window.wait_s(caller.member.id, now)
+        if wait_s > 0:
+            message = (
+                f"{caller.member.name} made {window.events_max} requests within a minute, this pool's limit. "
+                f"Try again in {wait_s:.1f} s."
+            )
+            raise ApiError(429, "rate_limit_exceeded", message, retry_after_s=wait_s)
+        window.add(caller.member.id, now)
+
+
+def _remember(cache: OrderedDict[str, Value], key: str, value: Value, items_max: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    if len(cache) > items_max:
+        cache.popitem(last=False)
+
+
+def bearer_key(request: Request) -> str:
+    """The key of `Authorization: Bearer KEY` (RFC 6750). Raises ApiError 401."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key:
+        message = "An API key is needed: send the header `Authorization: Bearer sk-potluck-...`."
+        raise ApiError(401, "missing_api_key", message)
+    if len(key) > KEY_CHARS_MAX or not key.isascii():
+        raise ApiError(401, "invalid_api_key", "This is no API key of a Potluck pool.")
+    return key
+
+
+def client_address(request: Request, *, behind_proxy: bool) -> str:
+    """The client's address; an IPv6 one as its /64, since a home has that many. For limits only.
+
+    Behind a proxy it is the last one that the proxy itself wrote; what stands left of it is hearsay.
+    """
+    address = request.client.host if request.client else "unknown"
+    if behind_proxy:
+        forwarded = request.headers.getlist("x-forwarded-for")
+        if forwarded:
+            address = forwarded[-1].rsplit(",", 1)[-1].strip()[:64] or address
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is None:
+        return str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)

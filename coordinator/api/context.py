@@ -1,0 +1,47 @@
+"""What the API needs from the rest of the coordinator; the composition root fills it in."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from coordinator.ca import CertificateAuthority
+from coordinator.pool import Pool
+from coordinator.settings import Settings
+from coordinator.store import Store
+from coordinator.tokens import TokenCounter
+from potluck.catalogue import Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`now`: seconds since the epoch that never jump while the coordinator runs (`SteadyClock.now`)."""
+
+    now: Callable[[], float]
+
+
+@dataclass(slots=True)
+class Listening:
+    """What is known once the sockets are bound: `grpc` is the workers' HOST:PORT, with the real port."""
+
+    grpc: str = ""
+
+
+def draw_seed() -> int:
+    return secrets.randbits(63)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """`catalogue` is a function because admins add models while the pool runs."""
+
+    pool: Pool
+    store: Store
+    ca: CertificateAuthority
+    settings: Settings
+    counter: TokenCounter
+    catalogue: Callable[[], Catalogue]
+    clock: Clock
+    listening: Listening = field(default_factory=Listening)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
+    draw_seed: Callable[[], int] = draw_seed

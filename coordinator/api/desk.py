@@ -1,0 +1,63 @@
+"""What every route has at hand: the context, who may ask, and how a request becomes running jobs."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from coordinator.api.auth import Auth
+from coordinator.api.body import read_json
+from coordinator.api.context import Context
+from coordinator.api.errors import ApiError
+from coordinator.api.limits import Gauge
+from coordinator.api.running import Running
+from coordinator.api.schema import Schema, validated
+from coordinator.pool import Submission
+
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+
+SchemaT = TypeVar("SchemaT", bound=Schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    context: Context
+    auth: Auth
+    gauge: Gauge  # interactive jobs under way, by member
+
+    async def read(self, request: Request, schema: type[SchemaT]) -> SchemaT:
+        """The request's body as the schema. Raises ApiError 400, 408, 413 or 415."""
+        return validated(schema, await self.read_object(request))
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        return await read_json(request, self.context.settings.body_bytes_max)
+
+    async def run(self, request: Request, submissions: Sequence[Submission]) -> Running:
+        """Submit under the request's Idempotency-Key, if it has one."""
+        keyed = with_idempotency_key(submissions, idempotency_key(request))
+        return await Running.start(self.context, self.gauge, keyed, request.state.received_at)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The header's value (IETF draft httpapi-idempotency-key-header). Raises ApiError 400."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX or not (key.isascii() and key.isprintable()):
+        message = f"Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_CHARS_MAX} printable ASCII characters."
+        raise ApiError(400, "invalid_idempotency_key", message, param="Idempotency-Key")
+    return key
+
+
+def with_idempotency_key(submissions: Sequence[Submission], key: str | None) -> list[Submission]:
+    """Several jobs of one request get keys of their own, which no client can send (they are longer)."""
+    if key is None or len(submissions) == 1:
+        return [replace(submission, idempotency_key=key) for submission in submissions]
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    padding = "." * IDEMPOTENCY_KEY_CHARS_MAX
+    return [
+        replace(submission, idempotency_key=f"{digest}{padding}{index}")
+        for index, submission in enumerate(submissions)
+    ]

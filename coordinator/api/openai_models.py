@@ -1,0 +1,59 @@
+"""`GET /v1/models` and `GET /v1/models/{model}`."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api.desk import Desk
+from coordinator.api.errors import Json
+from coordinator.api.prepare import unknown_model
+from coordinator.api.routing import add, new_router
+from potluck.catalogue import ModelEntry
+
+OWNER = "potluck"
+
+
+def openai_models_router(desk: Desk) -> APIRouter:
+    routes, router = OpenAiModels(desk), new_router("OpenAI")
+    add(router, "GET", "/v1/models", routes.list)
+    add(router, "GET", "/v1/models/{model:path}", routes.show)
+    return router
+
+
+class OpenAiModels:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def list(self, request: Request) -> Response:
+        """Every model of the catalogue; whether a worker serves it now is at /pool/v1/models."""
+        await self._desk.auth.look(request)
+        entries = self._desk.context.catalogue().entries
+        return Json({"object": "list", "data": [_body(entry) for entry in entries]})
+
+    async def show(self, request: Request) -> Response:
+        """One model, by its name or an alias."""
+        await self._desk.auth.look(request)
+        catalogue = self._desk.context.catalogue()
+        name = request.path_params["model"]
+        entry = catalogue.get(name)
+        if entry is None:
+            raise unknown_model(catalogue, name)
+        return Json(_body(entry))
+
+
+def _body(entry: ModelEntry) -> dict[str, Any]:
+    """`created` is unknown: a catalogue names files by their digests, not by their age."""
+    return {
+        "id": entry.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": OWNER,
+        "potluck": {
+            "aliases": list(entry.aliases),
+            "kinds": list(entry.kinds),
+            "context_tokens": entry.context_tokens,
+            "licence": entry.licence,
+        },
+    }

@@ -1,0 +1,56 @@
+"""Routes for whoever operates the pool: is it alive, is it ready, what is its API. No key is needed."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from coordinator.api.context import Context
+from coordinator.api.docs import PAGE_POLICY, page
+from coordinator.api.errors import Json
+from coordinator.api.routing import add, new_router
+from coordinator.store_errors import StoreError
+
+
+def operations_router(context: Context, app: FastAPI) -> APIRouter:
+    routes, router = Operations(context, app), new_router("operations")
+    add(router, "GET", "/healthz", routes.healthz)
+    add(router, "GET", "/readyz", routes.readyz)
+    add(router, "GET", "/openapi.json", routes.openapi)
+    add(router, "GET", "/docs", routes.docs)
+    return router
+
+
+class Operations:
+    def __init__(self, context: Context, app: FastAPI) -> None:
+        self._context, self._app = context, app
+
+    async def healthz(self, _request: Request) -> Response:
+        """The process answers."""
+        return Json({"status": "ok"})
+
+    async def readyz(self, _request: Request) -> Response:
+        """It can take work: 200, or 503 with the reason."""
+        why = await self._why_not_ready()
+        return Json({"status": "not ready", "why": why}, 503) if why else Json({"status": "ready"})
+
+    async def _why_not_ready(self) -> str | None:
+        if self._context.closing.is_set():
+            return "it is shutting down"
+        if self._context.pool.ticker.trouble:
+            return "it cannot write its books"  # the details name paths: they are in the log
+        try:
+            await self._context.store.setting("created_at")
+        except StoreError:
+            return "its database does not answer"
+        return None
+
+    async def openapi(self, _request: Request) -> Response:
+        """The whole API as OpenAPI 3.1."""
+        return Json(self._app.openapi())
+
+    async def docs(self, _request: Request) -> Response:
+        """The whole API as a page for people: no script, nothing fetched from elsewhere."""
+        described: dict[str, Any] = self._app.openapi()
+        return HTMLResponse(page(described), headers={"content-security-policy": PAGE_POLICY})

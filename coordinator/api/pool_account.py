@@ -1,0 +1,92 @@
+"""Pool routes about the caller and the pool as a whole: me, balance, quote, models, status."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api import prepare
+from coordinator.api.desk import Desk
+from coordinator.api.errors import Json
+from coordinator.api.query import word
+from coordinator.api.routing import add, new_router
+from coordinator.api.running import refused
+from coordinator.api.schema import Schema
+from coordinator.api.shapes import key_body, member_body
+from coordinator.core.jobs import Kind
+from coordinator.pool import Refusal
+
+
+class JobRequest(Schema):
+    """A request of the OpenAI API, and of which kind it is: `chat`, `completion` or `embedding`."""
+
+    kind: Annotated[Kind, Field(strict=False)]
+    request: dict[str, Any]
+
+
+def account_router(desk: Desk) -> APIRouter:
+    routes, router = Account(desk), new_router("pool")
+    add(router, "GET", "/pool/v1/me", routes.me)
+    add(router, "GET", "/pool/v1/balance", routes.balance)
+    add(router, "POST", "/pool/v1/quote", routes.quote, body=JobRequest)
+    add(router, "GET", "/pool/v1/models", routes.models)
+    add(router, "GET", "/pool/v1/status", routes.status)
+    return router
+
+
+class Account:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def me(self, request: Request) -> Response:
+        """Whose key this is: `{member: {id, name, role}, account, key: {id, name, prefix, scopes}, pool}`."""
+        caller = await self._desk.auth.look(request)
+        return Json(
+            {
+                "member": member_body(caller.member),
+                "account": caller.member.account,
+                "key": key_body(caller.key, caller.member),
+                "pool": self._desk.context.settings.pool_name,
+            }
+        )
+
+    async def balance(self, request: Request) -> Response:
+        """In microcredits: `{account, balance, reserved, held, credit_line, available}`."""
+        caller = await self._desk.auth.look(request)
+        return Json(self._desk.context.pool.balance(caller.member.account))
+
+    async def quote(self, request: Request) -> Response:
+        """The most a job can cost: `{quote, prompt_tokens, max_tokens, model}`; nothing is run or set aside.
+
+        Several prompts add up.
+        """
+        context = self._desk.context
+        caller = await self._desk.auth.work(request)
+        wanted = await self._desk.read(request, JobRequest)
+        submissions = await prepare.submissions_of(context, caller.member, wanted.kind, wanted.request)
+        try:
+            quotes = [context.pool.quote(submission) for submission in submissions]
+        except Refusal as refusal:
+            raise refused(refusal) from None
+        return Json(
+            {
+                "quote": sum(quotes),
+                "prompt_tokens": sum(submission.prompt_tokens for submission in submissions),
+                "max_tokens": sum(submission.max_tokens * submission.choices for submission in submissions),
+                "model": submissions[0].model,
+            }
+        )
+
+    async def models(self, request: Request) -> Response:
+        """The models, whether they are served now, and their price. `?format=catalogue`: all about them."""
+        await self._desk.auth.look(request)
+        if word(request, "format", ["catalogue"]) == "catalogue":
+            return Response(self._desk.context.catalogue().model_dump_json(), media_type="application/json")
+        return Json(self._desk.context.pool.models())
+
+    async def status(self, request: Request) -> Response:
+        """The pool at a glance; `ledger_sum` is 0 at every moment."""
+        await self._desk.auth.look(request)
+        return Json(self._desk.context.pool.status())

@@ -1,0 +1,138 @@
+"""Pool routes about jobs: submit one whose answer is kept, list, show, cancel, fetch the answer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api import prepare
+from coordinator.api.auth import Caller
+from coordinator.api.desk import Desk, idempotency_key
+from coordinator.api.errors import ApiError, Json
+from coordinator.api.pool_account import JobRequest
+from coordinator.api.query import boolean, integer, word
+from coordinator.api.routing import add, new_router
+from coordinator.api.running import refused
+from coordinator.api.shapes import job_body
+from coordinator.core.jobs import Job, JobId, JobState
+from coordinator.pool import Refusal
+
+LISTED_MAX = 100
+LISTED = 20
+
+
+def jobs_router(desk: Desk) -> APIRouter:
+    routes, router = Jobs(desk), new_router("pool")
+    add(router, "POST", "/pool/v1/jobs", routes.create, body=JobRequest, status=202)
+    add(router, "GET", "/pool/v1/jobs", routes.list)
+    add(router, "GET", "/pool/v1/jobs/{job_id}", routes.show)
+    add(router, "GET", "/pool/v1/jobs/{job_id}/result", routes.result)
+    add(router, "POST", "/pool/v1/jobs/{job_id}/cancel", routes.cancel)
+    return router
+
+
+class Jobs:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def create(self, request: Request) -> Response:
+        """Submit a job that runs without a waiting client: `{id, quote}`. Its request and answer are kept."""
+        context = self._desk.context
+        caller = await self._desk.auth.work(request)
+        key = idempotency_key(request)
+        wanted = await self._desk.read(request, JobRequest)
+        _refuse_unkept(wanted.request)
+        submissions = await prepare.submissions_of(
+            context, caller.member, wanted.kind, wanted.request, key=key
+        )
+        if len(submissions) > 1:
+            message = "request.prompt: a stored job has one prompt; submit one job for each."
+            raise ApiError(400, "unsupported_parameter", message, param="request.prompt")
+        stored = replace(submissions[0], stored=True, idempotency_key=key)
+        try:
+            ticket = await context.pool.submit(stored)
+        except Refusal as refusal:
+            raise refused(refusal) from None
+        headers = {"x-potluck-job-id": ticket.job_id, "location": f"/pool/v1/jobs/{ticket.job_id}"}
+        return Json({"id": ticket.job_id, "quote": ticket.quote}, 202, headers)
+
+    async def list(self, request: Request) -> Response:
+        """The caller's jobs, newest first: `?limit&before&state`; `{data, has_more}`. Admins: `?all=true`."""
+        caller = await self._desk.auth.look(request)
+        limit = integer(request, "limit", LISTED, LISTED_MAX)
+        state = word(request, "state", [state.value for state in JobState])
+        everybody = boolean(request, "all")
+        if everybody and not caller.admin:
+            raise ApiError(403, "admin_needed", "Only an admin may list everybody's jobs.", param="all")
+        before = request.query_params.get("before")
+        found = await self._desk.context.store.jobs(
+            member=None if everybody else caller.member.id,
+            state=None if state is None else JobState(state),
+            limit=limit + 1,
+            before=None if before is None else JobId(before[:64]),
+        )
+        names = await self._names(caller, found)
+        data = [job_body(job, names[job.member]) for job in found[:limit]]
+        return Json({"data": data, "has_more": len(found) > limit})
+
+    async def show(self, request: Request) -> Response:
+        """One job with its attempts: who tried, what each delivered and was paid, and why it ended."""
+        caller = await self._desk.auth.look(request)
+        job = await self._find(caller, request)
+        return Json(job_body(job, (await self._names(caller, [job]))[job.member]))
+
+    async def result(self, request: Request) -> Response:
+        """The answer of a stored job, as the OpenAI route would have given it."""
+        caller = await self._desk.auth.look(request)
+        job = await self._find(caller, request)
+        if not job.stored:
+            message = f"{job.id} was interactive: its answer went to whoever asked and is kept nowhere."
+            raise ApiError(404, "result_not_kept", message)
+        if not job.ended:
+            message = f"{job.id} is {job.state.value}; ask again when it has ended."
+            raise ApiError(409, "job_not_finished", message, retry=False)
+        result = await self._desk.context.store.result(job.id)
+        if job.state is not JobState.SUCCEEDED or result is None:
+            why = job.why or "it left no answer"
+            raise ApiError(
+                409, job.code or "job_failed", f"{job.id} has {job.state.value}: {why}.", retry=False
+            )
+        return Response(result, media_type="application/json")
+
+    async def cancel(self, request: Request) -> Response:
+        """End the job: `{id, state, cancelled}`. What was delivered until then is charged."""
+        caller = await self._desk.auth.look(request)
+        job = await self._find(caller, request)
+        cancelled = self._desk.context.pool.cancel(job.id, f"{caller.member.name} cancelled it")
+        state = JobState.CANCELLED if cancelled else job.state
+        return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
+
+    async def _find(self, caller: Caller, request: Request) -> Job:
+        """Others' jobs look as if they were not there."""
+        job_id = request.path_params["job_id"][:64]
+        job = await self._desk.context.store.job(JobId(job_id))
+        if job is None or (job.member != caller.member.id and not caller.admin):
+            raise ApiError(404, "job_not_found", f"You have no job {job_id}.")
+        return job
+
+    async def _names(self, caller: Caller, found: Sequence[Job]) -> dict[Any, str]:
+        if all(job.member == caller.member.id for job in found):
+            return {caller.member.id: caller.member.name}
+        return {member.id: member.name for member in await self._desk.context.store.members()}
+
+
+def _refuse_unkept(wanted: dict[str, Any]) -> None:
+    """What the kept answer of a stored job cannot show is refused by name."""
+    asked = {
+        "stream": bool(wanted.get("stream")),
+        "logprobs": wanted.get("logprobs") not in (None, False),
+        "echo": bool(wanted.get("echo")),
+        "encoding_format": wanted.get("encoding_format") == "base64",
+    }
+    for name, unsupported in asked.items():
+        if unsupported:
+            message = f"request.{name}: a stored job does not support it; ask the interactive route instead."
+            raise ApiError(400, "unsupported_parameter", message, param=f"request.{name}")

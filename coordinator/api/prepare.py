@@ -1,0 +1,212 @@
+"""From a checked request to submissions: the model, the token counts, the limits, the work as protobuf."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from coordinator.api.context import Context
+from coordinator.api.errors import ApiError
+from coordinator.api.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Generation,
+    PotluckOptions,
+    Prompt,
+)
+from coordinator.api.schema import validated
+from coordinator.core.jobs import Kind
+from coordinator.pool import Submission
+from coordinator.records import Member
+from potluck.catalogue import Catalogue, ModelEntry
+from potluck.v1 import work_pb2
+
+# Counting this many characters takes about as long as handing them to a thread.
+COUNT_INLINE_CHARS_MAX = 4_096
+CLOSE_NAMES_MAX = 5
+NAME_CHARS_SHOWN_MAX = 256
+U64 = 2**64 - 1
+
+SCHEMA_BY_KIND: dict[Kind, type[ChatRequest] | type[CompletionRequest] | type[EmbeddingRequest]] = {
+    Kind.CHAT: ChatRequest,
+    Kind.COMPLETION: CompletionRequest,
+    Kind.EMBEDDING: EmbeddingRequest,
+}
+
+Result = TypeVar("Result")
+
+
+def find_model(context: Context, name: str, kind: Kind) -> ModelEntry:
+    """The catalogue's entry, aliases resolved. Raises ApiError 404 with the names that are close, or 400."""
+    catalogue = context.catalogue()
+    entry = catalogue.get(name)
+    if entry is None:
+        raise unknown_model(catalogue, name)
+    if kind.value not in entry.kinds:
+        message = f"{entry.name} does not do {kind.value}; it does {', '.join(entry.kinds)}."
+        raise ApiError(400, "model_does_not_serve_kind", message, param="model")
+    return entry
+
+
+def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
+    close = catalogue.closest(name[:NAME_CHARS_SHOWN_MAX])[:CLOSE_NAMES_MAX]
+    hint = f" Close to it: {', '.join(close)}." if close else " GET /v1/models lists what there is."
+    message = f"This pool has no model {name[:NAME_CHARS_SHOWN_MAX]!r}.{hint}"
+    return ApiError(404, "model_not_found", message, param="model")
+
+
+async def submissions_of(
+    context: Context, member: Member, kind: Kind, body: Any, *, key: str | None = None
+) -> list[Submission]:
+    """The `request` of that kind inside another body, checked whole. Raises ApiError 400 or 404."""
+    request = validated(SCHEMA_BY_KIND[kind], body, within="request")
+    if isinstance(request, ChatRequest):
+        return [await chat(context, member, request, key)]
+    if isinstance(request, CompletionRequest):
+        return await completions(context, member, request, key)
+    return [await embedding(context, member, request)]
+
+
+async def chat(context: Context, member: Member, request: ChatRequest, key: str | None) -> Submission:
+    """`key` is the request's Idempotency-Key, which fixes the seed."""
+    entry = find_model(context, request.model, Kind.CHAT)
+    messages = [
+        work_pb2.ChatMessage(role=message.role, content=message.content or "", name=message.name or "")
+        for message in request.messages
+    ]
+    characters = sum(len(message.content) for message in messages)
+    prompt_tokens = await _count(characters, lambda: context.counter.count_chat(entry.name, messages))
+    wanted = request.max_completion_tokens or request.max_tokens
+    max_tokens = _room(context, entry, prompt_tokens, wanted, param="messages")
+    sampling = _sampling(context, member, request, max_tokens, key)
+    sampling.logprobs = bool(request.logprobs)
+    sampling.top_logprobs = request.top_logprobs or 0
+    work = work_pb2.Work(chat=work_pb2.ChatWork(messages=messages, sampling=sampling))
+    return Submission(
+        kind=Kind.CHAT,
+        model=entry.name,
+        member=member,
+        work=work,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        choices=sampling.choices,
+        workers=_workers(request.potluck),
+    )
+
+
+async def completions(
+    context: Context, member: Member, request: CompletionRequest, key: str | None
+) -> list[Submission]:
+    """One submission for each prompt. The API echoes, so that an echo is never counted as output."""
+    entry = find_model(context, request.model, Kind.COMPLETION)
+    counts = await _count_each(context, entry, request.prompt)
+    submissions = []
+    for prompt, prompt_tokens in zip(request.prompt, counts, strict=True):
+        max_tokens = _room(context, entry, prompt_tokens, request.max_tokens, param="prompt")
+        sampling = _sampling(context, member, request, max_tokens, key)
+        sampling.logprobs = request.logprobs is not None
+        sampling.top_logprobs = request.logprobs or 0
+        completion = work_pb2.CompletionWork(sampling=sampling)
+        if isinstance(prompt, str):
+            completion.prompt = prompt
+        else:
+            completion.prompt_ids.extend(prompt)
+        submissions.append(
+            Submission(
+                kind=Kind.COMPLETION,
+                model=entry.name,
+                member=member,
+                work=work_pb2.Work(completion=completion),
+                prompt_tokens=prompt_tokens,
+                max_tokens=max_tokens,
+                choices=sampling.choices,
+                workers=_workers(request.potluck),
+            )
+        )
+    return submissions
+
+
+async def embedding(context: Context, member: Member, request: EmbeddingRequest) -> Submission:
+    entry = find_model(context, request.model, Kind.EMBEDDING)
+    counts = await _count_each(context, entry, request.input)
+    for index, tokens in enumerate(counts):
+        if tokens > entry.context_tokens:
+            raise _too_long(entry, tokens, 0, param=f"input.{index}" if len(counts) > 1 else "input")
+    inputs = [
+        work_pb2.EmbeddingInput(text=item) if isinstance(item, str) else work_pb2.EmbeddingInput(ids=item)
+        for item in request.input
+    ]
+    return Submission(
+        kind=Kind.EMBEDDING,
+        model=entry.name,
+        member=member,
+        work=work_pb2.Work(embedding=work_pb2.EmbeddingWork(inputs=inputs)),
+        prompt_tokens=sum(counts),
+        max_tokens=0,
+        choices=1,
+        workers=_workers(request.potluck),
+    )
+
+
+async def _count_each(context: Context, entry: ModelEntry, prompts: Sequence[Prompt]) -> list[int]:
+    def count() -> list[int]:
+        counter = context.counter
+        return [
+            counter.count_text(entry.name, prompt) if isinstance(prompt, str) else len(prompt)
+            for prompt in prompts
+        ]
+
+    return await _count(sum(len(prompt) for prompt in prompts if isinstance(prompt, str)), count)
+
+
+async def _count(characters: int, count: Callable[[], Result]) -> Result:
+    """Tokenizing much text takes long (and releases the interpreter lock): not on the event loop."""
+    if characters <= COUNT_INLINE_CHARS_MAX:
+        return count()
+    return await asyncio.to_thread(count)
+
+
+def _room(context: Context, entry: ModelEntry, prompt_tokens: int, wanted: int | None, *, param: str) -> int:
+    """`max_tokens` for each choice: as asked for, or the pool's default as far as the context reaches."""
+    left = entry.context_tokens - prompt_tokens
+    if left < (wanted or 1):
+        raise _too_long(entry, prompt_tokens, wanted or 1, param=param)
+    return wanted or min(context.settings.default_max_tokens, left)
+
+
+def _too_long(entry: ModelEntry, prompt_tokens: int, max_tokens: int, *, param: str) -> ApiError:
+    asked = f" and {max_tokens:,} more were asked for as output" if max_tokens else ""
+    message = (
+        f"{entry.name} has a context of {entry.context_tokens:,} tokens; "
+        f"the prompt has {prompt_tokens:,}{asked}. "
+        + ("Shorten the prompt or lower max_tokens." if max_tokens > 1 else "Shorten the prompt.")
+    )
+    return ApiError(400, "context_length_exceeded", message, param=param)
+
+
+def _sampling(
+    context: Context, member: Member, request: Generation, max_tokens: int, key: str | None
+) -> work_pb2.Sampling:
+    """The OpenAI API's defaults; a negative seed is the same 64 bits read as unsigned.
+
+    Under an Idempotency-Key the drawn seed follows from the key: a repeated request is the same request.
+    """
+    seed = request.seed
+    if seed is None and key is not None:
+        seed = int.from_bytes(hashlib.sha256(f"{member.id} {key}".encode()).digest()[:8])
+    if seed is None:
+        seed = context.draw_seed()
+    return work_pb2.Sampling(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k or 0,
+        seed=seed & U64,
+        max_tokens=max_tokens,
+        stop=request.stop,
+        choices=request.n or 1,
+    )
+
+
+def _workers(options: PotluckOptions | None) -> Any:
+    return None if options is None else options.workers

@@ -1,0 +1,199 @@
+"""The jobs behind one request, from submission to their end, whatever the client does meanwhile.
+
+Usually it is one job; several prompts in one completion request are several. Each takes a place among its
+member's concurrent jobs. A client that goes away cancels them, and pays for what was produced until then.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+from starlette.types import Receive
+
+from coordinator.api.context import Context
+from coordinator.api.errors import ApiError
+from coordinator.api.limits import Gauge
+from coordinator.api.usage import Usage
+from coordinator.core.jobs import JobState
+from coordinator.pool import Closed, JobEvent, Refusal, Submission, Ticket
+
+GONE = "the client went away"
+
+# What a job ended with, as a status. Anything else is a 500: the pool's fault, not the member's.
+STATUS_BY_CODE = {
+    "context_length_exceeded": 400,
+    "context_too_long": 400,
+    "invalid_request": 400,
+    "no_worker_could_serve": 400,
+    "unsupported": 400,
+    "no_worker_available": 503,
+    "model_loading": 503,
+    "shutting_down": 503,
+}
+RETRY_AFTER_S = 5.0
+CONCURRENCY_RETRY_AFTER_S = 1.0
+
+
+def refused(refusal: Refusal) -> ApiError:
+    return ApiError(
+        refusal.status,
+        refusal.code,
+        refusal.message,
+        param=refusal.param,
+        kind=refusal.type,
+        retry_after_s=refusal.retry_after_s,
+        retry=False if refusal.status == 409 else None,
+        extra=refusal.extra,
+    )
+
+
+def failed(closed: Closed, job_id: str) -> ApiError:
+    """A job that ended without success. What was delivered is charged: nothing tries it again by itself."""
+    extra = {"potluck": {"charge": closed.charge, "job_id": job_id}}
+    why = closed.why or "no reason was given"
+    if closed.state is JobState.CANCELLED:
+        return ApiError(400, "job_cancelled", f"The job was cancelled: {why}.", retry=False, extra=extra)
+    code = closed.code or "job_failed"
+    status = 503 if closed.state is JobState.EXPIRED else STATUS_BY_CODE.get(code, 500)
+    message = f"The job could not be done: {why}."
+    if status == 503:
+        return ApiError(status, code, message, retry_after_s=RETRY_AFTER_S, extra=extra)
+    return ApiError(status, code, message, retry=False, extra=extra)
+
+
+class Running:
+    """Jobs that were submitted together, as a context: leaving it ends them."""
+
+    def __init__(self, context: Context, gauge: Gauge, member: str, received_at: float) -> None:
+        self._context, self._gauge, self._member = context, gauge, member
+        self._received_at = received_at
+        self._submitted_at = received_at
+        self._tickets: list[Ticket] = []
+        self._closed: dict[int, Closed] = {}
+        self._places = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def start(
+        cls, context: Context, gauge: Gauge, submissions: Sequence[Submission], received_at: float
+    ) -> Self:
+        """Submit all, or none: a refusal cancels those before it. Raises ApiError."""
+        member = submissions[0].member
+        running = cls(context, gauge, member.id, received_at)
+        if not gauge.take(member.id, len(submissions)):
+            message = (
+                f"{member.name} has {gauge.open(member.id)} jobs under way and asked for {len(submissions)} "
+                f"more; this pool allows {gauge.open_max} at once. Wait for one to end, or use stored jobs."
+            )
+            raise ApiError(429, "too_many_concurrent_jobs", message, retry_after_s=CONCURRENCY_RETRY_AFTER_S)
+        running._places = len(submissions)
+        try:
+            for submission in submissions:
+                running._tickets.append(await context.pool.submit(submission))
+        except Refusal as refusal:
+            running._end("another prompt of the same request was refused")
+            raise refused(refusal) from None
+        except BaseException:
+            running._end(GONE)
+            raise
+        running._submitted_at = context.clock.now()
+        return running
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._end(GONE)
+
+    def _end(self, why: str) -> None:
+        """A replay shows another request's job, which lives on with that one."""
+        for index, ticket in enumerate(self._tickets):
+            if index not in self._closed and not ticket.replayed:
+                self._context.pool.cancel(ticket.job_id, why)
+        if self._places:
+            self._gauge.give(self._member, self._places)
+            self._places = 0
+
+    def watch(self, receive: Receive) -> None:
+        """Cancel when the client goes away. The jobs' own last events then end whoever reads them."""
+
+        async def wait() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            for ticket in self._tickets:
+                if not ticket.replayed:
+                    self._context.pool.cancel(ticket.job_id, GONE)
+
+        self._tasks.append(asyncio.create_task(wait()))
+
+    @property
+    def job_ids(self) -> tuple[str, ...]:
+        return tuple(ticket.job_id for ticket in self._tickets)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is known before the first byte; `overhead_ms` is added when it is sent."""
+        headers = {"x-potluck-job-id": self._tickets[0].job_id}
+        if self._tickets[0].replayed:
+            headers["x-potluck-replayed"] = "true"
+        return headers
+
+    def overhead_ms(self, heard_at: float) -> str:
+        """Time spent in the coordinator before the first byte, without waiting for a worker, in milliseconds.
+
+        It is the time from the arrival of the request's head to the end of its submission (authentication,
+        the body, token counting, the quote), plus the time from `heard_at`, when the event that
+        the answer begins with reached the API, until now.
+        """
+        now = self._context.clock.now()
+        return f"{(self._submitted_at - self._received_at + now - heard_at) * 1_000:.2f}"
+
+    @property
+    def usage(self) -> Usage:
+        """Sums over the jobs; complete once all have closed."""
+        closed = self._closed.values()
+        return Usage(
+            prompt_tokens=sum(c.prompt_tokens for c in closed),
+            output_tokens=sum(c.output_tokens for c in closed),
+            charge=sum(c.charge for c in closed),
+            job_ids=self.job_ids,
+        )
+
+    async def events(self) -> AsyncIterator[tuple[int, JobEvent]]:
+        """(index of the job, event) until all have closed. Raises ApiError when one ends without success."""
+        source = _alone(self._tickets[0]) if len(self._tickets) == 1 else self._together()
+        async for index, event in source:
+            if isinstance(event, Closed):
+                self._closed[index] = event
+                if event.state is not JobState.SUCCEEDED:
+                    raise failed(event, self._tickets[index].job_id)
+                if len(self._closed) == len(self._tickets):
+                    return
+            else:
+                yield index, event
+
+    async def _together(self) -> AsyncIterator[tuple[int, JobEvent]]:
+        """Events of several jobs as they come; each waits until its own is taken: nothing piles up here."""
+        queue: asyncio.Queue[tuple[int, JobEvent] | Exception] = asyncio.Queue(maxsize=len(self._tickets))
+
+        async def forward(index: int, ticket: Ticket) -> None:
+            try:
+                async for event in ticket.events:
+                    await queue.put((index, event))
+            except Exception as error:  # raised again where the events are read
+                await queue.put(error)
+
+        for index, ticket in enumerate(self._tickets):
+            self._tasks.append(asyncio.create_task(forward(index, ticket)))
+        while True:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+async def _alone(ticket: Ticket) -> AsyncIterator[tuple[int, JobEvent]]:
+    async for event in ticket.events:
+        yield 0, event

@@ -1,0 +1,65 @@
+"""The pool's own objects as JSON: times RFC 3339 UTC, amounts in integer microcredits (design, section 9)."""
+
+from typing import Any
+
+from coordinator.clock import rfc3339
+from coordinator.core.jobs import Attempt, Job
+from coordinator.records import ApiKey, Member
+
+
+def when(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)
+
+
+def member_body(member: Member) -> dict[str, Any]:
+    return {"id": member.id, "name": member.name, "role": member.role.value}
+
+
+def scopes_of(member: Member) -> list[str]:
+    """A key can do what its member can, and nothing else."""
+    return ["member", "admin"] if member.role.value == "admin" else ["member"]
+
+
+def key_body(key: ApiKey, member: Member) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.display,
+        "scopes": scopes_of(member),
+        "created_at": when(key.created_at),
+        "expires_at": when(key.expires_at),
+        "revoked_at": when(key.revoked_at),
+    }
+
+
+def job_body(job: Job, member_name: str) -> dict[str, Any]:
+    """`charge` is null while the job is open."""
+    return {
+        "id": job.id,
+        "kind": job.kind.value,
+        "state": job.state.value,
+        "model": job.model,
+        "member": member_name,
+        "quote": job.quote,
+        "charge": job.charge,
+        "prompt_tokens": job.prompt_tokens,
+        "output_tokens": job.output_tokens,
+        "stored": job.stored,
+        "created_at": when(job.created_at),
+        "started_at": when(job.started_at),
+        "ended_at": when(job.ended_at),
+        "code": job.code or None,
+        "why": job.why or None,
+        "attempts": [_attempt(attempt) for attempt in job.attempts],
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "worker": attempt.worker,
+        "state": attempt.state.value,
+        "tokens": attempt.tokens,
+        "paid": attempt.paid,
+        "why": attempt.why or None,
+    }
