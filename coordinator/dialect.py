@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from sqlalchemy import DDL, Connection, Table, event
+from sqlalchemy import DDL, Connection, Dialect, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 BUSY_TIMEOUT_MS: Final = 5_000
 _SQLITE_FULL: Final = 13  # SQLITE_FULL
@@ -46,7 +46,7 @@ def append_only(table: Table, taken: str) -> None:
             event.listen(table, "after_create", ddl.execute_if(dialect=name))
 
 
-def prepare_sqlite(engine: AsyncEngine, *, writer: bool) -> None:
+def prepare_sqlite(engine: Engine, *, writer: bool) -> None:
     """WAL, so that readers never wait for the writer nor it for them; FULL, so that a commit is on the disk.
 
     The driver's own transaction control begins too late (at the first write) and not at all before a SELECT,
@@ -67,20 +67,20 @@ def prepare_sqlite(engine: AsyncEngine, *, writer: bool) -> None:
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
 
-    event.listen(engine.sync_engine, "connect", connected)
-    event.listen(engine.sync_engine, "begin", begun)
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)
 
 
-def insert_into(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that knows ON CONFLICT in the connection's dialect."""
-    if connection.dialect.name == "sqlite":
+def insert_into(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT in the dialect."""
+    if spoken.name == "sqlite":
         return sqlite.insert(table)
     return postgresql.insert(table)
 
 
-def upsert(connection: AsyncConnection, table: Table) -> sqlite.Insert | postgresql.Insert:
+def upsert(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Inserts a row, or sets all columns of the row with the same primary key."""
-    statement = insert_into(connection, table)
+    statement = insert_into(spoken, table)
     keys = [column.name for column in table.primary_key]
     rest = (column.name for column in table.columns if column.name not in keys)
     return statement.on_conflict_do_update(

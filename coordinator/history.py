@@ -74,7 +74,7 @@ class History(Database):
         """Keep the answer of a stored job; a later one replaces it."""
         async with self.writing() as connection:
             await connection.execute(
-                dialect.upsert(connection, _RESULTS), {"job_id": job_id, "result": result}
+                dialect.upsert(connection.dialect, _RESULTS), {"job_id": job_id, "result": result}
             )
 
     async def result(self, job_id: JobId) -> bytes | None:

@@ -1,12 +1,23 @@
-"""Random names of things: a prefix that says what it is, and 80 random bits in base32."""
+"""Names of things: a prefix that says what it is, the moment in milliseconds, and 72 random bits.
+
+The moment stands first, so that new rows lie side by side in every index (after UUIDv7, RFC 9562): with
+random names alone, each row of a grown database dirties a page of its own in each index. Ids are no secrets.
+"""
 
 import base64
 import secrets
+import time
 from typing import Final
 
-_RANDOM_BYTES: Final = 10
+_MOMENT_BYTES: Final = 6
+_RANDOM_BYTES: Final = 9
 
 
 def new_id(prefix: str) -> str:
-    """For instance `job_5q3zk2v7tq4mx6ha`; prefixes are job, mem, wrk, key, acc and tok."""
-    return f"{prefix}_{base64.b32encode(secrets.token_bytes(_RANDOM_BYTES)).decode('ascii').lower()}"
+    """For instance `job_0d6kq8hv1tm2c4r0p9s7b3fg`; prefixes are job, mem, wrk, key, acc and tok.
+
+    Written in base32hex, whose order as text is that of the bytes.
+    """
+    moment = int(time.time() * 1000).to_bytes(_MOMENT_BYTES, "big")
+    text = base64.b32hexencode(moment + secrets.token_bytes(_RANDOM_BYTES)).decode("ascii")
+    return f"{prefix}_{text.lower()}"

@@ -1,4 +1,7 @@
-"""Between the core's values and the tables' rows, without a decision."""
+"""Between the core's values and the tables' rows, without a decision.
+
+Tuples to be written are in the order of the tables' columns, as `statements` asks for them.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,31 +24,31 @@ from coordinator.core.ledger import Account, Bucket, Code, Entry, Posting, Recor
 from coordinator.records import ReceiptRow, ReceiptState
 
 
-def job_values(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "kind": job.kind.value,
-        "model": job.model,
-        "member_id": job.member,
-        "account_id": job.account,
-        "created_at": job.created_at,
-        "quote": job.quote,
-        "hold": job.hold,
-        "prompt_tokens": job.prompt_tokens,
-        "max_tokens": job.max_tokens,
-        "choices": job.choices,
-        "stored": job.stored,
-        "own_only": job.own_only,
-        "only_workers": json.dumps(sorted(job.only)) if job.only else "[]",
-        "expires_at": job.expires_at,
-        "state": job.state.value,
-        "charge": job.charge,
-        "output_tokens": job.output_tokens,
-        "started_at": job.started_at,
-        "ended_at": job.ended_at,
-        "why": job.why,
-        "code": job.code,
-    }
+def job_values(job: Job) -> tuple[Any, ...]:
+    return (
+        job.id,
+        job.kind.value,
+        job.model,
+        job.member,
+        job.account,
+        job.created_at,
+        job.quote,
+        job.hold,
+        job.prompt_tokens,
+        job.max_tokens,
+        job.choices,
+        job.stored,
+        job.own_only,
+        json.dumps(sorted(job.only)) if job.only else "[]",
+        job.expires_at,
+        job.state.value,
+        job.charge,
+        job.output_tokens,
+        job.started_at,
+        job.ended_at,
+        job.why,
+        job.code,
+    )
 
 
 def job_of(row: Row[Any], attempts: Iterable[Attempt]) -> Job:
@@ -76,19 +79,19 @@ def job_of(row: Row[Any], attempts: Iterable[Attempt]) -> Job:
     )
 
 
-def attempt_values(job: JobId, attempt: Attempt) -> dict[str, Any]:
-    return {
-        "job_id": job,
-        "number": attempt.number,
-        "worker_id": attempt.worker,
-        "owner_id": attempt.owner,
-        "assigned_at": attempt.assigned_at,
-        "why": attempt.why,
-        "state": attempt.state.value,
-        "ended_at": attempt.ended_at,
-        "tokens": attempt.tokens,
-        "paid": attempt.paid,
-    }
+def attempt_values(job: JobId, attempt: Attempt) -> tuple[Any, ...]:
+    return (
+        job,
+        attempt.number,
+        attempt.worker,
+        attempt.owner,
+        attempt.assigned_at,
+        attempt.why,
+        attempt.state.value,
+        attempt.ended_at,
+        attempt.tokens,
+        attempt.paid,
+    )
 
 
 def attempt_of(row: Row[Any]) -> Attempt:
@@ -109,29 +112,23 @@ def account_of(row: Row[Any]) -> Account:
     return Account(AccountId(row.id), row.credit_line, row.main, row.reserved, row.held)
 
 
-def entry_values(recorded: Recorded) -> dict[str, Any]:
+def entry_values(recorded: Recorded) -> tuple[Any, ...]:
     entry = recorded.entry
-    return {
-        "number": recorded.number,
-        "id": entry.id,
-        "at": recorded.at,
-        "code": entry.code.value,
-        "job_id": entry.job,
-        "details": entry.details,
-        "previous": recorded.previous,
-        "hash": recorded.hash,
-    }
+    return (
+        recorded.number,
+        entry.id,
+        recorded.at,
+        entry.code.value,
+        entry.job,
+        entry.details,
+        recorded.previous,
+        recorded.hash,
+    )
 
 
-def posting_values(recorded: Recorded) -> list[dict[str, Any]]:
+def posting_values(recorded: Recorded) -> list[tuple[Any, ...]]:
     return [
-        {
-            "entry_number": recorded.number,
-            "position": position,
-            "account_id": posting.account,
-            "bucket": posting.bucket.value,
-            "amount": posting.amount,
-        }
+        (recorded.number, position, posting.account, posting.bucket.value, posting.amount)
         for position, posting in enumerate(recorded.entry.postings)
     ]
 
@@ -154,17 +151,17 @@ def recorded_of(row: Row[Any], postings: Iterable[Posting]) -> Recorded:
     return Recorded(row.number, row.at, entry_of(row, postings), row.previous, row.hash)
 
 
-def receipt_values(receipt: ReceiptRow) -> dict[str, Any]:
-    return {
-        "job_id": receipt.job_id,
-        "attempt": receipt.attempt,
-        "worker_id": receipt.worker_id,
-        "body": receipt.body,
-        "signature": receipt.signature,
-        "state": receipt.state.value,
-        "why": receipt.why,
-        "at": receipt.at,
-    }
+def receipt_values(receipt: ReceiptRow) -> tuple[Any, ...]:
+    return (
+        receipt.job_id,
+        receipt.attempt,
+        receipt.worker_id,
+        receipt.body,
+        receipt.signature,
+        receipt.state.value,
+        receipt.why,
+        receipt.at,
+    )
 
 
 def receipt_of(row: Row[Any]) -> ReceiptRow:

@@ -6,16 +6,16 @@ postings, so that a bug above this line, or a second writer, is refused instead 
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, func, select
 
-from coordinator import dialect, tables
+from coordinator import tables
 from coordinator.audit import Audit
 from coordinator.core.jobs import JobId
-from coordinator.core.ledger import GENESIS, Account, Recorded
+from coordinator.core.ledger import GENESIS, Recorded
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
@@ -32,28 +32,23 @@ from coordinator.rows import (
     postings_of,
     receipt_values,
 )
+from coordinator.statements import BUCKETS, Statements, compile_statements, execute
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
 
 _IDS_MAX: Final = 500  # in one IN list; databases limit the parameters of a statement
 
 _ACCOUNTS = table_of(tables.Account)
-_ATTEMPTS = table_of(tables.Attempt)
 _ENTRIES = table_of(tables.Entry)
 _JOBS = table_of(tables.Job)
 _POSTINGS = table_of(tables.Posting)
-_RECEIPTS = table_of(tables.Receipt)
 _REQUESTS = table_of(tables.StoredRequest)
-_RESULTS = table_of(tables.StoredResult)
-_MOVE = (
-    update(_ACCOUNTS)
-    .where(_ACCOUNTS.c.id == bindparam("account"))
-    .values({b: _ACCOUNTS.c[b] + bindparam(f"by_{b}") for b in ("main", "reserved", "held")})
-)
 
 
 class Store(Members, Enrolment, History, Registry, Audit, Database):
     """One for each coordinator, for as long as it runs."""
+
+    _statements: Statements | None = None  # compiled at the first commit
 
     @classmethod
     async def open(cls, url: str, now: float) -> "Store":
@@ -70,35 +65,20 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         """Write the batch and wait until it is on the disk, or change nothing and raise.
 
         StoreFull: the same batch may be committed again. StoreConflict: it was recorded before, does not
-        continue the chain, overdraws an account, or its sums are not those of its postings. A caller that is
-        cancelled meanwhile does not tear the batch: the commit runs to its end.
+        continue the chain, overdraws an account, or its sums are not those of its postings. The batch is
+        read before the first wait. A caller that is cancelled does not tear it: the commit runs to its end.
         """
-        if any((batch.records, batch.accounts, batch.jobs, batch.receipts, batch.requests, batch.results)):
-            await asyncio.shield(asyncio.ensure_future(self._commit(batch)))
-
-    async def _commit(self, batch: Batch) -> None:
-        moves = _moves(batch.records, batch.accounts)
-        async with self.writing() as connection:
-            if batch.records:
-                await _check_continues(connection, batch.records)
-            await _write_jobs(connection, batch)
-            if batch.records:
-                await connection.execute(_ENTRIES.insert(), [entry_values(r) for r in batch.records])
-                postings = [values for r in batch.records for values in posting_values(r)]
-                await connection.execute(_POSTINGS.insert(), postings)
-            if moves:
-                await connection.execute(_MOVE, moves)
-                await _check_sums(connection, batch.accounts)
-            if batch.receipts:
-                # A worker repeats a receipt until it is acknowledged; the first one stands.
-                statement = dialect.insert_into(connection, _RECEIPTS).on_conflict_do_nothing()
-                await connection.execute(statement, [receipt_values(r) for r in batch.receipts])
+        statements = self._statements or compile_statements(self._writer.dialect)
+        self._statements = statements
+        writes = _Writes.of(batch)
+        commit = self.transact(lambda connection: _write(connection, writes, statements))
+        await asyncio.shield(asyncio.ensure_future(commit))
 
     async def load(self) -> Loaded:
         """All that a starting coordinator needs, as of one moment."""
         async with self.reading() as connection:
             accounts = (await connection.execute(select(_ACCOUNTS).order_by(_ACCOUNTS.c.id))).all()
-            number, last_hash = await _head(connection)
+            number, last_hash = await connection.run_sync(_head)
             unended = select(_JOBS).where(_JOBS.c.ended_at.is_(None)).order_by(_JOBS.c.created_at, _JOBS.c.id)
             jobs = await with_attempts(connection, (await connection.execute(unended)).all())
             open_ids = select(_JOBS.c.id).where(_JOBS.c.ended_at.is_(None))
@@ -120,33 +100,79 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         )
 
 
-def _moves(records: Iterable[Recorded], accounts: Iterable[Account]) -> list[dict[str, Any]]:
-    """What the records add to each account's buckets. Raises StoreConflict if an account is not given."""
-    moves: dict[str, dict[str, Any]] = {}
-    for account in accounts:
-        moves[account.id] = {"account": account.id, "by_main": 0, "by_reserved": 0, "by_held": 0}
-    for recorded in records:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writes:
+    """A batch as rows, taken at one moment: accounts go on changing in memory while the disk is busy."""
+
+    records: tuple[Recorded, ...]
+    sums: dict[str, tuple[int, int, int]]  # main, reserved, held
+    jobs: list[tuple[Any, ...]]
+    attempts: list[tuple[Any, ...]]
+    entries: list[tuple[Any, ...]]
+    postings: list[tuple[Any, ...]]
+    receipts: list[tuple[Any, ...]]
+    requests: list[tuple[Any, ...]]
+    results: list[tuple[Any, ...]]
+    moves: list[tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Writes":
+        """Raises StoreConflict if an account that moves is not given."""
+        return cls(
+            records=tuple(batch.records),
+            sums={account.id: (account.main, account.reserved, account.held) for account in batch.accounts},
+            jobs=[job_values(job) for job in batch.jobs],
+            attempts=[attempt_values(job.id, attempt) for job in batch.jobs for attempt in job.attempts],
+            entries=[entry_values(recorded) for recorded in batch.records],
+            postings=[row for recorded in batch.records for row in posting_values(recorded)],
+            receipts=[receipt_values(receipt) for receipt in batch.receipts],
+            requests=list(batch.requests.items()),
+            results=list(batch.results.items()),
+            moves=_moves(batch),
+        )
+
+
+def _moves(batch: Batch) -> list[tuple[Any, ...]]:
+    """What the records add to main, reserved and held of each account that they touch."""
+    known = {account.id for account in batch.accounts}
+    moves: dict[str, dict[str, int]] = {}
+    for recorded in batch.records:
         for posting in recorded.entry.postings:
-            try:
-                moves[posting.account][f"by_{posting.bucket.value}"] += posting.amount
-            except KeyError:
+            if posting.account not in known:
                 raise StoreConflict(
                     f"entry {recorded.entry.id} moves {posting.account}, whose new sums are not in the batch;"
                     " nothing was changed"
-                ) from None
-    return list(moves.values())
+                )
+            move = moves.setdefault(posting.account, dict.fromkeys(BUCKETS, 0))
+            move[posting.bucket.value] += posting.amount
+    return [(*move.values(), account) for account, move in moves.items()]
 
 
-async def _head(connection: AsyncConnection) -> tuple[int, str]:
+def _write(connection: Connection, writes: _Writes, statements: Statements) -> None:
+    """One transaction's work, those referred to before those that refer."""
+    if writes.records:
+        _check_continues(connection, writes.records)
+    execute(connection, statements.jobs, writes.jobs)
+    execute(connection, statements.attempts, writes.attempts)
+    execute(connection, statements.requests, writes.requests)
+    execute(connection, statements.results, writes.results)
+    execute(connection, statements.entries, writes.entries)
+    execute(connection, statements.postings, writes.postings)
+    execute(connection, statements.receipts, writes.receipts)
+    execute(connection, statements.moves, writes.moves)
+    _check_sums(connection, writes.sums)
+
+
+def _head(connection: Connection) -> tuple[int, str]:
     """Number and hash of the last entry; 0 and GENESIS before the first."""
     last = select(func.max(_ENTRIES.c.number)).scalar_subquery()
     statement = select(_ENTRIES.c.number, _ENTRIES.c.hash).where(_ENTRIES.c.number == last)
-    row = (await connection.execute(statement)).one_or_none()
+    row = connection.execute(statement).one_or_none()
     return (0, GENESIS) if row is None else (row.number, row.hash)
 
 
-async def _check_continues(connection: AsyncConnection, records: Sequence[Recorded]) -> None:
-    number, last_hash = await _head(connection)
+def _check_continues(connection: Connection, records: Sequence[Recorded]) -> None:
+    number, last_hash = _head(connection)
     for recorded in records:
         if recorded.number <= number and recorded is records[0]:
             raise StoreConflict(
@@ -161,35 +187,19 @@ async def _check_continues(connection: AsyncConnection, records: Sequence[Record
         number, last_hash = recorded.number, recorded.hash
 
 
-async def _write_jobs(connection: AsyncConnection, batch: Batch) -> None:
-    if batch.jobs:
-        jobs = [job_values(job) for job in batch.jobs]
-        await connection.execute(dialect.upsert(connection, _JOBS), jobs)
-    if attempts := [attempt_values(job.id, attempt) for job in batch.jobs for attempt in job.attempts]:
-        await connection.execute(dialect.upsert(connection, _ATTEMPTS), attempts)
-    if batch.requests:
-        requests = [{"job_id": job, "request": body} for job, body in batch.requests.items()]
-        await connection.execute(_REQUESTS.insert(), requests)
-    if batch.results:
-        results = [{"job_id": job, "result": body} for job, body in batch.results.items()]
-        await connection.execute(dialect.upsert(connection, _RESULTS), results)
-
-
-async def _check_sums(connection: AsyncConnection, accounts: Sequence[Account]) -> None:
+def _check_sums(connection: Connection, sums: Mapping[str, tuple[int, int, int]]) -> None:
     """The sums that the postings made must be those that memory holds."""
-    expected = {account.id: account for account in accounts}
-    ids = list(expected)
+    ids = list(sums)
     found = 0
     for start in range(0, len(ids), _IDS_MAX):
         chosen = select(_ACCOUNTS).where(_ACCOUNTS.c.id.in_(ids[start : start + _IDS_MAX]))
-        for row in (await connection.execute(chosen)).all():
+        for row in connection.execute(chosen).all():
             found += 1
-            account = expected[row.id]
-            if (row.main, row.reserved, row.held) != (account.main, account.reserved, account.held):
+            if (row.main, row.reserved, row.held) != sums[row.id]:
                 raise StoreConflict(
-                    f"account {row.id} would hold {row.main}, {row.reserved} reserved and {row.held} held by"
-                    f" its postings, but {account.main}, {account.reserved} and {account.held} by the batch;"
+                    f"main, reserved and held of account {row.id} would be"
+                    f" {(row.main, row.reserved, row.held)} by its postings, but {sums[row.id]} by the batch;"
                     " nothing was changed"
                 )
-    if found != len(expected):
+    if found != len(sums):
         raise StoreConflict("the batch names an account that does not exist; nothing was changed")

@@ -229,7 +229,6 @@ class Entry(Base, table=True):
         _one_of("code", Code),
         _check("number >= 1", "number"),
         UniqueConstraint("id"),
-        UniqueConstraint("previous"),  # the chain cannot fork
     )
     number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     id: str
@@ -273,5 +272,5 @@ def table_of(model: type[Base]) -> Table:
     return table
 
 
-append_only(table_of(Entry), "number = NEW.number OR id = NEW.id OR previous = NEW.previous")
+append_only(table_of(Entry), "number = NEW.number OR id = NEW.id")
 append_only(table_of(Posting), "entry_number = NEW.entry_number AND position = NEW.position")

@@ -10,7 +10,7 @@ depends_on = None
 
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _REPLACED = {  # when a NEW row would replace an old one
-    "entries": "number = NEW.number OR id = NEW.id OR previous = NEW.previous",
+    "entries": "number = NEW.number OR id = NEW.id",
     "postings": "entry_number = NEW.entry_number AND position = NEW.position",
 }
 
@@ -251,7 +251,6 @@ def _ledger() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_entries_job_id"),
         sa.PrimaryKeyConstraint("number", name="pk_entries"),
         sa.UniqueConstraint("id", name="uq_entries_id"),
-        sa.UniqueConstraint("previous", name="uq_entries_previous"),
     )
     op.create_index("ix_entries_job_id", "entries", ["job_id"])
     op.create_table(
