@@ -237,7 +237,7 @@ def checked_profile(name: str) -> str:
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not plain.isalnum() or len(name) > PROFILE_CHARS_MAX:
         raise UsageError(
-            f"{name!r} is no name for a profile: use letters, digits and - _ . only, at most {PROFILE_CHARS_MAX}."
+            f"{name!r} is no name for a profile: use at most {PROFILE_CHARS_MAX} letters, digits and - _ ."
         )
     return name
 

@@ -12,6 +12,7 @@
 Every method raises a class of `potluck.errors` and nothing else.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -49,6 +50,7 @@ TIMEOUT_S: Final = 600.0
 RETRIES_MAX: Final = 2
 POLL_S_FIRST: Final = 0.1
 POLL_S_MAX: Final = 2.0
+IDEMPOTENCY_BYTES: Final = 16
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
@@ -125,6 +127,7 @@ class Pool:
 
     def submit(self, kind: Kind, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         """Leave a job with the pool and get its id; the result waits there. The same key never pays twice."""
+        idempotency_key = idempotency_key or secrets.token_hex(IDEMPOTENCY_BYTES)
         body = {"kind": kind, "request": dict(request)}
         answer = self._transport.post("/pool/v1/jobs", body, idempotency_key=idempotency_key)
         return read(Job, {"kind": kind, "state": "queued", "model": "", "member": "", **answer}).id

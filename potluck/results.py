@@ -122,10 +122,15 @@ class Job:
     member: str
     quote: int = 0
     charge: int | None = None
-    attempts: tuple[Attempt, ...] = ()
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    stored: bool = False
     created_at: str | None = None
+    started_at: str | None = None
     ended_at: str | None = None
+    code: str | None = None
     why: str | None = None
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -161,6 +166,16 @@ class Worker:
     engines: tuple[str, ...] = ()
     hardware: Mapping[str, Any] = field(default_factory=dict)
     speed: Mapping[str, Any] = field(default_factory=dict)
+    running: int = 0
+    reliability: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Microcredits for a thousand tokens at the start of a context."""
+
+    prompt_1000_tokens: int = 0
+    output_1000_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +190,9 @@ class Model:
     licence: str | None = None
     context_tokens: int | None = None
     parameters: int | None = None
+    engines: tuple[str, ...] = ()
+    decode_tokens_per_s: float = 0.0
+    price: Price | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,6 @@ httpx2 is loaded with the first connection and not with this module: `potluck --
 """
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ CONNECT_S_MAX: Final = 10.0
 RETRY_S_FIRST: Final = 0.2
 RETRY_S_MAX: Final = 20.0
 RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})
-IDEMPOTENCY_BYTES: Final = 16
 
 
 class Transport:
@@ -60,7 +58,7 @@ class Transport:
         return self._answer("DELETE", path)
 
     def post(self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Any:
-        """The JSON answer. With the same key a second try finds the first one's job and pays once."""
+        """The JSON answer. With a key a second try finds the first one's job, so that one may be made."""
         return self._answer("POST", path, content=encoded(body), headers=_post_headers(idempotency_key))
 
     @contextmanager
@@ -95,8 +93,12 @@ class Transport:
             wait_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2 ** (self._retries_max - tries_left))
             try:
                 response = self._client.send(request, stream=stream)
-            except (httpx2.ConnectError, httpx2.RemoteProtocolError, httpx2.ReadError):
+            except httpx2.ConnectError:
                 if not tries_left:
+                    raise
+            except (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError):
+                # It may have arrived: only what is the same when done twice is tried again.
+                if not tries_left or (request.method == "POST" and "idempotency-key" not in request.headers):
                     raise
             else:
                 if response.status_code < 300:
@@ -160,8 +162,8 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 
 
 def _post_headers(idempotency_key: str | None) -> dict[str, str]:
-    key = idempotency_key or secrets.token_hex(IDEMPOTENCY_BYTES)
-    return {"content-type": "application/json", "idempotency-key": key}
+    headers = {"content-type": "application/json"}
+    return headers if idempotency_key is None else {**headers, "idempotency-key": idempotency_key}
 
 
 def _events(source: "httpx2.EventSource") -> Iterator[Any]:

@@ -1,0 +1,1 @@
+"""The `potluck` command: one file per noun, each loaded only when it is asked for."""

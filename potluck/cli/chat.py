@@ -1,0 +1,50 @@
+"""`potluck chat`: one question, or a conversation."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from potluck.cli import asking
+from potluck.cli.conversation import Conversation, converse
+from potluck.cli.session import Session, single
+
+WAIT_S = 600.0
+
+
+def chat(
+    session: Session,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to ask; - reads standard input. Without it: a conversation.")
+    ] = None,
+    model: asking.ModelOption = None,
+    system: asking.SystemOption = None,
+    max_tokens: asking.MaxTokensOption = None,
+    temperature: asking.TemperatureOption = None,
+    seed: asking.SeedOption = None,
+    workers: asking.WorkersOption = None,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="How long a model may take to load.")
+    ] = WAIT_S,
+    interactive: Annotated[
+        bool, typer.Option("-i", "--interactive", help="Converse also where standard input is no terminal.")
+    ] = False,
+) -> None:
+    """Ask a model and see the answer as it is written; without PROMPT, converse.
+
+    In a conversation /help lists what else can be typed, and Ctrl-C stops an answer.
+    """
+    asked: dict[str, Any] = asking.parameters(
+        max_tokens=max_tokens, temperature=temperature, seed=seed, workers=workers
+    )
+    if prompt is None and not interactive and not sys.stdin.isatty():
+        prompt = "-"  # `potluck chat < file`
+    text = asking.text_of(prompt) if prompt is not None else None
+    conversation = Conversation(session, session.pool.model(model, "chat"), system, asked, wait)
+    if text is None:
+        converse(conversation)
+    else:
+        conversation.ask(text)
+
+
+app = single("chat", chat, example='potluck chat "Why is the sky blue?"')

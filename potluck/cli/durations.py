@@ -1,0 +1,28 @@
+"""Spans of time as people write them: 90s, 30m, 12h, 7d."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from potluck.errors import UsageError
+
+UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+SECONDS_MAX = 10 * 365 * UNITS_S["d"]
+
+ExpiresOption = Annotated[
+    str | None, typer.Option("--expires", metavar="TIME", help="How long it is good for: 90s, 30m, 12h, 7d.")
+]
+
+
+def seconds_of(text: str | None) -> int | None:
+    """Whole seconds; a bare number counts them. Raises UsageError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw]?)", text.strip().lower())
+    seconds = int(match[1]) * UNITS_S[match[2] or "s"] if match else 0
+    if not 0 < seconds <= SECONDS_MAX:
+        raise UsageError(
+            f"{text!r} is no span of time that makes sense here. Write it like 90s, 30m, 12h or 7d."
+        )
+    return seconds

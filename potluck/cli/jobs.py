@@ -1,0 +1,145 @@
+"""`potluck jobs`: what was asked, what became of it, and what it cost."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from potluck.cli.session import Session, command, group
+from potluck.pool import succeeded
+from potluck.results import Job
+
+app = group("List, show, watch and cancel jobs; fetch results.")
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", min=0.0, help="Give up after so long (exit 101)."),
+]
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@command(app, "list", example="potluck jobs list --state running")
+def list_(
+    session: Session,
+    state: Annotated[State | None, typer.Option("--state", help="Only these.")] = None,
+    last: Annotated[int, typer.Option("-n", "--last", metavar="N", min=1, max=100, help="How many.")] = 20,
+    before: Annotated[
+        str | None, typer.Option("--before", metavar="JOB", help="Only older ones than this.")
+    ] = None,
+) -> None:
+    """Your jobs, the newest first."""
+    page = session.pool.jobs(limit=last, before=before, state=state.value if state else None)
+    printer = session.printer
+    if printer.output == "jsonl":
+        printer.json(page.data)
+        return
+    if not page.data:
+        printer.note('No jobs here. Ask something: `potluck chat "Hello"`, or `potluck submit chat "Hello"`.')
+    rows = [
+        (job.id, job.kind, job.model, job.state, printer.amount(job.charge), job.created_at or "-")
+        for job in page.data
+    ]
+    headers = ("JOB", "KIND", "MODEL", "STATE", printer.unit.upper(), "CREATED")
+    printer.show(page, lambda: printer.table(headers, rows, right=(4,)) if rows else None)
+    if page.has_more:
+        printer.note(f"There are older ones: potluck jobs list --before {page.data[-1].id}")
+
+
+@command(app, "show", example="potluck jobs show job_4fa2")
+def show(session: Session, job_id: JobArgument) -> None:
+    """One job with all its attempts."""
+    job = session.pool.job(job_id)
+    session.printer.show(job, lambda: _show(session, job))
+
+
+@command(app, "watch", example="potluck jobs watch job_4fa2 --timeout 60")
+def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) -> None:
+    """Follow a job to its end; exit codes: 100 failed, 101 not finished, 103 cancelled."""
+    follow(session, job_id, timeout)
+
+
+@command(app, "cancel", example="potluck jobs cancel job_4fa2")
+def cancel(session: Session, job_id: JobArgument) -> None:
+    """Stop a job; what it produced so far is paid, the rest of the hold returns."""
+    job, printer = session.pool.cancel(job_id), session.printer
+    printer.show(job, lambda: printer.line(f"Job {job.id} is {job.state}."))
+
+
+@command(app, "result", example="potluck jobs result job_4fa2 -o json")
+def result(session: Session, job_id: JobArgument) -> None:
+    """What a stored job answered. Exit 101 if it has not finished, 100 if it failed."""
+    found = session.pool.result(job_id)
+    session.printer.show(found, lambda: session.printer.line(result_text(found)))
+
+
+def follow(session: Session, job_id: str, timeout_s: float | None, *, quiet: bool = False) -> Job:
+    """Print each change of the job up to its end. Raises as `Pool.wait` does, after printing the last."""
+    printer, job = session.printer, None
+    for job in session.pool.follow(job_id, timeout_s=timeout_s):
+        if printer.text:
+            _changed(session, job, quiet=quiet)
+        elif printer.output == "jsonl" and not quiet:
+            printer.json(job)
+    assert job is not None  # follow yields at least once
+    if printer.output == "json" and not quiet:
+        printer.json(job)
+    return succeeded(job)
+
+
+def result_text(found: Any) -> str:
+    """The answer's text, or vectors as JSON lines."""
+    if "data" in found:
+        return "\n".join(json.dumps(item.get("embedding")) for item in found["data"])
+    choices = found.get("choices", [])
+    texts = [choice.get("text") or (choice.get("message") or {}).get("content") or "" for choice in choices]
+    return "\n\n".join(texts)
+
+
+def _changed(session: Session, job: Job, *, quiet: bool) -> None:
+    on = next((f" on {attempt.worker}" for attempt in reversed(job.attempts)), "")
+    cost = (
+        f", {session.printer.amount(job.charge)} {session.printer.unit}" if job.ended and job.charge else ""
+    )
+    line = f"{job.id} {job.state}{on}{cost}"
+    if quiet:
+        session.printer.note(line)
+    else:
+        session.printer.line(line)
+
+
+def _show(session: Session, job: Job) -> None:
+    printer = session.printer
+    printer.facts(
+        [
+            ("job", job.id),
+            ("kind", job.kind),
+            ("model", job.model),
+            ("state", job.state + (f": {job.why}" if job.why else "")),
+            ("member", job.member),
+            ("quote", f"at most {printer.amount(job.quote)} {printer.unit}"),
+            (
+                "charge",
+                f"{printer.amount(job.charge)} {printer.unit}" if job.charge is not None else "not yet",
+            ),
+            ("created", job.created_at or "-"),
+            ("ended", job.ended_at or "-"),
+        ]
+    )
+    if job.attempts:
+        printer.line()
+        rows = [
+            (str(a.number), a.worker, a.state, str(a.tokens), printer.amount(a.paid), a.why or "")
+            for a in job.attempts
+        ]
+        printer.table(("ATTEMPT", "WORKER", "STATE", "TOKENS", "PAID", "WHY"), rows, right=(0, 3, 4))

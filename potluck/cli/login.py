@@ -1,0 +1,81 @@
+"""`potluck login`: try a key, and remember it with its pool's address."""
+
+import getpass
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from potluck.cli.printing import Output, Printer, printable
+from potluck.cli.session import MicroOption, OutputOption, ProfileOption
+from potluck.client import (
+    DEFAULT_PROFILE,
+    ClientFile,
+    checked_profile,
+    checked_url,
+    is_loopback,
+    masked,
+    read_key,
+)
+from potluck.errors import PotluckError, UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command(
+    "login",
+    epilog="Example:  potluck login https://pool.example.org:8420 --key file:my.key",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+def login(
+    url: Annotated[str, typer.Argument(help="The pool's address.")],
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="file:PATH", help="Where the key lies; asked for otherwise."),
+    ] = None,
+    profile: ProfileOption = None,
+    output: OutputOption = None,
+    micro: MicroOption = False,
+) -> None:
+    """Save a pool's address and your key for it, after trying both."""
+    printer = Printer(output or Output.TEXT, micro)
+    try:
+        _login(printer, url, key, profile)
+    except PotluckError as error:
+        printer.error(error)
+        raise typer.Exit(int(error.exit_code)) from None
+
+
+def _login(printer: Printer, url: str, key: str | None, profile: str | None) -> None:
+    from potluck.pool import Pool
+
+    address = checked_url(url)
+    name = checked_profile(profile or os.environ.get("POTLUCK_PROFILE") or DEFAULT_PROFILE)
+    file = ClientFile.load()
+    given = key or os.environ.get("POTLUCK_KEY") or _asked(address)
+    secret = read_key(given)
+    if key and not key.startswith("file:"):
+        printer.note(
+            "Note: a key on the command line stays in the shell's history; --key file:PATH does not."
+        )
+    if address.startswith("http://") and not is_loopback(address):
+        printer.note(
+            f"Note: {address} is not encrypted; whoever is on the way can read the key and the answers."
+        )
+    with Pool(address, secret, retries_max=0) as pool:
+        me = pool.me()
+    file.save_profile(name, address, secret, default=profile is None or not file.profiles)
+    data = {"profile": name, "url": address, "key": masked(secret), "file": str(file.path), "me": me}
+    printer.show(data, lambda: printer.line(_welcome(me.member.name, me.pool, name)))
+
+
+def _welcome(member: str, pool: str, profile: str) -> str:
+    return printable(f'Logged in to {pool} as {member} (profile {profile}). Try: potluck chat "Hello"')
+
+
+def _asked(address: str) -> str:
+    """The key, typed without being shown. Raises UsageError where nobody can type."""
+    if not sys.stdin.isatty():
+        raise UsageError("No key was given: use --key file:PATH, or set POTLUCK_KEY.")
+    return getpass.getpass(f"API key for {address}: ")
