@@ -15,7 +15,14 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from potluck.identity import JoinToken, TokenError, WorkerIdentity, fingerprint_of, renewal_message
+from potluck.identity import (
+    IdentityError,
+    JoinToken,
+    TokenError,
+    WorkerIdentity,
+    fingerprint_of,
+    renewal_message,
+)
 from worker.errors import CertificateRefused, Revoked, Unreachable, WorkerConflict
 from worker.membership import MEMBERSHIP_FILE, Certificate, Membership
 
@@ -92,14 +99,19 @@ async def enrol(*, url: str, token: JoinToken, name: str, folder: Path, now: dat
     if not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
         raise WorkerConflict(f"a worker's name has 1 to {NAME_CHARS_MAX} printable characters.")
     address = check_url(url)
-    identity = WorkerIdentity.generate()
+    identity = _identity(folder)
     body = {
         "token": str(token),
         "name": name,
         "csr": identity.csr().decode("ascii"),
         "receipt_key": base64.b64encode(identity.receipt_public_key()).decode("ascii"),
     }
-    answer = await _post(f"{address}/pool/v1/enrol", body)
+    try:
+        answer = await _post(f"{address}/pool/v1/enrol", body)
+    except Unreachable:
+        # Perhaps only the answer was lost: with the same keys the pool knows us again, the token used up.
+        identity.save(folder)
+        raise
     try:
         enrolled = _Enrolled.model_validate(answer)
         membership = Membership(url=address, **enrolled.model_dump(exclude={"certificate", "ca"}))
@@ -115,6 +127,14 @@ async def enrol(*, url: str, token: JoinToken, name: str, folder: Path, now: dat
     certificate.save(folder)
     membership.save(folder)  # last: only a complete worker counts as joined
     return membership
+
+
+def _identity(folder: Path) -> WorkerIdentity:
+    """The keys of an earlier try that got no answer, or new ones in memory."""
+    try:
+        return WorkerIdentity.load(folder)
+    except (FileNotFoundError, IdentityError):
+        return WorkerIdentity.generate()
 
 
 async def renew(

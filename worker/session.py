@@ -33,7 +33,7 @@ BACKOFF_S_MAX: Final = 15.0
 
 _OPTIONS: Final = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
-    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),  # an idle worker's only sign that the line is dead
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),

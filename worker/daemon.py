@@ -1,0 +1,441 @@
+"""The worker daemon: holds the core, the session, the engines and the journal together, and decides nothing.
+
+`feed` gives an event to the core and carries out what it asks for; everything else here brings events.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Coroutine
+from typing import Any, Final, assert_never
+
+import structlog
+
+from potluck.identity import WorkerIdentity
+from potluck.receipts import sign
+from potluck.v1 import session_pb2
+from potluck.version import version
+from worker import wire
+from worker.artifacts import ArtifactClient
+from worker.core import Core, Policy
+from worker.cores import CoreShare
+from worker.errors import WorkerConflict, WorkerError
+from worker.journal import Journal, ReceiptKeeper, SignedReceipt
+from worker.lock import FileLock, Locked
+from worker.membership import Membership, utc_now
+from worker.messages import (
+    Close,
+    Completed,
+    Congested,
+    Disconnected,
+    DrainAsked,
+    Event,
+    ForgetReceipt,
+    Instruction,
+    ReceiptKept,
+    Reconnect,
+    SendAccepted,
+    SendFrame,
+    SendHeartbeat,
+    SendReceipt,
+    SendRefused,
+    SendResult,
+    SignReceipt,
+    StartEngine,
+    StopEngine,
+    Ticked,
+)
+from worker.models import catalogue_from, choose, engines_here
+from worker.probe import memory_for_models, probe
+from worker.renewal import Renewal
+from worker.session import Backoff, Session, SessionLost
+from worker.settings import Places, Settings
+from worker.signals import stop_signals
+from worker.snapshot import attempt_now, model_now
+from worker.state import State, WorkerState, process_start
+from worker.supervisor import Supervisor, Surroundings
+
+STATE_S: Final = 1.0  # how old the state file may be
+CORES_S: Final = 5.0  # how soon a change of the neighbours is noticed
+STEADY_S: Final = 10.0  # a connection that lived so long was no failure
+LOCK_FILE: Final = "daemon.lock"
+
+
+class Daemon:
+    def __init__(self, *, settings: Settings, places: Places) -> None:
+        """Must be made inside the running loop. Raises WorkerError if this home cannot start a worker."""
+        self.settings, self.places = settings, places
+        self.membership = Membership.load(places.worker)
+        self._log = structlog.get_logger("worker").bind(worker=self.membership.name)
+        self._identity = WorkerIdentity.load(places.worker)
+        self._lock = _lock(places)
+        self._loop = asyncio.get_running_loop()
+        self._offset = time.time() - self._loop.time()
+        self._renewal = Renewal(
+            membership=self.membership, identity=self._identity, folder=places.worker, now=utc_now
+        )
+        journal, warning = Journal.open(places.worker / "receipts.sqlite3")
+        if warning:
+            self._log.warning(warning, action="journal_set_aside")
+        self._journal = journal
+        self._keeper = ReceiptKeeper(journal, lambda attempt: self.feed(ReceiptKept(attempt)))
+        self._cores = CoreShare(places.machine, threads=settings.threads)
+        self._threads = self._cores.threads()
+        self._supervisor = Supervisor()
+        self._artifacts = ArtifactClient(self.membership.grpc, self._identity.tls_key_pem(), self._renewal)
+        self.core = Core(worker_id=self.membership.worker_id, policy=Policy())
+        self._session_id = secrets.token_hex(8)
+        self._hardware = probe(places.cache)
+        cuda = any(gpu.backend == "cuda" for gpu in self._hardware.gpus)
+        self._engines = engines_here(cuda=cuda)
+        self._session: Session | None = None
+        self._catalogue = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._state: State = "starting"
+        self._why = ""
+        self._started_at = self.now()
+        self._process_started = process_start(os.getpid())
+        self._dirty = True
+        self._stops = 0
+        self._closing = False
+        self._served = 0
+
+    # --- its life ---
+
+    async def run(self) -> None:
+        """Returns when drained. Raises WorkerError if going on is of no use."""
+        try:
+            for receipt in self._journal.load():
+                self._keeper.receipts[receipt.attempt] = receipt
+                self.feed(ReceiptKept(receipt.attempt))
+            self._log.info(
+                f"{self.membership.name} of {self.membership.member} shares with {self.membership.pool}",
+                action="started",
+                cores=self._hardware.cores,
+                threads=self._threads,
+                engines=", ".join(self._engines),
+                receipts_waiting=len(self._keeper.receipts),
+            )
+            for coroutine in (self._keeper.run(), self._connect(), self._renewal.run(), self._watch()):
+                self._go(coroutine)
+            with stop_signals(self._loop, self.stop_asked):
+                await self._finished
+        finally:
+            await self._end()
+
+    def _go(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A part that fails ends the daemon: half a worker would only take attempts and lose them."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._finished.done():
+            self._finished.set_exception(error)
+
+    async def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._supervisor.close()
+        await self._artifacts.close()
+        await self._keeper.close()
+        self._move("stopped", self._why)
+        with contextlib.suppress(OSError):
+            self._save_state()
+        self._cores.release()
+        self._lock.release()
+
+    def now(self) -> float:
+        """Seconds since the epoch on a clock that never jumps."""
+        return self._loop.time() + self._offset
+
+    def _move(self, state: State, why: str = "") -> None:
+        self._state, self._why, self._dirty = state, why, True
+
+    # --- events in, instructions out ---
+
+    def feed(self, event: Event) -> None:
+        for instruction in self.core.handle(event, self.now()):
+            self._perform(instruction)
+        self._dirty = True
+        wake_at = self.core.wake_at()
+        if wake_at != self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = wake_at
+            self._timer = None if wake_at is None else self._loop.call_at(wake_at - self._offset, self._wake)
+
+    def _wake(self) -> None:
+        self._timer_at = None
+        self.feed(Ticked())
+
+    def _perform(self, instruction: Instruction) -> None:
+        match instruction:
+            case SendAccepted() | SendRefused() | SendFrame() | SendResult():
+                if isinstance(instruction, SendResult) and isinstance(instruction.outcome, Completed):
+                    self._served += 1
+                self._send(wire.message_to(instruction))
+            case SendHeartbeat():
+                self._beat()
+            case SendReceipt(attempt):
+                if (receipt := self._keeper.receipts.get(attempt)) is not None:
+                    self._send(wire.receipt_to(receipt))
+            case SignReceipt(attempt, body):
+                encoded = body.encode()
+                self._keeper.keep(SignedReceipt(attempt, encoded, sign(self._identity.receipt_key, encoded)))
+            case ForgetReceipt(attempt):
+                self._keeper.forget(attempt)
+            case StartEngine(assigned):
+                self._log.info(
+                    f"serving {assigned.member}",
+                    action="attempt_started",
+                    job=assigned.attempt.job_id,
+                    attempt=assigned.attempt.number,
+                    model=assigned.model,
+                )
+                self._supervisor.start(assigned)
+            case StopEngine(attempt, model, why):
+                fields = {"job": attempt.job_id, "attempt": attempt.number}
+                self._log.info(f"stopped: {why}", action="attempt_stopped", **fields)
+                self._supervisor.stop(attempt, model)
+            case Reconnect(why):
+                if self._session is not None:
+                    self._session.abandon(why)
+            case Close(why):
+                self._close(why)
+            case _:
+                assert_never(instruction)
+
+    def _send(self, message: session_pb2.WorkerMessage) -> None:
+        if self._session is not None:
+            self._session.send(message)
+
+    def _beat(self) -> None:
+        heartbeat = session_pb2.Heartbeat(
+            running=self.core.busy(),
+            models=self._supervisor.served(),
+            draining=bool(self.core.draining),
+            state="draining" if self.core.draining else "sharing",
+            why=self.core.draining,
+            attempts=wire.running_to(self.core.running()),
+        )
+        self._send(session_pb2.WorkerMessage(heartbeat=heartbeat))
+        for progress in self._supervisor.progress():
+            self._send(session_pb2.WorkerMessage(progress=progress))
+
+    def _close(self, why: str) -> None:
+        self._log.info(f"finished: {why}", action="drained")
+        self._move("draining", why)
+        self._closing = True
+        if self._session is None or not self.core.connected:
+            self._finish()
+        else:
+            self._session.close()
+
+    def _finish(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    # --- the connection ---
+
+    async def _connect(self) -> None:
+        """Raises WorkerError if the coordinator does not want us."""
+        backoff = Backoff()
+        while not self._finished.done():
+            self._move("draining" if self.core.draining else "connecting", self._why)
+            began = self._loop.time()
+            try:
+                await self._converse()
+            except SessionLost as lost:
+                self._lost(str(lost))
+                if lost.handshake:
+                    await self._renewal.after_failed_handshake()
+            if self._closing:
+                self._finish()
+                return
+            if self._loop.time() - began >= STEADY_S:
+                backoff.reset()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _converse(self) -> None:
+        """One connection from its beginning to its end; returns after `Close`. Raises SessionLost."""
+        try:
+            certificate = await self._renewal.ensure()
+        except WorkerError as error:
+            if error.code == "worker_revoked":
+                raise
+            raise SessionLost(str(error)) from None
+        self._session = Session(
+            target=self.membership.grpc,
+            certificate=certificate,
+            tls_key=self._identity.tls_key_pem(),
+            on_welcome=self._welcome,
+            on_message=self._hear,
+            on_congestion=lambda on: self.feed(Congested(on)),
+        )
+        try:
+            await self._session.run(self._hello())
+        finally:
+            self._session = None
+            self.feed(Disconnected())
+
+    def _hello(self) -> session_pb2.Hello:
+        models = self._supervisor.served()
+        return session_pb2.Hello(
+            protocol=wire.PROTOCOL,
+            version=version(),
+            session_id=self._session_id,
+            hardware=self._hardware,
+            models=models,
+            running=wire.running_to(self.core.running()),
+            slots=sum(model.slots for model in models),
+        )
+
+    def _lost(self, why: str) -> None:
+        if self._state != "connecting" or why != self._why:  # once, not with every try
+            self._log.warning(f"not connected: {why}", action="disconnected")
+        self._move(self._state, why)
+
+    def _welcome(self, welcome: session_pb2.Welcome) -> None:
+        if welcome.protocol != wire.PROTOCOL:
+            raise WorkerConflict(
+                f"the pool speaks protocol {welcome.protocol}, this worker {wire.PROTOCOL}: update this"
+                " worker with `pip install --upgrade 'potluck[worker]'`.",
+                code="version",
+            )
+        try:
+            connected = wire.connected_from(welcome)
+        except wire.WireError as error:
+            raise SessionLost(f"the coordinator spoke nonsense: {error}") from None
+        self._log.info("connected", action="connected", pool=welcome.pool, version=welcome.version)
+        self._move("draining" if self.core.draining else "sharing", self.core.draining)
+        self.feed(connected)
+        if welcome.catalogue and welcome.catalogue != self._catalogue:
+            self._catalogue = welcome.catalogue
+            self._go(self._serve(welcome.catalogue))
+
+    def _hear(self, message: session_pb2.CoordinatorMessage) -> None:
+        try:
+            event = wire.event_from(message)
+        except wire.WireError as error:
+            self._log.warning("the coordinator spoke nonsense", action="nonsense", why=str(error))
+            return
+        if message.HasField("drain"):
+            self.drain(message.drain.why or "the coordinator asks for it")
+        elif event is not None:
+            self.feed(event)
+
+    async def _serve(self, data: bytes) -> None:
+        """Raises WorkerError if the owner's wishes cannot be met and nothing is served yet."""
+        try:
+            catalogue, left_out = catalogue_from(data)
+            choices = choose(
+                catalogue,
+                self.settings,
+                engines=self._engines,
+                memory_bytes=memory_for_models(self._hardware),
+            )
+        except WorkerError as error:
+            if not self._supervisor.models:
+                raise
+            self._log.warning(str(error), action="catalogue_refused")
+            return
+        for sentence in left_out:
+            self._log.warning(f"left out of the catalogue: {sentence}", action="catalogue_entry_refused")
+        names = ", ".join(f"{choice.entry.name} ({choice.engine})" for choice in choices)
+        self._log.info(f"serving {names}", action="models_chosen")
+        await self._supervisor.serve(
+            choices,
+            Surroundings(
+                settings=self.settings,
+                cache=self.places.cache,
+                converted=self.places.cache.parent / "converted",
+                threads=lambda: max(1, self._threads // max(1, len(choices))),
+                emit=self.feed,
+                artifacts=self._artifacts,
+            ),
+        )
+
+    # --- its owner ---
+
+    def drain(self, why: str) -> None:
+        """Finish what runs, for as long as the settings allow, then end."""
+        self._log.info(f"finishing {self.core.busy()} attempts: {why}", action="draining")
+        self._move("draining", why)
+        self.feed(DrainAsked(why, self.settings.drain_timeout_s))
+
+    def stop_asked(self) -> None:
+        """The first time: drain. The second: stop at once."""
+        self._stops += 1
+        if self._stops == 1:
+            self.drain("its owner stops it")
+            return
+        self._log.warning("stopping at once", action="stopped_at_once")
+        self._finish()
+
+    # --- what can be seen from outside ---
+
+    async def _watch(self) -> None:
+        """Keeps the state file fresh and looks at the neighbours."""
+        looked_at = self._loop.time()
+        while True:
+            if self._dirty:
+                self._dirty = False
+                self._save_state()
+            if self._loop.time() - looked_at >= CORES_S:
+                looked_at = self._loop.time()
+                if (threads := self._cores.threads()) != self._threads:
+                    self._threads = threads
+                    self._supervisor.poke()
+            await asyncio.sleep(STATE_S)
+
+    def _save_state(self) -> None:
+        try:
+            self._snapshot().save(self.places.worker)
+        except OSError as error:
+            self._log.warning("the state file cannot be written", action="state_failed", why=str(error))
+
+    def _snapshot(self) -> WorkerState:
+        member = self.membership
+        now = WorkerState(
+            pid=os.getpid(),
+            process_started=self._process_started,
+            state=self._state,
+            why=self._why,
+            worker_id=member.worker_id,
+            name=member.name,
+            pool=member.pool,
+            member=member.member,
+            started_at=self._started_at,
+            updated_at=self.now(),
+            attempts_served=self._served,
+            tokens_served=self.core.tokens_delivered,
+            receipts_waiting=len(self._keeper.receipts),
+        )
+        if self._state == "stopped":
+            return now
+        attempts = tuple(attempt_now(running) for running in self.core.attempts.values() if not running.ended)
+        models = tuple(model_now(service) for service in self._supervisor.models.values())
+        return now.model_copy(update={"threads": self._threads, "attempts": attempts, "models": models})
+
+
+def _lock(places: Places) -> FileLock:
+    path = places.worker / LOCK_FILE
+    try:
+        return FileLock(path, str(os.getpid()).encode())
+    except Locked as locked:
+        pid = locked.content.decode("ascii", "replace").strip() or "unknown"
+        raise WorkerConflict(
+            f"a worker runs in {places.worker} already (process {pid}). `potluck worker status` shows it; to"
+            " run a second one, give it a POTLUCK_HOME of its own.",
+            code="already_running",
+        ) from None

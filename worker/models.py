@@ -1,0 +1,118 @@
+"""Which models this worker serves, with which engine, from which files.
+
+The owner names models (`--models A,B`), or the worker takes the first of the catalogue that fits into this
+machine's memory and that one of its engines can run. The emulator is never chosen silently.
+"""
+
+import importlib.util
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from potluck.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, ModelEntry, Variant
+from worker.errors import WorkerConflict
+from worker.settings import Settings
+
+EMULATOR: Final = "emulator"
+
+# What each engine needs; the first that is here and fits is taken.
+_NEEDS: Final = {"llamacpp": ("xllamacpp",), "torch": ("torch", "transformers"), EMULATOR: ()}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One model to serve. `eager`: the owner asked for it by name, so it is loaded at once and stays."""
+
+    entry: ModelEntry
+    variant: Variant
+    engine: str
+    eager: bool
+
+
+def engines_here(*, cuda: bool = False) -> tuple[str, ...]:
+    """The engines whose libraries are installed, in order of preference; nothing is imported.
+
+    The llama.cpp of the published wheels runs on the processor: with a card, torch comes first.
+    """
+    order = sorted(_NEEDS, key=lambda engine: engine != "torch") if cuda else list(_NEEDS)
+    return tuple(
+        engine
+        for engine in order
+        if all(importlib.util.find_spec(module) is not None for module in _NEEDS[engine])
+    )
+
+
+def catalogue_from(data: bytes) -> tuple[Catalogue, list[str]]:
+    """The catalogue of a welcome, and a sentence for each entry left out. Raises WorkerConflict."""
+    try:
+        return Catalogue.from_wire(data)
+    except CatalogueError as error:
+        raise WorkerConflict(
+            f"the pool's catalogue cannot be read ({error}): update this worker with"
+            " `pip install --upgrade 'potluck[worker]'`."
+        ) from None
+
+
+def choose(
+    catalogue: Catalogue, settings: Settings, *, engines: Collection[str], memory_bytes: int
+) -> list[Choice]:
+    """Raises WorkerConflict with a sentence if what the owner wants cannot be."""
+    wanted = _engines_wanted(settings, engines)
+    if settings.models:
+        return [_named(catalogue, name, wanted, memory_bytes) for name in dict.fromkeys(settings.models)]
+    for entry in sorted(catalogue.entries, key=lambda entry: entry.name != DEFAULT_MODEL):
+        found = _variant(entry, wanted, memory_bytes)
+        if found is not None:
+            return [Choice(entry, *found, eager=False)]
+    raise WorkerConflict(
+        f"no model of the pool fits into the {_gigabytes(memory_bytes)} that this machine has free with the"
+        f" engines {', '.join(wanted) or '(none)'}. Free some memory, or name models with --models."
+    )
+
+
+def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
+    if not settings.engine:
+        return [engine for engine in here if engine != EMULATOR]
+    if settings.engine not in _NEEDS:
+        known = ", ".join(_NEEDS)
+        raise WorkerConflict(f"there is no engine `{settings.engine}`. Known are {known}.")
+    if settings.engine not in here:
+        raise WorkerConflict(
+            f"the engine {settings.engine} is not installed on this machine: pip install 'potluck[worker]'"
+        )
+    return [settings.engine]
+
+
+def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: int) -> Choice:
+    entry = catalogue.get(name)
+    if entry is None:
+        close = ", ".join(catalogue.closest(name)[:3])
+        hint = f" Close to it: {close}." if close else ""
+        raise WorkerConflict(f"the pool has no model `{name}`.{hint} `potluck models` lists all.")
+    found = _variant(entry, engines, memory_bytes)
+    if found is not None:
+        return Choice(entry, *found, eager=True)
+    runnable = [variant for variant in entry.variants if set(variant.engines) & set(engines)]
+    if runnable:
+        least = min(variant.memory_bytes for variant in runnable)
+        raise WorkerConflict(
+            f"{entry.name} needs {_gigabytes(least)} of memory, and {_gigabytes(memory_bytes)} are free here."
+        )
+    known = sorted({engine for variant in entry.variants for engine in variant.engines})
+    raise WorkerConflict(
+        f"{entry.name} runs with the engine {' or '.join(known)}; here it could be"
+        f" {' or '.join(engines) or 'none'}. Choose with --engine."
+    )
+
+
+def _variant(entry: ModelEntry, engines: list[str], memory_bytes: int) -> tuple[Variant, str] | None:
+    """The first engine by preference that has a variant which fits."""
+    for engine in engines:
+        for variant in entry.variants:
+            if engine in variant.engines and variant.memory_bytes <= memory_bytes:
+                return variant, engine
+    return None
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB"

@@ -1,0 +1,145 @@
+"""What the owner of a worker may set, and where each value came from.
+
+Order: flag > POTLUCK_* variable > `worker.toml` in POTLUCK_HOME/worker > default.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+
+from potluck.home import model_cache, worker_home
+from worker.cores import machine_folder
+from worker.errors import WorkerConflict
+
+SETTINGS_FILE: Final = "worker.toml"
+PREFIX: Final = "POTLUCK_"
+MODELS_MAX: Final = 32
+OPTIONS_MAX: Final = 64
+
+Origin = Literal["flag", "variable", "file", "default"]
+
+
+class Settings(BaseModel):
+    """The owner's wishes; 0 and "" mean that the worker decides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str = Field(
+        "", max_length=40, description="llamacpp, torch or emulator; empty: what fits the model"
+    )
+    models: tuple[str, ...] = Field((), description="names of the catalogue; empty: its default that fits")
+    threads: int = Field(0, ge=0, le=1024, description="of all engines together; 0: a share of the cores")
+    slots: int = Field(
+        0, ge=0, le=1024, description="attempts at once for each model; 0: the engine's choice"
+    )
+    context_tokens: int = Field(0, ge=0, le=2**24, description="0: the model's own")
+    engine_options: dict[str, str] = Field(
+        default_factory=dict, description="passed to the engine as they are"
+    )
+    drain_timeout_s: float = Field(60.0, ge=0, le=86_400, description="for finishing what runs when stopped")
+    unload_after_s: float = Field(
+        600.0,
+        ge=0,
+        le=1e9,
+        description="a model that was not asked for by name leaves memory when idle; 0: never",
+    )
+    log: Literal["auto", "text", "json"] = Field("auto", description="auto: text in a terminal, else json")
+
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name for part in value.split(",") if (name := part.strip()))
+        return value
+
+    @field_validator("engine_options", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """Options in a file may be numbers; engines take strings."""
+        if isinstance(value, str):
+            return dict(_pair(part) for part in value.split(",") if part.strip())
+        if isinstance(value, dict):
+            return {str(name): _word(item) for name, item in value.items()}
+        return value
+
+    @field_validator("models", "engine_options")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        limit = MODELS_MAX if isinstance(value, tuple) else OPTIONS_MAX
+        if len(value) > limit:
+            raise ValueError(f"at most {limit}")
+        return value
+
+    def origin(self, name: str) -> Origin:
+        return self._origins.get(name, "default")
+
+    @classmethod
+    def load(
+        cls, *, flags: Mapping[str, object], environ: Mapping[str, str], folder: Path | None = None
+    ) -> "Settings":
+        """The settings now; flags that were not given are None. Raises WorkerConflict with a sentence."""
+        path = (worker_home() if folder is None else folder) / SETTINGS_FILE
+        known = set(cls.model_fields)
+        in_file = _read(path)
+        for name in in_file:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(sorted(known))}."
+                raise WorkerConflict(f"{path} has a setting `{name}` that does not exist.{hint}")
+        variables = {name: environ[key] for name in known if (key := PREFIX + name.upper()) in environ}
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            made = cls.model_validate({**in_file, **variables, **given})
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "?"
+            place = "the flag" if name in given else "the variable" if name in variables else str(path)
+            raise WorkerConflict(f"{place} sets `{name}` wrongly: {error.errors()[0]['msg']}.") from None
+        origins: dict[str, Origin] = dict.fromkeys(in_file, "file")
+        origins |= dict.fromkeys(variables, "variable")
+        origins |= dict.fromkeys(given, "flag")
+        made._origins = origins  # noqa: SLF001 -- of the class itself, in its own constructor
+        return made
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WorkerConflict(f"{path} cannot be read: {error}.") from None
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"`{text}` is not of the form NAME=VALUE")
+    return name.strip(), value.strip()
+
+
+def options_from(pairs: list[str]) -> dict[str, str] | None:
+    """`--engine-option NAME=VALUE`, repeated; None if there is none. Raises WorkerConflict."""
+    try:
+        return dict(_pair(pair) for pair in pairs) or None
+    except ValueError as error:
+        raise WorkerConflict(f"--engine-option: {error}.") from None
+
+
+class Places(BaseModel):
+    """The folders of one worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: Path = Field(default_factory=worker_home)
+    cache: Path = Field(default_factory=model_cache)
+    machine: Path = Field(default_factory=machine_folder)
