@@ -92,6 +92,10 @@ def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engi
             from worker.engines.emulator import Emulator
 
             return Emulator(emit, die)
+        case "llamacpp":
+            from worker.engines.llamacpp import LlamaCpp
+
+            return LlamaCpp(emit)
         case _:
             raise engine.EngineError(
                 "unknown_engine", f"this worker has no engine named {name!r}: update it or choose another"

@@ -28,8 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine
 from worker.engines.noise import MASK, hash64
-from worker.engines.pieces import Pieces, merge
-from worker.engines.stops import Stops
+from worker.engines.pieces import Pieces, merge, open_choices
 
 SLOTS_DEFAULT = 32
 CONTEXT_TOKENS_DEFAULT = 8192
@@ -148,7 +147,7 @@ class Emulator:
             attempt=start.attempt,
             seed=sampling.seed,
             prompt_tokens=prompt_tokens,
-            choices=_choices(sampling, start.continuation, limit),
+            choices=open_choices(sampling, start.continuation, limit),
             due=asyncio.get_running_loop().time() + self._options.ttft_ms / 1000,
         )
         self._emit(engine.started(start.attempt, prompt))
@@ -205,7 +204,7 @@ class Emulator:
         if deltas:
             self._emit(engine.output(running.attempt, merge(deltas)))
         if all(pieces.finish_reason for pieces in running.choices):
-            tokens = sum(pieces.tokens for pieces in running.choices)
+            tokens = sum(pieces.tokens - pieces.inherited for pieces in running.choices)
             self._emit(engine.done(running.attempt, running.prompt_tokens, tokens))
             ending = "done"
         elif ending == "fail":
@@ -229,6 +228,8 @@ class Emulator:
     def _token(self, running: _Running, pieces: Pieces) -> work_pb2.Delta | None:
         if self._options.output_tokens and pieces.tokens >= self._options.output_tokens:
             return pieces.end("stop")
+        if pieces.exhausted:
+            return pieces.end("length")
         token_id = token_of(running.seed, pieces.choice, pieces.tokens)
         return pieces.push(token_id, b" " + word(token_id).encode())
 
@@ -255,30 +256,6 @@ def _render(start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
         return work_pb2.RenderedPrompt(text="\n".join(lines))
     work = start.work.completion
     return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
-
-
-def _choices(
-    sampling: work_pb2.Sampling, continuation: work_pb2.Continuation, tokens_max: int
-) -> list[Pieces]:
-    """Every choice that is not finished, from where it stands."""
-    before = {delivered.choice: delivered for delivered in continuation.delivered}
-    strings = tuple(sampling.stop)
-    choices: list[Pieces] = []
-    for index in range(max(1, sampling.choices)):
-        delivered = before.get(index, work_pb2.Delivered())
-        if delivered.finish_reason:
-            continue
-        tokens = len(delivered.token_ids) or delivered.tokens
-        choices.append(
-            Pieces(
-                choice=index,
-                stops=Stops(strings, delivered.text),
-                tokens_max=tokens_max,
-                offset=len(delivered.text),
-                tokens=tokens,
-            )
-        )
-    return choices
 
 
 def names(ids: Sequence[int]) -> str:
