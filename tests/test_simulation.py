@@ -1,9 +1,11 @@
 """The pool's core under a seeded storm: see `simulation` for the world and the invariants."""
 
+import os
+
 import pytest
 from simulation import Simulation
 
-SEEDS = 300
+SEEDS = int(os.environ.get("POTLUCK_SEEDS", "300"))
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -456,9 +456,7 @@ class Engine:
 
     def _lose(self, live: Live, why: str, now: float) -> None:
         """Fence the attempt; somebody else goes on from what was delivered."""
-        if (holder := self._holder(live)) is not None:
-            self.effects.sends.append(SendCancel(holder[0], live.job.id, holder[1], why))
-        self._stop_attempt(live, AttemptEvent.LOST, why, now)
+        self._stop_attempt(live, AttemptEvent.LOST, why, now, tell=True)
         self._retry(live, now, "worker_lost", why)
 
     def _after_fault(

@@ -1,0 +1,897 @@
+"""The engine by example: each rule of a job's life at the instant at which it holds."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fixtures_core import (
+    MODEL,
+    Pool,
+    account,
+    acknowledged,
+    assigned,
+    cancelled,
+    demand,
+    job_of,
+    served,
+    words,
+)
+
+from coordinator.core import ledger
+from coordinator.core.engine import Impossible, Rules
+from coordinator.core.fleet import Patience
+from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, WorkerId
+from coordinator.core.messages import Effects, SendCancel
+from coordinator.core.output import TEXT_PER_TOKEN_MAX
+from coordinator.core.pricing import output_units, payments, prompt_units
+
+QUOTE = 502  # of `demand()`, by hand in test_pricing
+
+
+@pytest.fixture
+def pool() -> Pool:
+    """One worker w1 of member b."""
+    made = Pool()
+    made.join("w1")
+    return made
+
+
+@pytest.fixture
+def pair() -> Pool:
+    """Workers w1 of b and w2 of c."""
+    made = Pool()
+    made.join("w1", "b")
+    made.join("w2", "c")
+    return made
+
+
+def states(job: Any) -> list[tuple[str, str, int]]:
+    return [(a.worker, a.state.value, a.tokens) for a in job.attempts]
+
+
+# -- submit
+
+
+def test_a_job_is_held_and_assigned_in_one_commit(pool: Pool) -> None:
+    pool.ask()
+    effects = pool.tick()
+    assert [e.id for e in effects.entries] == ["job_1/hold"]
+    assert effects.accounts == {account("a")}
+    assert effects.jobs[JobId("job_1")].state is JobState.RUNNING
+    assert effects.jobs[JobId("job_1")].started_at == pool.now
+    assert assigned(effects) == [("job_1", "w1", 1)]
+    assert effects.durable
+    assert effects
+    assert pool.main("a") == -QUOTE
+    pool.check()
+
+
+def test_nothing_happened_means_no_effects(pool: Pool) -> None:
+    effects = pool.tick()
+    assert not effects
+    assert not effects.durable
+    assert not pool.engine.busy()
+
+
+def test_effects_without_a_commit_are_effects(pool: Pool) -> None:
+    effects = Effects(sends=[SendCancel(WorkerId("w1"), JobId("x"), 1, "")])
+    assert effects
+    assert not effects.durable
+
+
+def test_who_cannot_pay_the_quote_is_refused_and_nothing_changes(pool: Pool) -> None:
+    pool.engine.book.accounts[account("a")].credit_line = QUOTE - 1
+    with pytest.raises(ledger.Overdrawn) as poor:
+        pool.ask()
+    assert (poor.value.needed, poor.value.available) == (QUOTE, QUOTE - 1)
+    assert not pool.tick()
+    assert not pool.engine.lives
+    pool.engine.book.accounts[account("a")].credit_line = QUOTE
+    pool.ask()
+
+
+def test_holds_add_up_so_that_nothing_is_spent_twice(pool: Pool) -> None:
+    pool.engine.book.accounts[account("a")].credit_line = 2 * QUOTE
+    pool.ask("job_1")
+    pool.ask("job_2")
+    with pytest.raises(ledger.Overdrawn):
+        pool.ask("job_3")
+
+
+def test_what_no_worker_could_ever_do_is_refused_at_once(pool: Pool) -> None:
+    with pytest.raises(Impossible, match="no worker of this pool serves other"):
+        pool.ask(model="other")
+    pool.join("w2", "c", memory_bytes=8 * 10**9)
+    with pytest.raises(Impossible, match="huge needs 40"):
+        pool.ask(model="huge", memory_bytes=40 * 10**9)
+    assert not pool.engine.lives
+    assert not pool.engine.book.entries
+
+
+def test_an_id_is_used_once(pool: Pool) -> None:
+    pool.ask()
+    with pytest.raises(AssertionError, match="ids are random"):
+        pool.ask()
+
+
+def test_members_take_turns_with_what_runs() -> None:
+    pool = Pool()
+    pool.join("w1", "e", slots=2)
+    pool.ask("a1", "a")
+    pool.ask("a2", "a")
+    pool.ask("b1", "b")
+    assert assigned(pool.tick()) == [("a1", "w1", 1), ("b1", "w1", 1)]
+    assert pool.engine.running == {"a": 1, "b": 1}
+
+
+# -- answers and money
+
+
+def test_an_answer_pays_the_worker_and_the_commons_and_returns_the_rest(pool: Pool) -> None:
+    """3 tokens of at most 5: 401.25 + 60.303 MFLOP are 462; a fee of 2 % is 9."""
+    pool.ask()
+    pool.tick()
+    assert pool.write("one two ")[0].text == "one two "
+    pool.write("three ", finish="stop")
+    effects = pool.tick()
+    job = pool.closed()
+    assert (job.state, job.charge, job.output_tokens) == (JobState.SUCCEEDED, 462, 3)
+    assert states(job) == [("w1", "succeeded", 3)]
+    assert job.attempts[0].paid == 453
+    assert [e.id for e in effects.entries] == ["job_1/close"]
+    assert effects.closed == [job]
+    assert [pool.main(m) for m in ("a", "b", "commons")] == [-462, 453, 9]
+    assert pool.engine.fleet.workers[WorkerId("w1")].successes == 1
+    assert pool.engine.running == {}
+    pool.check()
+
+
+def test_own_jobs_on_own_workers_are_free(pool: Pool) -> None:
+    pool.ask(member="b")
+    pool.tick()
+    pool.write("one two ", finish="stop")
+    assert pool.closed().charge == 0
+    assert (pool.main("b"), pool.main("commons")) == (0, 0)
+
+
+def test_the_poor_are_served_by_their_own_workers(pool: Pool) -> None:
+    """A job without a hold goes to its member's workers only and leaves no entry."""
+    pool.engine.book.accounts[account("c")].credit_line = 0
+    with pytest.raises(Impossible, match="you have no worker of your own"):
+        pool.ask(member="c", hold=0, own_only=True)
+    pool.join("w2", "c")
+    pool.ask(member="c", hold=0, own_only=True)
+    assert assigned(pool.tick()) == [("job_1", "w2", 1)]
+    pool.write("one ", finish="stop")
+    assert (pool.closed().state, pool.closed().charge) == (JobState.SUCCEEDED, 0)
+    assert not pool.engine.book.entries
+
+
+def test_an_answer_without_tokens_costs_its_prompt(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.write("", finish="stop")
+    assert (pool.closed().charge, pool.closed().output_tokens) == (402, 0)
+
+
+def test_all_choices_must_end(pool: Pool) -> None:
+    pool.ask(wanted=demand(choices=2))
+    pool.tick()
+    pool.write("one ", finish="stop")
+    assert pool.live().job.state is JobState.RUNNING
+    pool.write("two three ", choice=1, finish="length")
+    assert (pool.closed().state, pool.closed().output_tokens) == (JobState.SUCCEEDED, 3)
+
+
+def test_an_embedding_is_paid_when_its_vectors_are_there(pool: Pool) -> None:
+    wanted = demand(Kind.EMBEDDING, prompts=(100, 50))
+    pool.ask(wanted=wanted)
+    pool.tick()
+    assert pool.engine.completed(WorkerId("w1"), JobId("job_1"), 1, vectors=2, now=pool.now)
+    assert (pool.closed().state, pool.closed().charge) == (JobState.SUCCEEDED, 2_407)
+    assert not pool.engine.completed(WorkerId("w1"), JobId("job_1"), 1, vectors=2, now=pool.now), "stale now"
+    pool.check()
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 3])
+def test_a_wrong_number_of_vectors_is_misbehaviour(pair: Pool, vectors: int) -> None:
+    pair.ask(wanted=demand(Kind.EMBEDDING, prompts=(100, 50)))
+    pair.tick()
+    assert not pair.engine.completed(WorkerId("w1"), JobId("job_1"), 1, vectors=vectors, now=pair.now)
+    assert f"{vectors} vectors for 2 inputs" in pair.live().job.attempts[0].why
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 1
+
+
+def test_text_does_not_end_by_saying_so_and_an_embedding_has_no_text(pair: Pool) -> None:
+    pair.ask("text")
+    pair.ask("vectors", wanted=demand(Kind.EMBEDDING))
+    pair.tick()
+    assert not pair.engine.completed(pair.attempt("text").worker, JobId("text"), 1, vectors=1, now=pair.now)
+    assert "before every choice had ended" in pair.live("text").job.attempts[0].why
+    assert pair.write("hello ", "vectors", choice=0) == ()
+    assert "text for an embedding" in pair.live("vectors").job.attempts[0].why
+
+
+# -- frames
+
+
+def test_frames_seen_twice_reach_the_member_once(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    assert pool.write("one ")
+    assert pool.write("one ", sequence=1, offset=0) == ()
+    assert pool.live().output.choices[0].length == 4
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"sequence": 2}, "frame 2 after frame 0"),
+        ({"offset": 1}, "text at 1 where 0 is next"),
+        ({"ids": tuple(range(6))}, "more than 5 tokens"),
+        ({"text": "x" * (5 * TEXT_PER_TOKEN_MAX + 1)}, "more text than 5 tokens"),
+    ],
+)
+def test_a_worker_that_breaks_the_protocol_is_blamed_and_replaced(
+    pair: Pool, fields: dict[str, Any], why: str
+) -> None:
+    pair.ask()
+    pair.tick()
+    assert pair.write(fields.pop("text", "one "), **fields) == ()
+    effects = pair.tick()
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert assigned(effects) == [("job_1", "w2", 2)], "not the same again"
+    assert pair.live().job.attempts[0].state is AttemptState.FAILED
+    assert why in pair.live().job.attempts[0].why
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 1
+
+
+def test_anothers_attempt_is_nobodys_to_speak_for(pair: Pool) -> None:
+    """A wrong worker, a wrong number, a job that is none: nothing changes, nobody is blamed."""
+    pair.ask()
+    pair.tick()
+    before = replace(pair.live().job)
+    for name, number in (("w2", 1), ("w1", 0), ("w1", 2)):
+        assert pair.write("lie ", worker=name, number=number) == ()
+        fence = (WorkerId(name), JobId("job_1"), number)
+        pair.engine.accepted(*fence, pair.now)
+        pair.engine.refused(*fence, "worker", "busy", "no", pair.now)
+        pair.engine.failed(*fence, "worker", "engine_died", "no", pair.now)
+        pair.engine.misbehaved(*fence, "no", pair.now)
+        pair.engine.progress(*fence, "loading", pair.now)
+        pair.engine.unsent(*fence, pair.now)
+        assert not pair.engine.completed(*fence, vectors=1, now=pair.now)
+    pair.engine.unsent(WorkerId("w1"), JobId("none"), 1, pair.now)
+    assert pair.live().job == before
+    assert not pair.live().output.begun
+    assert not pair.tick()
+
+
+def test_a_frame_of_a_fenced_attempt_changes_nothing(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one ")
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    assert assigned(pair.spend(0.5, "w2")) == [("job_1", "w2", 2)]
+    assert pair.write("two ", worker="w1", number=1, sequence=2) == ()
+    assert pair.live().output.choices[0].length == 4
+
+
+def test_acknowledgements_follow_what_was_taken(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.write("one ")
+    pool.write("two ")
+    assert acknowledged(pool.tick(0.25)) == [("job_1", "w1", 1, 2)]
+    assert acknowledged(pool.tick(0.25)) == [], "each once"
+
+
+def test_the_first_prompt_that_was_rendered_is_kept(pair: Pool) -> None:
+    """Templates may hold a date: later attempts go on from the ids of the first."""
+    pair.ask()
+    pair.tick()
+    piece = pair.write("one ")[0]
+    engine, now = pair.engine, pair.now
+    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 2, [replace(piece, offset=4)], (7, 8), now)
+    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 3, [replace(piece, offset=8)], (9,), now)
+    assert pair.live().prompt == (7, 8)
+
+
+def test_a_repeated_acceptance_is_no_error(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    for _ in range(2):
+        pool.engine.accepted(WorkerId("w1"), JobId("job_1"), 1, pool.now)
+    assert pool.attempt().state is AttemptState.RUNNING
+
+
+# -- failover
+
+
+def test_another_goes_on_and_each_is_paid_for_its_own_tokens(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one two ")
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    effects = pair.spend(0.5, "w2")
+    assert assigned(effects) == [("job_1", "w2", 2)]
+    assert pair.attempt().worker == "w2"
+    assert pair.live().output.sequence == 0
+    pair.write("three four five ", finish="length")
+    job, wanted, tariff = pair.closed(), demand(), Rules().tariff
+    assert states(job) == [("w1", "lost", 2), ("w2", "succeeded", 3)]
+    assert job.charge == QUOTE, "one charge, as if one worker had done it all"
+    prompt = prompt_units(wanted, tariff)
+    units = {
+        1: output_units(wanted, 0, 2) + prompt * 2 // 5,
+        2: output_units(wanted, 2, 3) + prompt - prompt * 2 // 5,
+    }
+    due = payments(units, job.attempts, account("a"), tariff)
+    assert [a.paid for a in job.attempts] == [p.amount - p.fee for p in due]
+    assert (pair.main("b"), pair.main("c")) == (due[0].amount - due[0].fee, due[1].amount - due[1].fee)
+    pair.check()
+
+
+def test_a_closed_stream_is_waited_for_half_a_second(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.spend(0.25, "w2")
+    assert pair.attempt().number == 1
+    pair.spend(0.25, "w2")
+    assert pair.attempt().number == 2
+
+
+def test_a_stream_that_closes_twice_is_not_waited_for_twice(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.spend(0.25, "w2")
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.engine.disconnect(WorkerId("unknown"), pair.now)
+    pair.spend(0.25, "w2")
+    assert pair.attempt().number == 2
+
+
+def test_who_is_back_in_time_goes_on_from_the_last_frame_taken(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one ")
+    pair.write("two ")
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.spend(0.25, "w2")
+    assert pair.connect("w1", running=[("job_1", 1)]) == [(("job_1", 1), 2)]
+    pair.spend(3.0, "w1", "w2")
+    pair.write("three ", finish="stop")
+    assert states(pair.closed()) == [("w1", "succeeded", 3)]
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+def test_who_is_back_without_its_attempt_has_lost_it(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    assert pair.connect("w1", running=[("job_1", 2), ("other", 1)]) == []
+    effects = pair.tick()
+    assert pair.live().job.attempts[0].state is AttemptState.LOST
+    assert "came back without it" in pair.live().job.attempts[0].why
+    assert assigned(effects) == [("job_1", "w1", 2)]
+
+
+def test_an_attempt_of_a_fenced_number_is_not_resumed(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.spend(1.0, "w2")
+    assert pair.connect("w1", running=[("job_1", 1)]) == []
+    assert pair.attempt().worker == "w2"
+
+
+def test_a_silent_worker_is_waited_for_four_seconds_and_gets_nothing_until_heard(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.spend(3.75, "w2")
+    assert pair.attempt().number == 1
+    effects = pair.spend(0.25, "w2")
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert assigned(effects) == [("job_1", "w2", 2)], "w1 is still connected, and free, but silent"
+    pair.ask("job_2")
+    assert assigned(pair.spend(2.0, "w2")) == []
+    assert assigned(pair.spend(0.25, "w1", "w2")) == [("job_2", "w1", 1)]
+
+
+def test_a_beat_that_names_the_attempt_keeps_it(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.spend(20.0, "w1", "w2")
+    assert pair.attempt().number == 1
+
+
+def test_an_assignment_that_got_lost_is_made_again_though_the_worker_beats(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    for _ in range(20):
+        pool.beat("w1")
+        pool.spend(0.25)
+    assert pool.attempt().number == 2
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+def test_who_is_back_within_five_seconds_is_not_blamed(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.spend(4.75, "w2")
+    pair.beat("w1")
+    pair.spend(20.0, "w1", "w2")
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+def test_who_stays_away_is_blamed_once(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.spend(5.0, "w2")
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 0
+    assert pair.engine.busy()
+    pair.spend(30.0, "w2")
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 1
+
+
+def test_silence_while_idle_is_not_held_against_a_worker(pair: Pool) -> None:
+    """Idle workers beat every 15 s; what counts begins with the assignment."""
+    pair.spend(12.0, "w2")
+    pair.ask()
+    assert assigned(pair.tick()) == [("job_1", "w1", 1)]
+    pair.spend(4.25, "w2")
+    assert pair.live().job.attempts[0].state is AttemptState.LOST
+    pair.spend(0.5, "w1", "w2")
+    pair.spend(20.0, "w1", "w2")
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+def test_a_beat_with_an_attempt_that_is_not_the_workers_is_told_to_stop(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.beat("w2", ("job_1", 1), ("gone", 3))
+    assert cancelled(pair.tick()) == [("job_1", "w2", 1), ("gone", "w2", 3)]
+
+
+def test_a_beat_tells_what_is_served_and_whether(pair: Pool) -> None:
+    pair.beat("w1", state="paused", why="the owner plays")
+    pair.beat("w2", served=[served("other")], draining=True)
+    one, two = (pair.engine.fleet.workers[WorkerId(n)] for n in ("w1", "w2"))
+    assert (one.state, one.why, list(one.models)) == ("paused", "the owner plays", [MODEL])
+    assert (two.draining, list(two.models)) == (True, ["other"])
+    pair.beat("w1", state="")
+    assert one.state == "sharing"
+    pair.connect("w2")
+    assert not two.draining
+
+
+def test_no_progress_for_five_minutes_is_a_fault(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one ")
+    pair.spend(299.75, "w1", "w2")
+    assert pair.attempt().number == 1
+    pair.spend(0.25, "w1", "w2")
+    assert pair.attempt().worker == "w2"
+    assert "no progress for 300 s" in pair.live().job.attempts[0].why
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 1
+
+
+def test_the_brake_holds_when_many_fall_silent_and_lets_go() -> None:
+    """Twelve workers, five silent at once: the coordinator suspects itself for 15 s, then acts."""
+    pool = Pool()
+    names = [f"w{i:02}" for i in range(12)]
+    for name in names:
+        pool.join(name)
+    for i in range(12):
+        pool.ask(f"job_{i:02}")
+    pool.tick()
+    effects = pool.spend(18.75, *names[5:])
+    assert not [s for s in effects.sends if isinstance(s, SendCancel)]
+    effects = pool.spend(0.25, *names[5:])
+    assert len(cancelled(effects)) == 5
+    pool.check()
+
+
+def test_who_comes_back_under_the_brake_has_lost_nothing() -> None:
+    pool = Pool()
+    names = [f"w{i:02}" for i in range(12)]
+    for name in names:
+        pool.join(name)
+    for i in range(12):
+        pool.ask(f"job_{i:02}")
+    pool.tick()
+    pool.spend(10.0, *names[5:])
+    effects = pool.spend(30.0, *names)
+    assert not [s for s in effects.sends if isinstance(s, SendCancel)]
+    assert all(w.faults == 0 for w in pool.engine.fleet.workers.values())
+
+
+def test_the_brake_forgets_when_all_are_back() -> None:
+    pool = Pool()
+    names = [f"w{i:02}" for i in range(12)]
+    for name in names:
+        pool.join(name)
+    for i in range(12):
+        pool.ask(f"job_{i:02}")
+    pool.tick()
+    pool.spend(10.0, *names[5:])
+    assert pool.engine.fleet.braking_since is not None
+    pool.spend(0.5, *names)
+    assert pool.engine.fleet.braking_since is None
+
+
+def test_few_workers_have_no_brake(pair: Pool) -> None:
+    pair.ask("job_1")
+    pair.ask("job_2")
+    pair.tick()
+    assert len(cancelled(pair.spend(4.0))) == 2
+
+
+# -- refusals and failures
+
+
+def test_a_busy_worker_is_asked_again_after_a_pause(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.refused(WorkerId("w1"), JobId("job_1"), 1, "none", "busy", "no free slot", pool.now)
+    assert assigned(pool.spend(0.75, "w1")) == []
+    assert pool.live().job.attempts[0].state is AttemptState.REFUSED
+    assert assigned(pool.spend(0.25, "w1")) == [("job_1", "w1", 2)]
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 0
+
+
+def test_who_failed_a_job_is_not_asked_again(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.engine.failed(
+        WorkerId("w1"), JobId("job_1"), 1, "worker", "engine_died", "the engine died", pair.now
+    )
+    assert assigned(pair.tick()) == [("job_1", "w2", 2)]
+    assert pair.engine.fleet.workers[WorkerId("w1")].faults == 1
+    pair.engine.failed(
+        WorkerId("w2"), JobId("job_1"), 2, "worker", "engine_died", "the engine died", pair.now
+    )
+    job = pair.closed()
+    assert (job.state, job.code, job.charge) == (JobState.FAILED, "engine_died", 0)
+    assert job.why == "the engine died; no worker that serves tiny is left to try"
+    assert pair.main("a") == 0
+    pair.check()
+
+
+def test_a_failure_after_output_is_free_for_the_member(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one two ")
+    for number, name in enumerate(("w1", "w2"), 1):
+        pair.engine.failed(WorkerId(name), JobId("job_1"), number, "worker", "engine_died", "died", pair.now)
+        pair.tick()
+    assert (pair.closed().state, pair.closed().charge, pair.closed().output_tokens) == (JobState.FAILED, 0, 2)
+    assert [pair.main(m) for m in ("a", "b", "c", "commons")] == [0, 0, 0, 0]
+
+
+def test_a_fault_of_the_job_needs_two_workers_to_be_believed(pair: Pool) -> None:
+    pair.join("w3", "d")
+    pair.ask()
+    pair.tick()
+    pair.engine.failed(WorkerId("w1"), JobId("job_1"), 1, "job", "bad_template", "no template", pair.now)
+    assert assigned(pair.tick()) == [("job_1", "w2", 2)]
+    pair.engine.refused(WorkerId("w2"), JobId("job_1"), 2, "job", "bad_template", "no template", pair.now)
+    assert (pair.closed().state, pair.closed().code) == (JobState.FAILED, "bad_template")
+    assert pair.closed().why == "no template"
+    assert all(w.faults == 0 for w in pair.engine.fleet.workers.values()), "nobody is blamed for it"
+
+
+def test_a_fault_of_the_job_is_believed_if_nobody_else_could_say(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.failed(WorkerId("w1"), JobId("job_1"), 1, "job", "bad_template", "no template", pool.now)
+    assert pool.closed().state is JobState.FAILED
+
+
+def test_a_refusal_after_the_acceptance_is_a_failure(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.accepted(WorkerId("w1"), JobId("job_1"), 1, pool.now)
+    pool.engine.refused(WorkerId("w1"), JobId("job_1"), 1, "none", "busy", "changed its mind", pool.now)
+    assert pool.live().job.attempts[0].state is AttemptState.FAILED
+
+
+def test_attempts_are_limited() -> None:
+    pool = Pool(Rules(attempts_max=3))
+    pool.join("w1")
+    pool.ask()
+    pool.tick()
+    for number in range(1, 4):
+        pool.engine.refused(WorkerId("w1"), JobId("job_1"), number, "none", "busy", "no free slot", pool.now)
+        pool.spend(1.0, "w1")
+    assert (pool.closed().state, pool.closed().why) == (JobState.FAILED, "3 attempts failed: no free slot")
+    assert len(pool.closed().attempts) == 3
+
+
+def test_what_could_not_be_sent_is_tried_elsewhere_or_after_a_pause(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.unsent(WorkerId("w1"), JobId("job_1"), 1, pool.now)
+    assert assigned(pool.spend(0.75, "w1")) == [], "the same stream would fail again"
+    assert pool.live().job.attempts[0].state is AttemptState.LOST
+    assert assigned(pool.spend(0.25, "w1")) == [("job_1", "w1", 2)]
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 0
+    pool.join("w2", "c")
+    pool.engine.unsent(WorkerId("w1"), JobId("job_1"), 2, pool.now)
+    assert assigned(pool.tick()) == [("job_1", "w2", 3)]
+
+
+def test_a_removed_worker_is_fenced_at_once(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one ")
+    pair.engine.remove(WorkerId("w1"), pair.now)
+    effects = pair.tick()
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert assigned(effects) == [("job_1", "w2", 2)]
+    assert pair.write("two ", worker="w1", number=1, sequence=2) == ()
+    pair.beat("w1", ("job_1", 1))
+    pair.engine.disconnect(WorkerId("w1"), pair.now)
+    pair.engine.remove(WorkerId("w1"), pair.now)
+    assert not pair.tick(), "its last words change nothing"
+
+
+def test_a_job_whose_only_worker_is_removed_ends_at_once(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.remove(WorkerId("w1"), pool.now)
+    job = pool.closed()
+    assert (job.state, job.code, job.charge) == (JobState.FAILED, "worker_lost", 0)
+    assert pool.main("a") == 0
+
+
+# -- waiting
+
+
+def test_a_job_that_waits_longer_than_a_minute_expires_and_costs_nothing(pair: Pool) -> None:
+    for name in ("w1", "w2"):
+        pair.engine.disconnect(WorkerId(name), pair.now)
+    pair.ask()
+    pair.spend(59.75)
+    assert pair.live().job.state is JobState.QUEUED
+    effects = pair.spend(0.25)
+    job = pair.closed()
+    assert (job.state, job.code, job.charge) == (JobState.EXPIRED, "no_worker_available", 0)
+    assert job.why == "no worker was free for tiny within 60 s"
+    assert [e.id for e in effects.entries] == ["job_1/close"]
+    assert pair.main("a") == 0
+    pair.check()
+
+
+def test_a_broken_answer_waits_a_minute_from_the_break(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.write("one ")
+    pair.spend(100.0, "w1", "w2")
+    for name in ("w1", "w2"):
+        pair.engine.disconnect(WorkerId(name), pair.now)
+    pair.spend(60.25)
+    assert pair.live().job.state is JobState.QUEUED
+    pair.spend(0.25)
+    assert (pair.closed().state, pair.closed().charge) == (JobState.EXPIRED, 0)
+
+
+@pytest.mark.parametrize("stage", ["downloading", "loading"])
+def test_a_model_that_still_loads_after_a_minute_is_named(pool: Pool, stage: str) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.progress(WorkerId("w1"), JobId("job_1"), 1, stage, pool.now)
+    pool.spend(59.75, "w1")
+    assert pool.live().job.state is JobState.RUNNING
+    effects = pool.spend(0.25, "w1")
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    job = pool.closed()
+    assert (job.state, job.code, job.why) == (
+        JobState.EXPIRED,
+        "model_loading",
+        f"tiny is still {stage} on a worker",
+    )
+    assert states(job) == [("w1", "cancelled", 0)]
+    assert pool.main("a") == 0
+
+
+def test_a_job_that_runs_does_not_expire(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.engine.progress(WorkerId("w1"), JobId("job_1"), 1, "loading", pool.now)
+    pool.write("one ")
+    pool.spend(200.0, "w1")
+    assert pool.live().job.state is JobState.RUNNING
+
+
+def test_a_stored_job_waits_until_its_own_time(pool: Pool) -> None:
+    pool.engine.disconnect(WorkerId("w1"), pool.now)
+    pool.ask("patient", stored=True)
+    pool.ask("dated", stored=True, expires_at=pool.now + 120.0)
+    pool.spend(119.75)
+    assert not pool.engine.recent
+    pool.spend(0.25)
+    assert (pool.closed("dated").state, pool.closed("dated").why) == (
+        JobState.EXPIRED,
+        "no worker was free for tiny within 120 s",
+    )
+    pool.spend(3_600.0, step_s=60.0)
+    assert pool.live("patient").job.state is JobState.QUEUED
+
+
+# -- cancel
+
+
+def test_a_cancelled_job_pays_for_what_was_delivered(pool: Pool) -> None:
+    """2 tokens: 401.25 + 40.201 MFLOP."""
+    pool.ask()
+    pool.tick()
+    pool.write("one two ")
+    assert pool.engine.cancel(JobId("job_1"), pool.now, "the client went away")
+    effects = pool.tick()
+    job = pool.closed()
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert (job.state, job.charge, job.why, job.code) == (
+        JobState.CANCELLED,
+        442,
+        "the client went away",
+        "cancelled",
+    )
+    assert states(job) == [("w1", "cancelled", 2)]
+    assert pool.main("b") == 442 - 8
+    assert not pool.engine.cancel(JobId("job_1"), pool.now, "again")
+    pool.check()
+
+
+def test_a_job_cancelled_before_it_began_is_free(pool: Pool) -> None:
+    pool.ask("running")
+    pool.ask("queued")
+    pool.tick()
+    for name in ("running", "queued"):
+        assert pool.engine.cancel(JobId(name), pool.now, "")
+        assert pool.closed(name).charge == 0
+    assert pool.main("a") == 0
+    assert assigned(pool.tick()) == []
+
+
+def test_a_job_that_the_pool_itself_cannot_go_on_with_is_free(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    pool.write("one two ")
+    pool.engine.give_up(JobId("job_1"), pool.now, "the disk is full", "storage")
+    assert cancelled(pool.tick()) == [("job_1", "w1", 1)]
+    job = pool.closed()
+    assert (job.state, job.code, job.why, job.charge) == (JobState.FAILED, "storage", "the disk is full", 0)
+    assert (pool.main("a"), pool.main("b")) == (0, 0)
+    pool.engine.give_up(JobId("job_1"), pool.now, "again", "storage")
+    assert not pool.tick()
+    pool.check()
+
+
+def test_a_cancelled_member_has_room_again(pool: Pool) -> None:
+    pool.ask("one")
+    pool.ask("two")
+    pool.tick()
+    pool.engine.cancel(JobId("one"), pool.now, "")
+    assert assigned(pool.tick()) == [("two", "w1", 1)]
+
+
+# -- restart
+
+
+def restarted(pool: Pool) -> Pool:
+    """A new coordinator over what a database would hold of the old one."""
+    again = Pool(now=pool.now)
+    again.engine.book.accounts = pool.engine.book.accounts
+    again.engine.book.entries = dict(pool.engine.book.entries)
+    again.enrol("w1", "b")
+    return again
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_an_interactive_job_that_a_crash_cut_off_is_returned(pool: Pool, *, began: bool) -> None:
+    pool.ask()
+    if began:
+        pool.tick()
+    job = pool.live().job
+    again = restarted(pool)
+    again.engine.abandon(job, again.now)
+    effects = again.tick()
+    ended = effects.jobs[JobId("job_1")]
+    assert (ended.state, ended.code, ended.charge) == (JobState.FAILED, "coordinator_restarted", 0)
+    assert [a.state for a in ended.attempts] == [AttemptState.LOST] * began
+    assert [e.id for e in effects.entries] == ["job_1/close"]
+    assert again.main("a") == 0
+    again.check()
+
+
+def test_a_free_job_that_a_crash_cut_off_leaves_no_entry(pool: Pool) -> None:
+    job = job_of(demand(), hold=0, own_only=True)
+    pool.engine.abandon(job, pool.now)
+    assert pool.tick().entries == []
+    assert pool.closed().state is JobState.FAILED
+
+
+def test_an_attempt_that_had_ended_before_the_crash_is_left_as_it_was(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    pair.engine.refused(WorkerId("w1"), JobId("job_1"), 1, "none", "busy", "no", pair.now)
+    job = pair.live().job
+    again = restarted(pair)
+    again.engine.abandon(job, again.now)
+    assert again.closed().attempts == job.attempts
+
+
+def test_a_stored_job_goes_on_after_a_restart_with_the_next_number(pool: Pool) -> None:
+    pool.ask(stored=True)
+    pool.tick()
+    pool.write("one ")
+    job = pool.live().job
+    again = restarted(pool)
+    again.engine.restore(job, demand(), count=words, memory_bytes=0, now=again.now)
+    again.connect("w1", running=[("job_1", 1)])
+    effects = again.tick()
+    assert assigned(effects) == [("job_1", "w1", 2)]
+    assert effects.entries == [], "its hold stands"
+    assert again.write("old ", number=1, sequence=2) == (), "what ran before the crash is fenced"
+    again.write("one two ", finish="stop")
+    assert states(again.closed()) == [("w1", "lost", 0), ("w1", "succeeded", 2)]
+    assert again.closed().charge == 442
+    again.check()
+
+
+def test_a_stored_job_that_waited_waits_on(pool: Pool) -> None:
+    pool.ask(stored=True)
+    job = pool.live().job
+    again = restarted(pool)
+    again.engine.restore(job, demand(), count=words, memory_bytes=0, now=again.now)
+    again.connect("w1")
+    assert assigned(again.tick()) == [("job_1", "w1", 1)]
+
+
+def test_a_paused_job_stays_paused_over_a_restart(pool: Pool) -> None:
+    pool.ask(stored=True)
+    paused = replace(pool.live().job, state=JobState.PAUSED)
+    again = restarted(pool)
+    again.engine.restore(paused, demand(), count=words, memory_bytes=0, now=again.now)
+    again.connect("w1")
+    assert assigned(again.spend(100.0, "w1")) == []
+    again.check()
+    assert again.engine.cancel(JobId("job_1"), again.now, "enough")
+    assert again.main("a") == 0
+
+
+# -- memory
+
+
+def test_closed_jobs_are_remembered_up_to_a_limit() -> None:
+    pool = Pool(Rules(recent_max=2))
+    pool.join("w1")
+    for i in range(4):
+        pool.ask(f"job_{i}")
+        pool.tick()
+        pool.write("one ", f"job_{i}", finish="stop")
+    assert list(pool.engine.recent) == ["job_2", "job_3"]
+    assert {e.split("/")[0] for e in pool.engine.book.entries} == {"job_2", "job_3"}
+    assert pool.engine.book.total() == 0
+
+
+def test_the_numerics_of_what_was_delivered_are_remembered() -> None:
+    pool = Pool()
+    pool.join("w1", "b", served(numerics="fp32"))
+    pool.ask()
+    pool.tick()
+    assert pool.live().waiting(pool.now).numerics == "", "nothing was delivered: any class will do"
+    pool.write("one ")
+    assert pool.live().waiting(pool.now).numerics == "fp32"
+
+
+def test_the_limits_are_those_of_the_design() -> None:
+    rules = Rules()
+    assert (rules.wait_s, rules.job_faults_max) == (60.0, 2)
+    assert (rules.tariff.prompt_weight_permille, rules.tariff.fee_permille) == (250, 20)
+    assert Patience().lease_s == 4.0
+    assert Attempt(number=1, worker=WorkerId("w"), owner=account("b"), assigned_at=0.0).paid == 0
