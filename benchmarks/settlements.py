@@ -1,4 +1,4 @@
-"""Durable settlements per second: hold, close, jobs, attempts and receipts, committed in groups with FULL sync.
+"""Durable settlements per second: hold, close, job, attempt and receipt, committed in groups with FULL sync.
 
 One settlement is one job: its hold and first assignment in one commit, its close, end and receipt in a later
 one. Ledger, hash chain and SQL are the coordinator's own; the engine that decides is not in the loop.
@@ -129,8 +129,12 @@ def finish(pool: Pool, job: Job) -> tuple[Job, ledger.Recorded, ReceiptRow]:
     return ended, recorded, receipt
 
 
-async def run(pool: Pool, group: int, seconds: float) -> float:
-    """Settlements per second; every commit carries the ends of one group and the beginnings of the next."""
+async def run(pool: Pool, group: int, seconds: float) -> tuple[float, list[float]]:
+    """Settlements per second, and how long each commit took, in seconds.
+
+    Every commit carries the ends of one group and the beginnings of the next.
+    """
+    waits: list[float] = []
     running: list[Job] = []
     settled = 0
     began = time.perf_counter()
@@ -140,6 +144,7 @@ async def run(pool: Pool, group: int, seconds: float) -> float:
         holds = [pool.record(ledger.hold(job)) for job in running]
         records = [recorded for _, recorded, _ in ends] + holds
         touched = {posting.account for recorded in records for posting in recorded.entry.postings}
+        asked = time.perf_counter()
         await pool.store.commit(
             Batch(
                 records=records,
@@ -148,26 +153,27 @@ async def run(pool: Pool, group: int, seconds: float) -> float:
                 receipts=[receipt for _, _, receipt in ends],
             )
         )
+        waits.append(time.perf_counter() - asked)
         pool.book.entries.clear()  # as the coordinator forgets closed jobs
         settled += len(ends)
-    return settled / (time.perf_counter() - began)
+    return settled / (time.perf_counter() - began), waits
 
 
 async def measure(folder: Path, group: int, seconds: float, runs: int) -> None:
-    rates = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="settlements-") as name:
         pool = await found_pool(Path(name))
         try:
             await run(pool, group, 0.5)  # statements compiled, file grown
-            for _ in range(runs):
-                rates.append(await run(pool, group, seconds))
+            results = [await run(pool, group, seconds) for _ in range(runs)]
             findings = await pool.store.verify()
             print(f"entries {pool.number:,}, sum {pool.book.total()}, audit: {findings or 'nothing wrong'}")
         finally:
             await pool.store.close()
+    rates = [rate for rate, _ in results]
+    wait = statistics.median(wait for _, waits in results for wait in waits)
     print(
-        f"group {group:>4}: {statistics.median(rates):,.0f} settlements/s (median of {runs} runs of {seconds} s;"
-        f" {min(rates):,.0f} to {max(rates):,.0f})"
+        f"group {group:>4}: {statistics.median(rates):,.0f} settlements/s"
+        f" ({min(rates):,.0f} to {max(rates):,.0f}), commit p50 {wait * 1e3:.1f} ms"
     )
 
 
@@ -195,6 +201,7 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}")
     print(f"WAL, synchronous=FULL; this disk syncs 4 KiB {fsyncs(options.folder):,.0f} times/s")
+    print(f"median of {options.runs} runs of {options.seconds} s")
     for group in options.group:
         asyncio.run(measure(options.folder, group, options.seconds, options.runs))
 

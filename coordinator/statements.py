@@ -7,14 +7,15 @@ the order of the tables' columns straight to the driver's `executemany`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Executable, bindparam, update
+from sqlalchemy import Connection, Dialect, Executable, bindparam, func, or_, select, update
 
 from coordinator import dialect, tables
 from coordinator.tables import table_of
 
-BUCKETS = ("main", "reserved", "held")
+BUCKETS: Final = ("main", "reserved", "held")
+ACCOUNTS_AT_ONCE: Final = 64  # a fixed number of parameters, so that the statement is always the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,8 @@ class Statements:
     requests: str
     results: str
     moves: str  # parameters: what to add to main, reserved and held, and the account
+    head: str  # number and hash of the last entry
+    sums: str  # id, main, reserved and held of ACCOUNTS_AT_ONCE accounts
 
 
 def compile_statements(spoken: Dialect) -> Statements:
@@ -43,6 +46,12 @@ def compile_statements(spoken: Dialect) -> Statements:
     accounts, receipts = table_of(tables.Account), table_of(tables.Receipt)
     move = update(accounts).where(accounts.c.id == bindparam("account"))
     move = move.values({bucket: accounts.c[bucket] + bindparam(f"by_{bucket}") for bucket in BUCKETS})
+    asked = [f"id_{n}" for n in range(ACCOUNTS_AT_ONCE)]
+    sums = select(accounts.c.id, *(accounts.c[bucket] for bucket in BUCKETS))
+    sums = sums.where(or_(*(accounts.c.id == bindparam(name) for name in asked)))
+    entries = table_of(tables.Entry)
+    last = select(func.max(entries.c.number)).scalar_subquery()
+    head = select(entries.c.number, entries.c.hash).where(entries.c.number == last)
     # A worker repeats a receipt until it is acknowledged; the first one stands.
     receive = dialect.insert_into(spoken, receipts).on_conflict_do_nothing()
     return Statements(
@@ -54,12 +63,16 @@ def compile_statements(spoken: Dialect) -> Statements:
         requests=insert(tables.StoredRequest),
         results=upsert(tables.StoredResult),
         moves=_compiled(move, spoken, [*(f"by_{bucket}" for bucket in BUCKETS), "account"]),
+        head=_compiled(head, spoken, []),
+        sums=_compiled(sums, spoken, asked),
     )
 
 
 def _compiled(statement: Executable, spoken: Dialect, order: Sequence[str]) -> str:
-    compiled = statement.compile(dialect=spoken)  # type: ignore[attr-defined]  # every DML construct has it
-    assert compiled.positiontup == list(order), "tuples are given in another order than the SQL asks for"
+    compiled = statement.compile(dialect=spoken)  # type: ignore[attr-defined]  # every construct has it
+    assert (compiled.positiontup or []) == list(order), (
+        "tuples are given in another order than the SQL asks for"
+    )
     return str(compiled)
 
 

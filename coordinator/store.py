@@ -8,9 +8,9 @@ postings, so that a bug above this line, or a second writer, is refused instead 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from coordinator import tables
 from coordinator.audit import Audit
@@ -32,11 +32,9 @@ from coordinator.rows import (
     postings_of,
     receipt_values,
 )
-from coordinator.statements import BUCKETS, Statements, compile_statements, execute
+from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements, execute
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
-
-_IDS_MAX: Final = 500  # in one IN list; databases limit the parameters of a statement
 
 _ACCOUNTS = table_of(tables.Account)
 _ENTRIES = table_of(tables.Entry)
@@ -48,7 +46,7 @@ _REQUESTS = table_of(tables.StoredRequest)
 class Store(Members, Enrolment, History, Registry, Audit, Database):
     """One for each coordinator, for as long as it runs."""
 
-    _statements: Statements | None = None  # compiled at the first commit
+    _statements: Statements | None = None  # compiled when first needed
 
     @classmethod
     async def open(cls, url: str, now: float) -> "Store":
@@ -68,17 +66,21 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         continue the chain, overdraws an account, or its sums are not those of its postings. The batch is
         read before the first wait. A caller that is cancelled does not tear it: the commit runs to its end.
         """
-        statements = self._statements or compile_statements(self._writer.dialect)
-        self._statements = statements
+        statements = self._spoken()
         writes = _Writes.of(batch)
         commit = self.transact(lambda connection: _write(connection, writes, statements))
         await asyncio.shield(asyncio.ensure_future(commit))
+
+    def _spoken(self) -> Statements:
+        if self._statements is None:
+            self._statements = compile_statements(self._writer.dialect)
+        return self._statements
 
     async def load(self) -> Loaded:
         """All that a starting coordinator needs, as of one moment."""
         async with self.reading() as connection:
             accounts = (await connection.execute(select(_ACCOUNTS).order_by(_ACCOUNTS.c.id))).all()
-            number, last_hash = await connection.run_sync(_head)
+            number, last_hash = await connection.run_sync(_head, self._spoken())
             unended = select(_JOBS).where(_JOBS.c.ended_at.is_(None)).order_by(_JOBS.c.created_at, _JOBS.c.id)
             jobs = await with_attempts(connection, (await connection.execute(unended)).all())
             open_ids = select(_JOBS.c.id).where(_JOBS.c.ended_at.is_(None))
@@ -151,7 +153,7 @@ def _moves(batch: Batch) -> list[tuple[Any, ...]]:
 def _write(connection: Connection, writes: _Writes, statements: Statements) -> None:
     """One transaction's work, those referred to before those that refer."""
     if writes.records:
-        _check_continues(connection, writes.records)
+        _check_continues(connection, statements, writes.records)
     execute(connection, statements.jobs, writes.jobs)
     execute(connection, statements.attempts, writes.attempts)
     execute(connection, statements.requests, writes.requests)
@@ -160,19 +162,17 @@ def _write(connection: Connection, writes: _Writes, statements: Statements) -> N
     execute(connection, statements.postings, writes.postings)
     execute(connection, statements.receipts, writes.receipts)
     execute(connection, statements.moves, writes.moves)
-    _check_sums(connection, writes.sums)
+    _check_sums(connection, statements, writes.sums)
 
 
-def _head(connection: Connection) -> tuple[int, str]:
+def _head(connection: Connection, statements: Statements) -> tuple[int, str]:
     """Number and hash of the last entry; 0 and GENESIS before the first."""
-    last = select(func.max(_ENTRIES.c.number)).scalar_subquery()
-    statement = select(_ENTRIES.c.number, _ENTRIES.c.hash).where(_ENTRIES.c.number == last)
-    row = connection.execute(statement).one_or_none()
+    row = connection.exec_driver_sql(statements.head).one_or_none()
     return (0, GENESIS) if row is None else (row.number, row.hash)
 
 
-def _check_continues(connection: Connection, records: Sequence[Recorded]) -> None:
-    number, last_hash = _head(connection)
+def _check_continues(connection: Connection, statements: Statements, records: Sequence[Recorded]) -> None:
+    number, last_hash = _head(connection, statements)
     for recorded in records:
         if recorded.number <= number and recorded is records[0]:
             raise StoreConflict(
@@ -187,19 +187,21 @@ def _check_continues(connection: Connection, records: Sequence[Recorded]) -> Non
         number, last_hash = recorded.number, recorded.hash
 
 
-def _check_sums(connection: Connection, sums: Mapping[str, tuple[int, int, int]]) -> None:
+def _check_sums(
+    connection: Connection, statements: Statements, sums: Mapping[str, tuple[int, int, int]]
+) -> None:
     """The sums that the postings made must be those that memory holds."""
     ids = list(sums)
     found = 0
-    for start in range(0, len(ids), _IDS_MAX):
-        chosen = select(_ACCOUNTS).where(_ACCOUNTS.c.id.in_(ids[start : start + _IDS_MAX]))
-        for row in connection.execute(chosen).all():
+    for start in range(0, len(ids), ACCOUNTS_AT_ONCE):
+        asked = ids[start : start + ACCOUNTS_AT_ONCE]
+        asked += asked[:1] * (ACCOUNTS_AT_ONCE - len(asked))
+        for account, *made in connection.exec_driver_sql(statements.sums, tuple(asked)).all():
             found += 1
-            if (row.main, row.reserved, row.held) != sums[row.id]:
+            if tuple(made) != sums[account]:
                 raise StoreConflict(
-                    f"main, reserved and held of account {row.id} would be"
-                    f" {(row.main, row.reserved, row.held)} by its postings, but {sums[row.id]} by the batch;"
-                    " nothing was changed"
+                    f"main, reserved and held of account {account} would be {tuple(made)} by its postings,"
+                    f" but {sums[account]} by the batch; nothing was changed"
                 )
     if found != len(sums):
         raise StoreConflict("the batch names an account that does not exist; nothing was changed")
