@@ -20,7 +20,7 @@ from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberI
 from coordinator.core.ledger import Account, Overdrawn
 from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
-from coordinator.core.pricing import Demand, Shape, quote
+from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.ids import new_id
 from coordinator.records import Member, ReceiptRow
 from coordinator.relay import Closed, Embedded, JobEvent, Output, Relay, ended
@@ -29,7 +29,7 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
-from potluck import __version__
+from potluck.version import version
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
 
@@ -113,7 +113,7 @@ class Pool:
 
     def demand(self, kind: Kind, model: str, work: work_pb2.Work, prompt_tokens: int, max_tokens: int) -> Demand:
         """What is to be priced. Each input of an embedding is a prompt of its own."""
-        prompts = (prompt_tokens,)
+        prompts: tuple[int, ...] = (prompt_tokens,)
         if kind is Kind.EMBEDDING:
             inputs = work.embedding.inputs
             prompts = tuple(
@@ -342,7 +342,7 @@ class Pool:
         running = sum(len(w.running) for w in fleet)
         return {
             "pool": self.settings.pool_name,
-            "version": __version__,
+            "version": version(),
             "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
             "jobs": {"running": running, "queued": len(self.engine.queue)},
             "models": sorted({m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}),
@@ -408,7 +408,7 @@ class Pool:
     # -- helpers ---------------------------------------------------------------------------------------
 
     @property
-    def _tariff(self) -> Any:
+    def _tariff(self) -> Tariff:
         return self.engine.rules.tariff
 
     def _shape(self, model: str) -> Shape:

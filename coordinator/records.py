@@ -9,18 +9,12 @@ from enum import StrEnum
 
 from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
 from coordinator.core.ledger import GENESIS, Account, Entry, Recorded
+from coordinator.core.receipts import ReceiptState
 
 
 class Role(StrEnum):
     MEMBER = "member"
     ADMIN = "admin"
-
-
-class ReceiptState(StrEnum):
-    MATCHED = "matched"  # says what the coordinator counted
-    LATE = "late"  # of an attempt that had been fenced
-    REFUSED = "refused"  # forged, malformed, or above the count
-    VOID = "void"  # its job's hold went back before it came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

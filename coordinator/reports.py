@@ -10,13 +10,14 @@ from coordinator import translate
 from coordinator.core.engine import Engine, Live
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Job, JobId, WorkerId
-from coordinator.core.receipts import Verdict, judge
+from coordinator.core.output import Piece
+from coordinator.core.receipts import ReceiptState, Verdict, judge
 from coordinator.pool import Pool
-from coordinator.records import ReceiptRow, ReceiptState
+from coordinator.records import ReceiptRow
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
-from potluck import __version__
+from potluck.version import version
 from potluck.receipts import ReceiptBody, ReceiptError, verify
 from potluck.v1 import session_pb2, work_pb2
 
@@ -65,7 +66,7 @@ class WorkerReports:
             protocol=1,
             worker_id=worker,
             pool=self.pool_name,
-            version=__version__,
+            version=version(),
             resume=[
                 session_pb2.Resume(attempt=translate.attempt(*fence), acknowledged_sequence=sequence)
                 for fence, sequence in resumed
@@ -123,7 +124,7 @@ class WorkerReports:
             self.ticker.wake()
         return bool(taken) or prompt is not None
 
-    def _wrong(self, live: Live, frame: session_pb2.Frame, pieces: list[translate.Piece]) -> str:
+    def _wrong(self, live: Live, frame: session_pb2.Frame, pieces: list[Piece]) -> str:
         """Empty, or what is wrong with the frame. Ids must decode to the text that comes with them."""
         if frame.ByteSize() > FRAME_BYTES_MAX:
             return f"a frame of {frame.ByteSize()} bytes; {FRAME_BYTES_MAX} are allowed"
@@ -187,7 +188,7 @@ class WorkerReports:
                 worker_id=worker,
                 body=receipt.body,
                 signature=receipt.signature,
-                state=ReceiptState(verdict.state),
+                state=verdict.state,
                 why=verdict.why,
                 at=now,
             )

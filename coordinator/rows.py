@@ -21,7 +21,8 @@ from coordinator.core.jobs import (
     WorkerId,
 )
 from coordinator.core.ledger import Account, Bucket, Code, Entry, Posting, Recorded
-from coordinator.records import ReceiptRow, ReceiptState
+from coordinator.core.receipts import ReceiptState
+from coordinator.records import ReceiptRow
 
 
 def job_values(job: Job) -> tuple[Any, ...]:

@@ -103,7 +103,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         self._sessions, self._reports, self._identify = sessions, reports, identify
 
-    async def Session(  # noqa: N802 -- the name of the RPC
+    async def Session(  # type: ignore[override]  # noqa: N802 -- the RPC's name; grpc.aio also takes writers
         self, request_iterator: AsyncIterator[session_pb2.WorkerMessage], context: Context
     ) -> None:
         try:

@@ -23,8 +23,9 @@ from sqlmodel import Field, SQLModel
 
 from coordinator.core.jobs import AttemptState, JobState, Kind
 from coordinator.core.ledger import Bucket, Code
+from coordinator.core.receipts import ReceiptState
 from coordinator.dialect import append_only
-from coordinator.records import ReceiptState, Role
+from coordinator.records import Role
 
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")

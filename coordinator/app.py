@@ -1,0 +1,336 @@
+"""The composition root: everything is made here, once, and put away in the reverse order."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from coordinator.api import create_api
+from coordinator.api.context import Clock, Context
+from coordinator.artifacts import ArtifactServicer, ArtifactStore
+from coordinator.bootstrap import ensure_first_start
+from coordinator.ca import CertificateAuthority
+from coordinator.clock import SteadyClock
+from coordinator.core.engine import Engine, Rules
+from coordinator.core.fleet import Fleet, Worker
+from coordinator.core.ledger import Book
+from coordinator.core.pricing import Tariff
+from coordinator.peer import identify
+from coordinator.pool import Pool
+from coordinator.records import Loaded
+from coordinator.reports import WorkerReports
+from coordinator.sessions import Sessions, WorkerService
+from coordinator.settings import Settings
+from coordinator.store import Store
+from coordinator.tick import Chain, Ticker
+from coordinator.tokens import TokenCounter
+from potluck.catalogue import Catalogue, ModelEntry
+from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
+
+log = structlog.get_logger(__name__)
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+GRACE_S = 10.0  # for running answers when the coordinator is told to stop
+STREAM_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port is refused instead of sharing it
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]
+
+
+class PortTaken(Exception):  # noqa: N818 -- named for what happened
+    """A port is in use or cannot be bound; the message says what to do."""
+
+
+@dataclass(slots=True)
+class Coordinator:
+    """A running coordinator. `http` and `grpc` are the addresses really bound."""
+
+    settings: Settings
+    store: Store
+    pool: Pool
+    ticker: Ticker
+    api: FastAPI
+    http: str
+    grpc: str
+    new_admin_key: str | None  # the file's path, at the first start only
+    stopping: asyncio.Event
+    failed: asyncio.Future[None]
+
+    async def wait(self) -> None:
+        """Until told to stop, or until a part of it failed (raises then)."""
+        stop = asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait([stop, self.failed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        if self.failed.done():
+            self.failed.result()
+
+
+class _Server(uvicorn.Server):
+    """Signals are the composition root's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
+    """Start a coordinator; leaving the block drains and stops it.
+
+    Raises PortTaken, AlreadyRunning, StoreError, CertificateError or KeyFileError, with sentences.
+    """
+    clock = SteadyClock()
+    async with contextlib.AsyncExitStack() as stack:
+        http_socket = stack.enter_context(_bound(settings.http, "--http"))
+        store = await Store.open(settings.database_url, clock.now())
+        stack.push_async_callback(store.close)
+        first = await ensure_first_start(store, settings, clock.now())
+        ca = CertificateAuthority.open(settings.home, settings.pool_name, clock.now())
+        catalogue = await _catalogue(store, settings)
+        counter = TokenCounter(catalogue, settings.home)
+        stack.push_async_callback(counter.close)
+        pool, ticker = await _pool(settings, store, ca, counter, catalogue, clock)
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        context = Context(
+            pool=pool,
+            store=store,
+            ca=ca,
+            settings=settings,
+            counter=counter,
+            catalogue=lambda: catalogue,
+            clock=Clock(now=clock.now),
+        )
+        api = create_api(context)
+        await ticker.turn()  # holds that a crash left open are returned before anybody is let in
+        stack.push_async_callback(_background(ticker.run(), failed))
+        grpc_address = await _serve_grpc(stack, settings, store, ca, pool, counter, catalogue, clock)
+        http_address = await _serve_http(stack, settings, api, http_socket, failed)
+        running = Coordinator(
+            settings=settings,
+            store=store,
+            pool=pool,
+            ticker=ticker,
+            api=api,
+            http=http_address,
+            grpc=grpc_address,
+            new_admin_key=first,
+            stopping=asyncio.Event(),
+            failed=failed,
+        )
+        try:
+            yield running
+        finally:
+            await _drain(pool, context)
+            await ticker.turn()
+
+
+async def _catalogue(store: Store, settings: Settings) -> Catalogue:
+    """The built-in entries and those that admins added."""
+    builtin = Catalogue.builtin(emulator=settings.emulator)
+    added = [ModelEntry.model_validate_json(row.entry) for row in await store.models()]
+    names = {entry.name for entry in added}
+    return Catalogue(entries=(*[e for e in builtin.entries if e.name not in names], *added))
+
+
+async def _pool(
+    settings: Settings,
+    store: Store,
+    ca: CertificateAuthority,
+    counter: TokenCounter,
+    catalogue: Catalogue,
+    clock: SteadyClock,
+) -> tuple[Pool, Ticker]:
+    loaded = await store.load()
+    rules = Rules(
+        tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille), wait_s=settings.wait_for_worker_s
+    )
+    book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
+    pool = Pool(
+        engine=Engine(rules, book, Fleet()),
+        store=store,
+        settings=settings,
+        sessions=Sessions(),
+        counter=counter,
+        catalogue=lambda: catalogue,
+        public_key=ca.public_key.hex(),
+        now=clock.now,
+    )
+    pool.ticker = Ticker(
+        engine=pool.engine,
+        store=store,
+        chain=Chain(loaded.last_number, loaded.last_hash),
+        now=clock.now,
+        send=pool.send,
+        tell=pool.tell,
+        acknowledge=pool.acknowledge,
+        result_of=pool.answers.close,
+        on_trouble=pool.storage_trouble,
+    )
+    await _remember(pool, loaded)
+    return pool, pool.ticker
+
+
+async def _remember(pool: Pool, loaded: Loaded) -> None:
+    """Members' names, enrolled workers, and the jobs that a restart cut off."""
+    for member in await pool.store.members():
+        pool.names[member.id] = member.name
+    for row in await pool.store.workers():
+        if row.revoked_at is None:
+            pool.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
+    for job in loaded.open_jobs:
+        request = loaded.requests.get(job.id)
+        if job.stored and request is not None and pool.catalogue().get(job.model) is not None:
+            pool.restore(job, work_pb2.Work.FromString(request))
+        else:
+            pool.engine.abandon(job, pool.now())
+
+
+async def _serve_grpc(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    store: Store,
+    ca: CertificateAuthority,
+    pool: Pool,
+    counter: TokenCounter,
+    catalogue: Catalogue,
+    clock: SteadyClock,
+) -> str:
+    """The workers' door: mutual TLS on the pool's own CA, whatever the address is called."""
+    who = identify(store)
+    reports = WorkerReports(
+        engine=pool.engine,
+        pool=pool,
+        store=store,
+        ticker=pool.ticker,
+        counter=counter,
+        now=clock.now,
+        pool_name=settings.pool_name,
+        catalogue_json=lambda: catalogue.model_dump_json().encode(),
+    )
+    server = grpc.aio.server(options=STREAM_OPTIONS)
+    session_pb2_grpc.add_WorkerServiceServicer_to_server(
+        WorkerService(pool.sessions, reports, who), server
+    )
+    artifacts = ArtifactStore(settings.home / "coordinator" / "artifacts")
+    artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts, who), server)
+    certificate = ca.server_certificate(clock.now())
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.key_pem, certificate.pem)],
+        root_certificates=ca.certificate_pem,
+        require_client_auth=True,
+    )
+    try:
+        port = server.add_secure_port(settings.grpc, credentials)
+    except RuntimeError:
+        raise PortTaken(_port_sentence(settings.grpc, "--grpc")) from None
+    await server.start()
+    stack.push_async_callback(server.stop, 1.0)
+    stack.callback(pool.sessions.end_all, "the coordinator is restarting")
+    return f"{settings.grpc.rpartition(':')[0]}:{port}"
+
+
+async def _serve_http(
+    stack: contextlib.AsyncExitStack,
+    settings: Settings,
+    api: FastAPI,
+    listening: socket.socket,
+    failed: "asyncio.Future[None]",
+) -> str:
+    config = uvicorn.Config(
+        api,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        proxy_headers=False,  # the API reads forwarded headers itself, from a configured proxy only
+        timeout_graceful_shutdown=int(GRACE_S),
+        timeout_keep_alive=75,
+        limit_concurrency=settings.connections_max,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    task.add_done_callback(lambda t: _fail(failed, t))
+    while not server.started and not task.done():
+        await asyncio.sleep(0.01)
+
+    async def stop() -> None:
+        server.should_exit = True
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+    host, port = listening.getsockname()[:2]
+    return f"{host}:{port}"
+
+
+async def _drain(pool: Pool, context: Context) -> None:
+    """Let running answers end, for a while; then return the holds of what is left."""
+    pool.closing = True
+    context.closing.set()
+    deadline = pool.now() + GRACE_S
+    while pool.now() < deadline and any(not v.job.stored for v in pool.engine.lives.values()):
+        await asyncio.sleep(0.05)
+    for live in list(pool.engine.lives.values()):
+        if not live.job.stored:
+            why = "the coordinator was stopped; nothing was charged"
+            pool.engine.give_up(live.job.id, pool.now(), why, "shutting_down")
+
+
+def _background(
+    coroutine: Coroutine[Any, Any, None], failed: "asyncio.Future[None]"
+) -> Callable[[], Awaitable[None]]:
+    """Run it until the returned function is awaited; if it fails, the coordinator does."""
+    task = asyncio.create_task(coroutine)
+    task.add_done_callback(lambda t: _fail(failed, t))
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    return stop
+
+
+def _fail(failed: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
+        failed.set_exception(error)
+
+
+def _bound(address: str, flag: str) -> socket.socket:
+    """A listening socket on HOST:PORT; port 0 lets the system choose."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":  # there it would let two processes share the port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, int(port)))
+        listening.listen(1_024)
+    except OSError as error:
+        listening.close()
+        raise PortTaken(_port_sentence(address, flag, error.strerror or str(error))) from None
+    listening.setblocking(False)
+    return listening
+
+
+def _port_sentence(address: str, flag: str, reason: str = "in use") -> str:
+    return (
+        f"{address} cannot be bound ({reason}). Another coordinator may be running; stop it, or choose another"
+        f" address with {flag} HOST:PORT."
+    )

@@ -1,0 +1,105 @@
+"""`potluck coordinator start`."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.app import Coordinator, PortTaken, coordinator
+from coordinator.ca import CertificateError
+from coordinator.keys import KeyFileError
+from coordinator.lock import AlreadyRunning
+from potluck.logs import configure
+from coordinator.settings import Settings, SettingsError
+from coordinator.store_errors import StoreError
+from potluck.errors import ExitCode
+
+TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, StoreError, SettingsError)
+
+app = typer.Typer(no_args_is_help=True, help="Run the coordinator of a pool.")
+
+
+@app.callback()
+def service() -> None:
+    """Run the coordinator of a pool."""
+
+
+@app.command()
+def start(
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where members connect. Default 127.0.0.1:8420.")
+    ] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where workers connect. Default 127.0.0.1:8421.")
+    ] = None,
+    public_host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="The name or address under which others reach this machine.")
+    ] = None,
+    database: Annotated[
+        str | None, typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME.")
+    ] = None,
+    behind_proxy: Annotated[
+        bool | None, typer.Option("--behind-proxy", help="A reverse proxy in front of HTTP terminates TLS.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
+    emulator: Annotated[
+        bool | None, typer.Option("--emulator", help="Offer the model `emulator-small`, for tests and benchmarks.")
+    ] = None,
+) -> None:
+    """Start the coordinator of a pool: the API for members, the door for workers, the ledger.
+
+    Example: potluck coordinator start --http 127.0.0.1:8420
+    """
+    flags = {
+        "http": http,
+        "grpc": grpc,
+        "public_host": public_host,
+        "database": database,
+        "behind_proxy": behind_proxy,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "emulator": emulator,
+    }
+    try:
+        settings = Settings.load({name: value for name, value in flags.items() if value is not None})
+        configure("auto")
+        asyncio.run(_run(settings))
+    except TROUBLES as trouble:
+        typer.echo(f"potluck: {trouble}", err=True)
+        raise typer.Exit(ExitCode.ERROR) from None
+
+
+async def _run(settings: Settings) -> None:
+    async with coordinator(settings) as running:
+        _stop_on_signals(running)
+        _say(running)
+        await running.wait()
+        typer.echo("Stopping: running answers may end first. Press Ctrl-C again to stop at once.", err=True)
+
+
+def _stop_on_signals(running: Coordinator) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if running.stopping.is_set():
+            sys.exit(130)
+        running.stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run
+            loop.add_signal_handler(number, stop)
+
+
+def _say(running: Coordinator) -> None:
+    scheme = "https" if running.settings.tls_cert else "http"
+    typer.echo(f"The pool {running.settings.pool_name!r} is open at {scheme}://{running.http}")
+    typer.echo(f"Workers connect to {running.grpc}; API documentation: {scheme}://{running.http}/docs")
+    if running.new_admin_key is not None:
+        typer.echo(f"First start: the admin's key was written to {running.new_admin_key}")
+        typer.echo(f"  potluck login {scheme}://{running.http} --key file:{running.new_admin_key}")
+    sys.stdout.flush()

@@ -1,0 +1,246 @@
+"""The whole pool as real processes on loopback, with the emulator as its model: what users live through."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+from typing import Any
+
+import openai
+import pytest
+from fixtures_pool import COMMAND, RealPool
+
+from potluck.receipts import ReceiptBody
+
+pytestmark = pytest.mark.processes
+
+MODEL = "emulator-small"
+HELLO: Any = [{"role": "user", "content": "Say something long."}]
+
+
+def stream_text(client: openai.OpenAI, tokens: int, on_token: Any = None, **more: Any) -> tuple[str, Any]:
+    """The answer's text and the last chunk's usage."""
+    text, usage = "", None
+    with client.chat.completions.create(
+        model=MODEL,
+        messages=HELLO,
+        max_tokens=tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+        **more,
+    ) as stream:
+        for number, chunk in enumerate(stream):
+            if chunk.choices and chunk.choices[0].delta.content:
+                text += chunk.choices[0].delta.content
+                if on_token is not None:
+                    on_token(number)
+            usage = chunk.usage or usage
+    return text, usage
+
+
+def serving(pool: RealPool, job_id: str) -> str:
+    """The name of the worker that runs the job now."""
+    attempt = pool.job(job_id)["attempts"][-1]
+    rows = pool.admin.api("GET", "/pool/v1/workers").json()
+    return next(str(row["name"]) for row in rows if row["id"] == attempt["worker"])
+
+
+def test_an_answer_moves_credits_from_who_asked_to_who_served(real_pool: RealPool) -> None:
+    """Carol asks, bob's worker answers: her charge is his pay plus the fee, and the sum stays zero."""
+    real_pool.add_emulator("rig", "bob", tpot_ms=1)
+    carol = real_pool.member("carol")
+    text, usage = stream_text(carol.openai(), 40)
+    assert len(text.split()) == 40
+    assert usage.completion_tokens == 40
+    charge = usage.potluck["charge"]
+    assert charge > 0
+    job = real_pool.job(usage.potluck["job_id"])
+    assert job["state"] == "succeeded"
+    assert job["charge"] == charge <= job["quote"]
+    assert carol.balance()["balance"] == -charge
+    paid = real_pool.members["bob"].balance()["balance"]
+    assert paid == job["attempts"][0]["paid"] == charge - charge * 20 // 1000
+    assert real_pool.ledger_sum() == 0
+
+
+def test_a_killed_worker_does_not_show_in_the_answer(real_pool: RealPool) -> None:
+    """kill -9 in mid-answer, three times at random places: one unbroken stream, each token paid once."""
+    rng = random.Random(5)
+    for name, owner in (("rig1", "bob"), ("rig2", "dave")):
+        real_pool.add_emulator(name, owner, tpot_ms=5)
+    client = real_pool.member("carol").openai()
+    undisturbed, _ = stream_text(client, 120, seed=11)
+    for _ in range(3):
+        cut = rng.randint(3, 100)
+        killed: list[str] = []
+
+        def kill(number: int, cut: int = cut, killed: list[str] = killed) -> None:
+            if number >= cut and not killed:
+                running = real_pool.admin.api("GET", "/pool/v1/jobs", params={"state": "running"}).json()
+                name = serving(real_pool, running["data"][0]["id"])
+                real_pool.workers[name].kill()
+                killed.append(name)
+
+        text, usage = stream_text(client, 120, seed=11, on_token=kill)
+        assert killed
+        assert text == undisturbed
+        job = real_pool.job(usage.potluck["job_id"])
+        assert [a["state"] for a in job["attempts"]] == ["lost", "succeeded"]
+        assert sum(a["tokens"] for a in job["attempts"]) == 120
+        assert all(a["paid"] > 0 for a in job["attempts"])
+        real_pool.start_worker(killed[0])
+    assert real_pool.ledger_sum() == 0
+
+
+def test_a_frozen_worker_is_replaced_and_forgiven_nothing_it_did_not_do(real_pool: RealPool) -> None:
+    """SIGSTOP in mid-answer: after 4 s of silence another goes on; the frozen one wakes up and changes nothing."""
+    for name, owner in (("rig1", "bob"), ("rig2", "dave")):
+        real_pool.add_emulator(name, owner, tpot_ms=10)
+    client = real_pool.member("carol").openai()
+    undisturbed, _ = stream_text(client, 80, seed=3)
+    frozen: list[str] = []
+
+    def freeze(number: int) -> None:
+        if number == 20:
+            running = real_pool.admin.api("GET", "/pool/v1/jobs", params={"state": "running"}).json()
+            frozen.append(serving(real_pool, running["data"][0]["id"]))
+            os.kill(real_pool.workers[frozen[0]].popen.pid, signal.SIGSTOP)
+
+    text, usage = stream_text(client, 80, seed=3, on_token=freeze)
+    os.kill(real_pool.workers[frozen[0]].popen.pid, signal.SIGCONT)
+    assert text == undisturbed
+    job = real_pool.job(usage.potluck["job_id"])
+    assert [a["state"] for a in job["attempts"]] == ["lost", "succeeded"]
+    real_pool.until(lambda: real_pool.ready(frozen[0]), "the frozen worker to be back")
+    assert real_pool.ledger_sum() == 0
+
+
+def test_a_client_that_leaves_pays_for_what_was_produced(real_pool: RealPool) -> None:
+    """Closing the stream cancels the job; the charge is that of the tokens until then."""
+    real_pool.add_emulator("rig", "bob", tpot_ms=10)
+    carol = real_pool.member("carol")
+    with carol.openai().chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=500, stream=True
+    ) as stream:
+        for number, chunk in enumerate(stream):
+            if number == 10:
+                job_id = chunk.id.removeprefix("chatcmpl-")
+                break
+    real_pool.until(lambda: real_pool.job(job_id)["state"] == "cancelled", "the job to be cancelled")
+    job = real_pool.job(job_id)
+    assert 0 < job["attempts"][0]["tokens"] < 100
+    assert 0 < job["charge"] < job["quote"]
+    assert carol.balance()["reserved"] == 0
+    assert carol.balance()["balance"] == -job["charge"]
+
+
+def test_a_killed_coordinator_returns_what_it_held(real_pool: RealPool) -> None:
+    """kill -9 of the coordinator in mid-answer: the hold is returned, workers come back by themselves, a late
+    receipt moves nothing, a stored job goes on, and the books add up."""
+    real_pool.add_emulator("rig", "bob", tpot_ms=20)
+    carol = real_pool.member("carol")
+    stored = carol.api(
+        "POST",
+        "/pool/v1/jobs",
+        json={"kind": "chat", "request": {"model": MODEL, "messages": HELLO, "max_tokens": 100}},
+    )
+    stored_id = stored.raise_for_status().json()["id"]
+    seen = threading.Event()
+
+    def ask() -> None:
+        with pytest.raises(openai.APIError), carol.openai().chat.completions.create(
+            model=MODEL, messages=HELLO, max_tokens=400, stream=True
+        ) as stream:
+            for number, _ in enumerate(stream):
+                if number == 5:
+                    seen.set()
+            raise openai.APIConnectionError(request=stream.response.request)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert seen.wait(30)
+    assert carol.balance()["reserved"] > 0
+    assert real_pool.coordinator is not None
+    real_pool.coordinator.kill()
+    asking.join(30)
+    real_pool.start_coordinator()
+    real_pool.until(lambda: real_pool.ready("rig"), "the worker to come back")
+    real_pool.until(lambda: real_pool.job(stored_id)["state"] == "succeeded", "the stored job to end")
+    stored_job = real_pool.job(stored_id)
+    assert carol.api("GET", f"/pool/v1/jobs/{stored_id}/result").json()["usage"]["completion_tokens"] == 100
+    failed = carol.api("GET", "/pool/v1/jobs", params={"state": "failed"}).json()["data"]
+    assert [job["charge"] for job in failed] == [0]
+    assert carol.balance()["reserved"] == 0
+    assert carol.balance()["balance"] == -stored_job["charge"]
+    assert real_pool.ledger_sum() == 0
+    text, _ = stream_text(carol.openai(), 10)
+    assert len(text.split()) == 10
+
+
+def test_waiting_ends_when_all_workers_are_gone(real_pool: RealPool) -> None:
+    """The only worker leaves and does not come back: a clear 503 in bounded time, and the hold is returned."""
+    worker = real_pool.add_emulator("rig", "bob", tpot_ms=1)
+    worker.stop()
+    carol = real_pool.member("carol")
+    with pytest.raises(openai.InternalServerError) as caught:
+        carol.openai().chat.completions.create(model=MODEL, messages=HELLO, max_tokens=10)
+    assert caught.value.status_code == 503
+    assert caught.value.code == "no_worker_available"
+    assert carol.balance()["reserved"] == carol.balance()["balance"] == 0
+
+
+def test_a_port_in_use_is_said_and_not_shared(real_pool: RealPool) -> None:
+    """Another coordinator on the same port, or the same home, ends with a sentence and exit code 1."""
+    for home, word in ((real_pool.folder / "other", "cannot be bound"), (real_pool.folder, "already runs")):
+        port = real_pool.http_port if word == "cannot be bound" else 0
+        done = subprocess.run(
+            [*COMMAND, "coordinator", "start", "--http", f"127.0.0.1:{port}", "--grpc", "127.0.0.1:0"],
+            env={**os.environ, "POTLUCK_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_receipts_are_kept_beside_the_job(real_pool: RealPool) -> None:
+    """The worker's signed statement arrives after the close and is matched with the coordinator's count."""
+    real_pool.add_emulator("rig", "bob", tpot_ms=1)
+    _, usage = stream_text(real_pool.member("carol").openai(), 25)
+    job_id = usage.potluck["job_id"]
+    real_pool.until(lambda: bool(real_pool.job(job_id).get("receipts")), "the receipt")
+    receipt = real_pool.job(job_id)["receipts"][0]
+    assert receipt["state"] == "matched"
+    body = ReceiptBody.decode(receipt["body"].encode())
+    assert (body.job_id, body.output_tokens, body.model) == (job_id, 25, MODEL)
+
+
+def test_the_disk_fills_up_and_nothing_is_lost(real_pool: RealPool) -> None:
+    """While the books cannot be written, requests are refused with a reason; afterwards all goes on."""
+    resource = pytest.importorskip("resource") if os.name != "posix" else __import__("resource")
+    real_pool.add_emulator("rig", "bob", tpot_ms=1)
+    carol = real_pool.member("carol")
+    stream_text(carol.openai(), 5)
+    assert real_pool.coordinator is not None
+    pid = real_pool.coordinator.popen.pid
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+    with pytest.raises(openai.APIError) as caught:
+        for _ in range(3):
+            stream_text(carol.openai(), 5)
+    assert getattr(caught.value, "code", "") == "storage_unavailable"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+    def works() -> bool:
+        try:
+            return bool(stream_text(carol.openai(), 5))
+        except openai.InternalServerError:
+            return False
+
+    real_pool.until(works, "the coordinator to write again")
+    assert carol.balance()["reserved"] == 0
+    assert real_pool.ledger_sum() == 0
