@@ -33,7 +33,10 @@ def worker_home() -> Path:
 
 
 def model_cache() -> Path:
-    """Downloaded model files, each named by its sha256."""
+    """Downloaded model files, named by sha256. `POTLUCK_MODEL_CACHE` lets several homes share them."""
+    given = os.environ.get("POTLUCK_MODEL_CACHE", "")
+    if given:
+        return Path(given).expanduser().absolute()
     return home() / "cache" / "models"
 
 
