@@ -7,7 +7,7 @@ with mode 0600 and holds profiles: one address and one key each.
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -133,6 +133,20 @@ class ClientFile:
         profiles = document.setdefault("profiles", tomlkit.table(is_super_table=True))
         table = profiles.setdefault(name, tomlkit.table())
         table["url"], table["key"] = url, key
+        write_secret(self.path, tomlkit.dumps(document).encode())
+
+    def forget_profile(self, name: str, *, url: str) -> None:
+        """Take the profile out if it is still the one for this address."""
+        import tomlkit
+
+        if self.profiles.get(name, {}).get("url") != url:
+            return
+        document = tomlkit.parse(self.path.read_text(encoding="utf-8"))
+        profiles = document["profiles"]
+        assert isinstance(profiles, MutableMapping)  # as `load` has checked
+        del profiles[name]
+        if document.get("default_profile") == name:
+            del document["default_profile"]
         write_secret(self.path, tomlkit.dumps(document).encode())
 
 

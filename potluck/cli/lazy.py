@@ -51,8 +51,8 @@ class LazyGroup(TyperGroup):
         self, ctx: "Context", args: list[str]
     ) -> tuple[str | None, "Command | None", list[str]]:
         name = args[0]
-        known = self.list_commands(ctx)
-        if name not in known and not name.startswith("-"):
+        known = [] if name in self.entries else self.list_commands(ctx)
+        if name not in self.entries and name not in known and not name.startswith("-"):
             close = difflib.get_close_matches(name, known)
             hint = f" Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else ""
             ctx.fail(f"There is no command `{name}`.{hint}")
