@@ -3,6 +3,8 @@
 import hmac
 import re
 import secrets
+import stat
+import sys
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +15,7 @@ from potluck.home import write_secret
 PREFIX: Final = "sk-potluck-"
 ADMIN_KEY_FILE: Final = "admin.key"
 _RANDOM_BYTES: Final = 32
+_FILE_BYTES_MAX: Final = 256
 _DISPLAY_CHARS: Final = len(PREFIX) + 6
 _KEY = re.compile(r"sk-potluck-[A-Za-z0-9_-]{43}")
 
@@ -68,10 +71,20 @@ def write_admin_key(folder: Path, key: NewKey) -> Path:
     return path
 
 
-def read_admin_key(folder: Path) -> str:
-    """Raises FileNotFoundError, or KeyFileError if it holds no key."""
+def read_admin_key(folder: Path) -> NewKey:
+    """Raises FileNotFoundError, or KeyFileError if it holds no key or others can read it."""
     path = folder / ADMIN_KEY_FILE
-    text = path.read_bytes()[:256].decode("ascii", "replace").strip()
+    try:
+        if sys.platform != "win32" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise KeyFileError(
+                f"others can read {path}. If nobody has, close it with `chmod 600 {path}`; if not, delete it."
+            )
+        with path.open("rb") as file:
+            text = file.read(_FILE_BYTES_MAX).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not looks_like_key(text):
-        raise KeyFileError(f"{path} holds no API key. Restore it, or have an admin make a new key.")
-    return text
+        raise KeyFileError(f"{path} holds no API key. Restore it, or move it away to have a new one made.")
+    return NewKey(text)

@@ -30,7 +30,14 @@ class Members(Database):
             return Account(COMMONS, row.credit_line, row.main, row.reserved, row.held)
 
     async def create_member(
-        self, name: str, role: Role, credit_line: int, key_name: str, now: float
+        self,
+        name: str,
+        role: Role,
+        credit_line: int,
+        key_name: str,
+        now: float,
+        *,
+        key: keys.NewKey | None = None,
     ) -> tuple[Member, str]:
         """A member with an account and a first key; the key's text is known only here and now.
 
@@ -43,7 +50,8 @@ class Members(Database):
             id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
         )
         account = tables.Account(id=new_id("acc"), member_id=row.id, credit_line=credit_line)
-        key, key_row = _new_key(MemberId(row.id), key_name, now, None)
+        key = key or keys.generate()
+        key_row = _key_row(MemberId(row.id), key_name, key, now)
         async with self.changing() as session:
             named = select(tables.Member.id).where(tables.Member.name_folded == row.name_folded)
             if (await session.exec(named)).first() is not None:
@@ -107,7 +115,8 @@ class Members(Database):
         self, member_id: MemberId, name: str, now: float, *, expires_at: float | None = None
     ) -> tuple[ApiKey, str]:
         """A further key; its text is known only here. Raises Unknown, or StoreConflict at the limit."""
-        key, row = _new_key(member_id, name, now, expires_at)
+        key = keys.generate()
+        row = _key_row(member_id, name, key, now, expires_at)
         mine = select(func.count()).where(
             tables.ApiKey.member_id == member_id, col(tables.ApiKey.revoked_at).is_(None)
         )
@@ -170,11 +179,10 @@ def _with_account() -> Any:
     )
 
 
-def _new_key(
-    member: MemberId, name: str, now: float, expires_at: float | None
-) -> tuple[keys.NewKey, tables.ApiKey]:
-    key = keys.generate()
-    return key, tables.ApiKey(
+def _key_row(
+    member: MemberId, name: str, key: keys.NewKey, now: float, expires_at: float | None = None
+) -> tables.ApiKey:
+    return tables.ApiKey(
         id=new_id("key"),
         member_id=member,
         name=clean_name(name),

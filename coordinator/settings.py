@@ -1,0 +1,210 @@
+"""What the operator may set, and where each value came from.
+
+Order: flag > POTLUCK_* variable > `coordinator.toml` in POTLUCK_HOME/coordinator > default.
+"""
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from potluck.home import home as default_home
+
+SETTINGS_FILE: Final = "coordinator.toml"
+PREFIX: Final = "POTLUCK_"
+MICROCREDITS: Final = 1_000_000  # in a credit
+_FILE_BYTES_MAX: Final = 1 << 20
+_CLOSE: Final = 3  # names proposed for a mistyped one
+
+Origin = Literal["flag", "variable", "file", "default"]
+
+
+class SettingsError(Exception):
+    """A setting cannot be used; the message names it, its place and what to do."""
+
+
+class Settings(BaseSettings):
+    """Amounts are microcredits, times seconds, unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    home: Path = Field(default_factory=default_home, description="where everything of this installation lies")
+    pool_name: str = Field("potluck", min_length=1, max_length=64, description="what members see it called")
+    http: str = Field("127.0.0.1:8420", description="HOST:PORT for members")
+    grpc: str = Field("127.0.0.1:8421", description="HOST:PORT for workers")
+    public_host: str | None = Field(None, max_length=253, description="the name by which others reach it")
+    database: str | None = Field(None, description="URL; without one, a SQLite file in home")
+    behind_proxy: bool = Field(default=False, description="a reverse proxy in front ends TLS")
+    tls_cert: Path | None = Field(None, description="certificate chain for HTTPS (PEM)")
+    tls_key: Path | None = Field(None, description="its private key (PEM)")
+    default_credit_line: int = Field(1_000 * MICROCREDITS, ge=0, le=2**62, description="of a new member")
+    commons_credit_line: int = Field(10_000 * MICROCREDITS, ge=0, le=2**62, description="of the pool itself")
+    fee_permille: int = Field(20, ge=0, le=1_000, description="of what workers earn, for the commons")
+    prompt_weight_permille: int = Field(250, ge=0, le=1_000, description="of a prompt's work is charged")
+    default_max_tokens: int = Field(1_024, ge=1, le=2**24, description="where a request names none")
+    trust: Literal["friends"] = Field("friends", description="earnings can be spent at once")
+    emulator: bool = Field(default=False, description="offer the model emulator-small, for tests")
+    body_bytes_max: int = Field(4 * 1024 * 1024, ge=1_024, le=2**30, description="of a request")
+    connections_max: int = Field(2_000, ge=1, le=2**20, description="of members at once")
+    requests_per_minute: int = Field(600, ge=1, le=2**31, description="of one member")
+    concurrent_jobs: int = Field(64, ge=1, le=2**20, description="of one member")
+    queue_jobs_max: int = Field(10_000, ge=1, le=2**24, description="of all members")
+    wait_for_worker_s: float = Field(60.0, gt=0, le=86_400, description="before a job is given up")
+    certificate_days: int = Field(7, ge=1, le=90, description="of a worker's certificate")
+
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, variables, and the file in the home that they name."""
+        del dotenv_settings, file_secret_settings
+        named = {**env_settings(), **init_settings()}.get("home")
+        path = _file_in(Path(named) if named else default_home())
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read(path))
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object]) -> Self:
+        """The settings now; flags that were not given are absent. Raises SettingsError with a sentence."""
+        named = flags.get("home")
+        path = _file_in(Path(str(named)) if named else default_home())
+        given: dict[str, Any] = dict(flags)
+        in_file = _read(path)
+        variables = {name for name in cls.model_fields if os.environ.get(PREFIX + name.upper())}
+        try:
+            made = cls(**given)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            reason = problem["msg"].removeprefix("Value error, ")
+            if not name:
+                raise SettingsError(reason) from None
+            if name in flags:
+                place = f"the flag --{name.replace('_', '-')}"
+            else:
+                place = f"the variable {PREFIX}{name.upper()}" if name in variables else f"`{name}` in {path}"
+            raise SettingsError(f"{place} cannot be used: {reason}") from None
+        origins: dict[str, Origin] = dict.fromkeys(in_file, "file")
+        origins |= dict.fromkeys(variables, "variable")
+        origins |= dict.fromkeys(flags, "flag")
+        made._origins = origins
+        return made
+
+    def origin(self, name: str) -> Origin:
+        """Where the value came from."""
+        return self._origins.get(name, "default")
+
+    def view(self) -> dict[str, dict[str, object]]:
+        """Every setting with its value, secrets masked, and its origin."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        values["database"] = make_url(self.database_url).render_as_string(hide_password=True)
+        return {name: {"value": value, "origin": self.origin(name)} for name, value in values.items()}
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to the coordinator alone."""
+        return self.home / "coordinator"
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{(self.folder / 'potluck.db').absolute().as_posix()}"
+
+    @field_validator("pool_name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if not value.isprintable() or not value.strip():
+            raise ValueError("a pool's name has characters that can be printed, on one line")
+        return value.strip()
+
+    @field_validator("http", "grpc")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("database")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        try:
+            make_url(value or "sqlite://")
+        except ArgumentError:
+            # Not the value itself: it may hold a password.
+            raise ValueError("give sqlite:////path/to/file or postgresql://user@host/name") from None
+        return value
+
+    @model_validator(mode="after")
+    def _closed(self) -> Self:
+        """Keys and prompts do not cross a network in clear."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key are given together or not at all")
+        for path in (self.tls_cert, self.tls_key):
+            if path is not None and not path.is_file():
+                raise ValueError(f"the TLS file {path} does not exist")
+        host = split_address(self.http)[0]
+        if not (_is_loopback(host) or self.tls_cert is not None or self.behind_proxy):
+            raise ValueError(
+                f"HTTP on {host} would carry API keys in clear. Give --tls-cert and --tls-key, or --behind-proxy"
+                " if a proxy in front ends TLS, or stay on 127.0.0.1."
+            )
+        return self
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT ([HOST]:PORT for IPv6). Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError("give HOST:PORT, for instance 127.0.0.1:8420 or [::1]:8420")
+    if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise ValueError("a port is a number from 0 to 65535; 0 lets the system choose")
+    return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _file_in(home: Path) -> Path:
+    return home / "coordinator" / SETTINGS_FILE
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Raises SettingsError if it is not TOML or has a key that is no setting."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_BYTES_MAX + 1)
+        if len(data) > _FILE_BYTES_MAX:
+            raise SettingsError(f"{path} is larger than {_FILE_BYTES_MAX} bytes: this is no {SETTINGS_FILE}.")
+        found = tomllib.loads(data.decode())
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}.") from None
+    known = set(Settings.model_fields) - {"home"}  # the file lies in it
+    for name in found:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), _CLOSE)
+            hint = f"Did you mean {' or '.join(f'`{c}`' for c in close)}?" if close else "Remove it."
+            raise SettingsError(f"{path} has a setting `{name}`, which does not exist. {hint}")
+    return found
