@@ -183,7 +183,9 @@ def main() -> None:
         [sys.executable, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     named = [v for v in versions if v.split("==")[0] in {"grpcio", "fastapi", "uvicorn", "protobuf"}]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {' '.join(named)}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {' '.join(named)}"
+    )
     print(f"emulator: {TTFT_MS} ms to the first token, {TPOT_MS} ms a token, {TOKENS} tokens an answer")
     with tempfile.TemporaryDirectory() as folder:
         pool = RealPool(Path(folder))
@@ -193,7 +195,9 @@ def main() -> None:
         try:
             pool.add_emulator("rig", "bob", ttft_ms=TTFT_MS, tpot_ms=TPOT_MS, slots=256)
             member = pool.member("carol", credit_line=10**12)
-            asyncio.run(compare(pool, member.key, [int(s) for s in wanted.streams.split(",")], wanted.seconds))
+            asyncio.run(
+                compare(pool, member.key, [int(s) for s in wanted.streams.split(",")], wanted.seconds)
+            )
         finally:
             pool.close()
 

@@ -72,12 +72,11 @@ class Coordinator:
     async def wait(self) -> None:
         """Until told to stop, or until a part of it failed (raises then)."""
         stop = asyncio.ensure_future(self.stopping.wait())
+        stop.add_done_callback(lambda _: None if self.failed.done() else self.failed.set_result(None))
         try:
-            await asyncio.wait([stop, self.failed], return_when=asyncio.FIRST_COMPLETED)
+            await self.failed
         finally:
             stop.cancel()
-        if self.failed.done():
-            self.failed.result()
 
 
 class _Server(uvicorn.Server):
@@ -118,7 +117,9 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        grpc_address = await _serve_grpc(stack, settings, store, ca, pool, counter, catalogue, clock)
+        context.listening.grpc = grpc_address = await _serve_grpc(
+            stack, settings, store, ca, pool, counter, catalogue, clock
+        )
         http_address = await _serve_http(stack, settings, api, http_socket, failed)
         running = Coordinator(
             settings=settings,
@@ -142,9 +143,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
 async def _catalogue(store: Store, settings: Settings) -> Catalogue:
     """The built-in entries and those that admins added."""
     builtin = Catalogue.builtin(emulator=settings.emulator)
-    added = [ModelEntry.model_validate_json(row.entry) for row in await store.models()]
-    names = {entry.name for entry in added}
-    return Catalogue(entries=(*[e for e in builtin.entries if e.name not in names], *added))
+    return builtin.with_entries([ModelEntry.parse(row.entry, paths=True) for row in await store.models()])
 
 
 async def _pool(
@@ -157,7 +156,8 @@ async def _pool(
 ) -> tuple[Pool, Ticker]:
     loaded = await store.load()
     rules = Rules(
-        tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille), wait_s=settings.wait_for_worker_s
+        tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille),
+        wait_s=settings.wait_for_worker_s,
     )
     book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
     pool = Pool(
@@ -220,12 +220,10 @@ async def _serve_grpc(
         counter=counter,
         now=clock.now,
         pool_name=settings.pool_name,
-        catalogue_json=lambda: catalogue.model_dump_json().encode(),
+        catalogue_json=catalogue.to_wire,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
-    session_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerService(pool.sessions, reports, who), server
-    )
+    session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
     artifacts = ArtifactStore(settings.home / "coordinator" / "artifacts")
     artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts, who), server)
     certificate = ca.server_certificate(clock.now())

@@ -37,18 +37,23 @@ def start(
         str | None, typer.Option(metavar="HOST:PORT", help="Where workers connect. Default 127.0.0.1:8421.")
     ] = None,
     public_host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="The name or address under which others reach this machine.")
+        str | None,
+        typer.Option(metavar="HOST", help="The name or address under which others reach this machine."),
     ] = None,
     database: Annotated[
-        str | None, typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME.")
+        str | None,
+        typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME."),
     ] = None,
     behind_proxy: Annotated[
         bool | None, typer.Option("--behind-proxy", help="A reverse proxy in front of HTTP terminates TLS.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS (PEM).")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS (PEM).")
+    ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     emulator: Annotated[
-        bool | None, typer.Option("--emulator", help="Offer the model `emulator-small`, for tests and benchmarks.")
+        bool | None,
+        typer.Option("--emulator", help="Offer the model `emulator-small`, for tests and benchmarks."),
     ] = None,
 ) -> None:
     """Start the coordinator of a pool: the API for members, the door for workers, the ledger.

@@ -111,14 +111,14 @@ class Pool:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def demand(self, kind: Kind, model: str, work: work_pb2.Work, prompt_tokens: int, max_tokens: int) -> Demand:
+    def demand(
+        self, kind: Kind, model: str, work: work_pb2.Work, prompt_tokens: int, max_tokens: int
+    ) -> Demand:
         """What is to be priced. Each input of an embedding is a prompt of its own."""
         prompts: tuple[int, ...] = (prompt_tokens,)
         if kind is Kind.EMBEDDING:
             inputs = work.embedding.inputs
-            prompts = tuple(
-                len(i.ids) if i.ids else self.counter.count_text(model, i.text) for i in inputs
-            )
+            prompts = tuple(len(i.ids) if i.ids else self.counter.count_text(model, i.text) for i in inputs)
         choices = 1 if kind is Kind.EMBEDDING else max(1, _sampling(work).choices)
         return Demand(kind, self._shape(model), prompts, max_tokens, choices)
 
@@ -177,9 +177,7 @@ class Pool:
         self.answers.expect(job.id)
         entry = self.catalogue().get(job.model)
         memory = _memory(entry) if entry is not None else 0
-        self.engine.restore(
-            job, demand, count=self._count(job.model), memory_bytes=memory, now=self.now()
-        )
+        self.engine.restore(job, demand, count=self._count(job.model), memory_bytes=memory, now=self.now())
 
     def _admit(self, job: Job, demand: Demand) -> None:
         entry = self.catalogue().get(job.model)
@@ -345,7 +343,9 @@ class Pool:
             "version": version(),
             "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
             "jobs": {"running": running, "queued": len(self.engine.queue)},
-            "models": sorted({m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}),
+            "models": sorted(
+                {m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}
+            ),
             "ledger_sum": self.engine.book.total(),
             "coordinator_public_key": self.public_key,
         }
@@ -452,7 +452,11 @@ def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:
     if hardware is None:
         return None
     gpus = [
-        {"name": translate.words(g.name), "memory_bytes": g.memory_bytes, "backend": translate.words(g.backend)}
+        {
+            "name": translate.words(g.name),
+            "memory_bytes": g.memory_bytes,
+            "backend": translate.words(g.backend),
+        }
         for g in list(hardware.gpus)[:64]
     ]
     return {

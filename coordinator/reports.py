@@ -194,9 +194,7 @@ class WorkerReports:
             )
         )
 
-    async def _judge(
-        self, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt
-    ) -> Verdict:
+    async def _judge(self, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt) -> Verdict:
         row = await self.store.worker(worker)
         if row is None or body.worker_id != worker:
             return Verdict(ReceiptState.REFUSED, "it names another worker", blame=True)

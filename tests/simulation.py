@@ -348,8 +348,12 @@ class Simulation:
             self.check_closed(job)
         for live in engine.lives.values():
             text = self.client[live.job.id]
-            assert self.expected(live.job).startswith(text), "what was delivered is a prefix of the right text"
-            assert sum(c.length for c in live.output.choices) == len(text), "the record is what the member saw"
+            assert self.expected(live.job).startswith(text), (
+                "what was delivered is a prefix of the right text"
+            )
+            assert sum(c.length for c in live.output.choices) == len(text), (
+                "the record is what the member saw"
+            )
         holding = {
             (v.job.id, v.job.attempt.number): v.job.attempt.worker
             for v in engine.lives.values()

@@ -149,9 +149,12 @@ def test_a_killed_coordinator_returns_what_it_held(real_pool: RealPool) -> None:
     seen = threading.Event()
 
     def ask() -> None:
-        with pytest.raises(openai.APIError), carol.openai().chat.completions.create(
-            model=MODEL, messages=HELLO, max_tokens=400, stream=True
-        ) as stream:
+        with (
+            pytest.raises(openai.APIError),
+            carol.openai().chat.completions.create(
+                model=MODEL, messages=HELLO, max_tokens=400, stream=True
+            ) as stream,
+        ):
             for number, _ in enumerate(stream):
                 if number == 5:
                     seen.set()
