@@ -72,7 +72,7 @@ class NewMember:
 class JoinToken:
     token: str = field(repr=False)
     expires_at: str
-    commands: tuple[str, ...] = ()
+    commands: tuple[str, ...] = field(default=(), repr=False)  # they hold the token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
