@@ -146,7 +146,6 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._supervisor.close()
-        await self._artifacts.close()
         await self._keeper.close()
         self._move("stopped", self._why)
         with contextlib.suppress(OSError):

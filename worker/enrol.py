@@ -60,7 +60,7 @@ class _Renewed(BaseModel):
 
 def check_url(text: str) -> str:
     """The address of a coordinator, without a trailing slash. Raises WorkerConflict if it is not safe."""
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         url = f"https://{url}"
         if _is_loopback(urlsplit(url).hostname or ""):
@@ -78,7 +78,7 @@ def check_url(text: str) -> str:
         raise WorkerConflict(
             f"{url} is not encrypted: everyone on the way could read the token. Use https://{parts.netloc}"
         )
-    return url
+    return url.rstrip("/")
 
 
 def _is_loopback(host: str) -> bool:

@@ -47,7 +47,10 @@ class Renewal:
 
     async def renew(self) -> None:
         """Raises WorkerError; the old certificate then still stands."""
+        old = self.certificate
         async with self._lock:
+            if self.certificate is not old:  # somebody else has just renewed it
+                return
             fresh = await renew(
                 membership=self._membership,
                 identity=self._identity,

@@ -31,7 +31,7 @@ FAREWELL_S_MAX: Final = 2.0
 BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 15.0
 
-_OPTIONS: Final = (
+CHANNEL_OPTIONS: Final = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -119,7 +119,7 @@ class Session:
     async def run(self, hello: session_pb2.Hello) -> None:
         """Returns after `close`. Raises SessionLost, or WorkerError if trying again is of no use."""
         async with grpc.aio.secure_channel(
-            self._target, self._credentials, options=list(_OPTIONS)
+            self._target, self._credentials, options=list(CHANNEL_OPTIONS)
         ) as channel:
             call = session_pb2_grpc.WorkerServiceStub(channel).Session()
             try:

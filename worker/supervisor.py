@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from potluck.fetch import ArtifactSource, FetchError, fetch
 
+from potluck.fetch import ArtifactSource, FetchError, fetch
 from potluck.v1 import engine_pb2, session_pb2
 from worker import wire
 from worker.engines.pipe import PipeError

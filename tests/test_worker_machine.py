@@ -1,0 +1,244 @@
+"""The worker and its machine: locks, shares of the cores, what is in it, settings, state, choice of models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fixtures_worker import EMULATOR
+
+from potluck.catalogue import Catalogue, Variant
+from potluck.errors import ExitCode
+from worker.cores import CoreShare, share, usable_cores
+from worker.errors import WorkerConflict
+from worker.lock import FileLock, Locked, holder
+from worker.models import catalogue_from, choose, engines_here
+from worker.probe import disk_free_bytes, memory_for_models, probe
+from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
+from worker.settings import Settings, options_from
+from worker.state import STATE_FILE, WorkerState, process_start
+
+HOLD = """
+import sys
+from pathlib import Path
+from worker.lock import FileLock
+lock = FileLock(Path(sys.argv[1]), sys.argv[2].encode())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def held_by_another(path: Path, content: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(path), content]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_keeps_others_out_and_tells_who_holds_it(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x", b"me"):
+        with pytest.raises(Locked) as raised:
+            FileLock(tmp_path / "x", b"you")
+        assert raised.value.content == b"me"
+        assert holder(tmp_path / "x") == b"me"
+    with FileLock(tmp_path / "x", b"you"):
+        pass
+    assert holder(tmp_path / "x") is None
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "x", "other") as process:
+        assert holder(tmp_path / "x") == b"other"
+        process.kill()
+        process.wait()
+    FileLock(tmp_path / "x", b"me").release()
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "threads"),
+    [
+        (8, [], 8),
+        (8, [0], 4),
+        (8, [0, 0], 2),
+        (8, [2], 6),
+        (8, [2, 0], 3),
+        (2, [2], 1),
+        (2, [0] * 5, 1),
+        (1, [], 1),
+    ],
+)
+def test_the_cores_are_shared_out(cores: int, others: list[int], threads: int) -> None:
+    assert share(cores, others=others) == threads
+
+
+def test_workers_on_one_machine_know_of_each_other_until_they_end(tmp_path: Path) -> None:
+    mine = CoreShare(tmp_path, threads=0)
+    assert mine.threads() == usable_cores()
+    other = held_by_another(tmp_path / "workers" / "1-ab.lock", '{"pid": 1, "threads": 1}')
+    with other:
+        assert mine.others() == [1]
+        assert mine.threads() == max(1, usable_cores() - 1)
+        other.kill()
+        other.wait()
+    assert mine.others() == []
+    mine.release()
+    wished = CoreShare(tmp_path, threads=3)
+    assert wished.threads() == 3
+    wished.release()
+
+
+def test_an_entry_that_cannot_be_read_counts_as_a_neighbour(tmp_path: Path) -> None:
+    mine = CoreShare(tmp_path, threads=0)
+    with FileLock(tmp_path / "workers" / "2-cd.lock", b"{half"):
+        assert mine.others() == [0]
+    mine.release()
+
+
+def test_the_machine_is_seen_as_it_is(tmp_path: Path) -> None:
+    hardware = probe(tmp_path / "not" / "there" / "yet")
+    assert hardware.cores == usable_cores()
+    assert hardware.memory_bytes == psutil.virtual_memory().total
+    assert hardware.disk_free_bytes > 0
+    assert hardware.system
+    assert (
+        0
+        < memory_for_models(hardware)
+        <= max([hardware.memory_bytes, *(g.memory_bytes for g in hardware.gpus)])
+    )
+    assert disk_free_bytes(tmp_path) > 0
+
+
+def test_settings_come_from_flag_variable_file_default_in_this_order(tmp_path: Path) -> None:
+    (tmp_path / "worker.toml").write_text(
+        'engine = "torch"\nthreads = 3\nslots = 5\n[engine_options]\na = 1\nb = true\n'
+    )
+    flags = {"engine": "emulator", "threads": None}
+    made = Settings.load(
+        flags=flags, environ={"POTLUCK_THREADS": "2", "POTLUCK_MODELS": "a, b"}, folder=tmp_path
+    )
+    assert (made.engine, made.threads, made.slots, made.models) == ("emulator", 2, 5, ("a", "b"))
+    assert made.engine_options == {"a": "1", "b": "true"}
+    names = ("engine", "threads", "slots", "drain_timeout_s")
+    assert [made.origin(name) for name in names] == ["flag", "variable", "file", "default"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("thread = 3", "Did you mean `threads`"),
+        ("threads = -1", "sets `threads` wrongly"),
+        ("threads = ", "cannot be read"),
+        ('log = "loud"', "sets `log` wrongly"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "worker.toml").write_text(text)
+    with pytest.raises(WorkerConflict, match=sentence) as raised:
+        Settings.load(flags={}, environ={}, folder=tmp_path)
+    assert raised.value.exit_code == ExitCode.INVALID
+    assert "worker.toml" in str(raised.value)
+
+
+def test_a_wrong_variable_and_option_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkerConflict, match="the variable sets `threads`"):
+        Settings.load(flags={}, environ={"POTLUCK_THREADS": "many"}, folder=tmp_path)
+    with pytest.raises(WorkerConflict, match="NAME=VALUE"):
+        options_from(["ttft_ms"])
+    assert options_from(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    assert options_from([]) is None
+
+
+def test_the_state_of_a_daemon_that_is_gone_is_told_from_a_live_one(tmp_path: Path) -> None:
+    assert WorkerState.load(tmp_path).state == "not running"
+    live = WorkerState(pid=os.getpid(), process_started=process_start(os.getpid()), state="sharing")
+    live.save(tmp_path)
+    assert WorkerState.load(tmp_path) == live
+    live.model_copy(update={"process_started": live.process_started - 100}).save(tmp_path)
+    assert WorkerState.load(tmp_path).state == "not running", "another process has its number"
+    (tmp_path / STATE_FILE).write_text("{")
+    assert "cannot be read" in WorkerState.load(tmp_path).why
+
+
+def test_the_first_try_after_a_loss_is_at_once_and_later_ones_are_bounded() -> None:
+    backoff = Backoff()
+    waits = [backoff.next_s() for _ in range(100)]
+    assert waits[0] == 0.0
+    assert all(BACKOFF_S_MIN <= wait <= BACKOFF_S_MAX for wait in waits[1:])
+    assert len(set(waits[20:])) > 50, "a herd of workers does not come back in step"
+    backoff.reset()
+    assert backoff.next_s() == 0.0
+
+
+# --- which models ---
+
+CATALOGUE = Catalogue.builtin(emulator=True)
+ALL = ("llamacpp", "torch", "emulator")
+PLENTY = 1 << 40
+
+
+def choice(
+    memory_bytes: int = PLENTY, catalogue: Catalogue = CATALOGUE, **settings: object
+) -> tuple[str, str, bool]:
+    made = Settings.model_validate(settings)
+    [found] = choose(catalogue, made, engines=ALL, memory_bytes=memory_bytes)
+    return found.entry.name, found.engine, found.eager
+
+
+def test_without_wishes_the_default_model_is_served_by_the_first_engine() -> None:
+    assert choice() == ("smollm2-135m-instruct", "llamacpp", False)
+    assert choice(engine="torch") == ("smollm2-135m-instruct", "torch", False)
+
+
+def test_the_emulator_is_never_chosen_silently() -> None:
+    only = Catalogue((EMULATOR,))
+    with pytest.raises(WorkerConflict, match="no model of the pool fits"):
+        choice(catalogue=only)
+    with pytest.raises(WorkerConflict, match="runs with the engine emulator"):
+        choice(models=("emulator-small",))
+    assert choice(engine="emulator") == ("emulator-small", "emulator", False)
+
+
+def test_models_named_by_the_owner_are_loaded_at_once() -> None:
+    assert choice(models=("SmolLM2-135M-Instruct",)) == ("smollm2-135m-instruct", "llamacpp", True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory_bytes", "sentence"),
+    [
+        ({"models": ("smollm",)}, PLENTY, "has no model `smollm`"),
+        ({"models": ("smollm2-135m-instruct",)}, 1000, "needs 0.* GB of memory"),
+        ({}, 1000, "no model of the pool fits"),
+        ({"engine": "llama"}, PLENTY, "there is no engine `llama`"),
+        ({"engine": "openai"}, PLENTY, "there is no engine `openai`"),
+    ],
+)
+def test_what_cannot_be_served_is_said_with_its_reason(
+    settings: dict[str, Any], memory_bytes: int, sentence: str
+) -> None:
+    with pytest.raises(WorkerConflict, match=sentence):
+        choice(memory_bytes, **settings)
+
+
+def test_the_smaller_variant_is_taken_where_the_larger_does_not_fit() -> None:
+    variants = tuple(Variant(format="none", engines=("emulator",), memory_bytes=size) for size in (1000, 10))
+    entry = EMULATOR.model_copy(update={"variants": variants})
+    [found] = choose(Catalogue((entry,)), Settings(engine="emulator"), engines=ALL, memory_bytes=500)
+    assert found.variant.memory_bytes == 10
+
+
+def test_a_catalogue_that_is_none_names_what_to_do() -> None:
+    with pytest.raises(WorkerConflict, match="update this worker"):
+        catalogue_from(b"{")
+    catalogue, left_out = catalogue_from(Catalogue((EMULATOR,)).to_wire())
+    assert ([entry.name for entry in catalogue.entries], left_out) == (["emulator-small"], [])
+
+
+def test_a_card_puts_torch_first() -> None:
+    here = engines_here()
+    assert engines_here(cuda=True)[0] == "torch" if "torch" in here else "llamacpp"
+    assert "emulator" in here
