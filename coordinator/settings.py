@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     def view(self) -> dict[str, dict[str, object]]:
         """Every setting with its value, secrets masked, and its origin."""
         values: dict[str, Any] = self.model_dump(mode="json")
-        values["database"] = make_url(self.database_url).render_as_string(hide_password=True)
+        url = make_url(self.database_url)
+        url = url.set(query=dict.fromkeys(url.query, "***"))  # drivers take passwords there, too
+        values["database"] = url.render_as_string(hide_password=True)
         return {name: {"value": value, "origin": self.origin(name)} for name, value in values.items()}
 
     @property
@@ -159,8 +161,8 @@ class Settings(BaseSettings):
         host = split_address(self.http)[0]
         if not (_is_loopback(host) or self.tls_cert is not None or self.behind_proxy):
             raise ValueError(
-                f"HTTP on {host} would carry API keys in clear. Give --tls-cert and --tls-key, or --behind-proxy"
-                " if a proxy in front ends TLS, or stay on 127.0.0.1."
+                f"HTTP on {host} would carry API keys in clear. Give --tls-cert and --tls-key, or"
+                " --behind-proxy if a proxy in front ends TLS, or stay on 127.0.0.1."
             )
         return self
 
