@@ -4,8 +4,9 @@ Each model's tokenizer is prepared once, off the event loop, from its tokenizer.
 vocabulary, and kept as `<folder>/<sha256 of that file>.json`. Until then, and for models whose tokenizer
 cannot be had, the count is the text's length in UTF-8: no tokenizer makes more tokens than that.
 
-`count_text`, `count_chat` and `check_ids` only read and may be called from any thread. The library releases
-the interpreter lock while it counts, so a long text in a thread does not hold up the event loop.
+`count_text`, `count_chat` and `check_ids` only read and may be called from any thread. For texts above
+4,096 characters the interpreter lock is released while they are counted: in a thread, they do not hold up the
+event loop.
 """
 
 import asyncio
@@ -28,9 +29,10 @@ GGUF_BYTES_MAX: Final = (
 )  # above, a file is not fetched for its vocabulary: the entry names a tokenizer
 TOKENIZER_BYTES_MAX: Final = 64 << 20
 CHUNK_CHARS: Final = 32 << 10  # bounds the memory of one call: about 150 bytes a token while it is counted
-CHUNK_CHARS_MAX: Final = 256 << 10
-# Between two letters, a space belongs to the right in every way of cutting text, and a line break stands alone;
-# sentencepiece would begin the right part with a space of its own, unless it has one.
+CHUNK_CHARS_MAX: Final = 128 << 10
+INLINE_CHARS_MAX: Final = 4_096
+# Between two letters, a space belongs to the right in every way of cutting text, and a line break stands
+# alone; sentencepiece would begin the right part with a space of its own, unless it has one.
 _SPACE_CUT: Final = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")
 _SAFE_CUT: Final = re.compile(_SPACE_CUT.pattern + r"|(?<=[^\W\d_]\n)(?=[^\W\d_])")
 _WORD: Final = re.compile(r"\S+")
@@ -65,16 +67,17 @@ class Exact:
         return cls(tokenizer, spelling, _SPACE_CUT if sentencepiece else _SAFE_CUT)
 
     def count(self, text: str) -> int:
-        """Exact; but a text that has nowhere to be cut in 256 Ki characters is a few tokens off."""
+        """Exact; but a text that has nowhere to be cut in 128 Ki characters is a few tokens off."""
         return sum(self._count(part) for part in parts(text, self.cut))
 
     def _count(self, text: str) -> int:
         try:
-            return len(self.tokenizer.encode(text, add_special_tokens=False))
+            if len(text) <= INLINE_CHARS_MAX:
+                return len(self.tokenizer.encode(text, add_special_tokens=False))
+            # Only the batch call releases the interpreter lock; for short texts its own threads cost more.
+            return len(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
         except UnicodeEncodeError:  # a lone surrogate: no tokenizer takes it, and no border should let it in
-            return len(
-                self.tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=False)
-            )
+            return self._count(text.encode(errors="replace").decode())
 
 
 @dataclass(slots=True)
