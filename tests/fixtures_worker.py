@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from potluck.catalogue import Catalogue, ModelEntry, ModelShape, Variant
 from potluck.identity import JoinToken, WorkerIdentity, fingerprint_of, renewal_message
 from potluck.receipts import ReceiptBody, verify
-from potluck.v1 import session_pb2, session_pb2_grpc, work_pb2
+from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc, session_pb2, session_pb2_grpc, work_pb2
 from worker.daemon import Daemon
 from worker.membership import Certificate, Membership
 from worker.settings import Places, Settings
@@ -121,6 +121,7 @@ class Told:
 class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
     def __init__(self, ca: FakeCa, *, port: int = 0) -> None:
         self.ca, self.port = ca, port
+        self.store = FakeStore()
         self.connections: list[Connection] = []
         self.live: Connection | None = None
         self.told: dict[Key, Told] = {}
@@ -148,6 +149,7 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
             )
         )
         session_pb2_grpc.add_WorkerServiceServicer_to_server(self, self._server)
+        artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(self.store, self._server)
         credentials = grpc.ssl_server_credentials([(key, certificate)], self.ca.pem, require_client_auth=True)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()
@@ -294,6 +296,27 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
 
 def attempt(job_id: str, number: int) -> work_pb2.Attempt:
     return work_pb2.Attempt(job_id=job_id, number=number)
+
+
+class FakeStore(artifacts_pb2_grpc.ArtifactServiceServicer):
+    """Artifacts by digest; breaks off every download after so many bytes, if told to."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[str, bytes] = {}
+        self.break_after = 1 << 40
+        self.offsets: list[int] = []
+
+    async def Download(self, request: Any, context: Any) -> Any:  # noqa: N802 -- aio's form of the RPC
+        data = self.artifacts.get(request.sha256)
+        if data is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such artifact")
+            return
+        self.offsets.append(request.offset)
+        for offset in range(request.offset, len(data), 1000):
+            if offset - request.offset >= self.break_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "broke off")
+            chunk = data[offset : offset + 1000]
+            yield artifacts_pb2.DownloadChunk(offset=offset, total=len(data), data=chunk)
 
 
 class FakeDoor:
