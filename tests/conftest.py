@@ -2,4 +2,13 @@
 
 from importlib.util import find_spec
 
+import pytest
+
 pytest_plugins = [name for name in ("fixtures_pool", "fixtures_models", "fixtures_engine") if find_spec(name)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What loads a model or starts processes runs one after the other: two at once would starve each other."""
+    for item in items:
+        if item.get_closest_marker("engine") or item.get_closest_marker("processes"):
+            item.add_marker(pytest.mark.xdist_group("machine"))
