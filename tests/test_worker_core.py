@@ -269,6 +269,23 @@ def test_frames_that_stay_unanswered_mean_a_dead_connection() -> None:
     assert made.wake_at() == 6.0, "the lease counts from the first unanswered frame"
 
 
+def test_an_end_is_kept_until_its_receipt_is_acknowledged_or_its_lease_is_over() -> None:
+    """A coordinator that acknowledges no results costs no slots and no connection."""
+    made = running()
+    made.handle(assigned(B), 0.0)
+    for attempt in (A, B):
+        made.handle(EngineProduced(attempt, (piece("x"),)), 0.0)
+        made.handle(EngineFinished(attempt, DONE), 0.0)
+        made.handle(ReceiptKept(attempt), 0.0)
+    made.handle(ReceiptAcknowledged(A, "matched"), 0.1)
+    assert made.running() == [(B, 2)]
+    assert made.tokens_delivered == 1
+    assert not sent(made.handle(Ticked(), 4.9), Reconnect), "only a running attempt waits for answers"
+    assert made.running() == [(B, 2)]
+    made.handle(Ticked(), 6.0)
+    assert made.running() == []
+
+
 def test_a_receipt_of_a_completed_attempt_claims_all_of_it() -> None:
     made = running()
     made.handle(EngineProduced(A, (piece("a"), piece("b", choice=1))), 1.0)

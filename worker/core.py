@@ -111,6 +111,7 @@ class Core:
         self._frame_bytes_max = policy.frame_bytes_max
         self._beat_busy_s = policy.heartbeat_busy_s
         self._beat_idle_s = policy.heartbeat_idle_s
+        self._lease_s = policy.lease_s + policy.lease_margin_s  # after which a lease is certainly over
 
     # --- what others may ask ---
 
@@ -171,6 +172,7 @@ class Core:
                 self._receipts.pop(attempt, None)
                 out.append(ForgetReceipt(attempt))
                 self._send_receipts(out)
+                self._known_to_its_end(attempt)
             case Congested(on):
                 self._congested = on
             case Ticked():
@@ -225,7 +227,7 @@ class Core:
         """When the lease of what runs is certainly over; None while connected or idle."""
         if self.connected or self._lost_at is None or not self.attempts:
             return None
-        return self._lost_at + self.policy.lease_s + self.policy.lease_margin_s
+        return self._lost_at + self._lease_s
 
     # --- assignments ---
 
@@ -352,6 +354,12 @@ class Core:
         if attempt.done:
             self._drop(attempt)
 
+    def _known_to_its_end(self, attempt_id: AttemptId) -> None:
+        """The coordinator judged the receipt: it has the end, whether or not it acknowledged that, too."""
+        attempt = self.attempts.get(attempt_id)
+        if attempt is not None and attempt.ended:
+            self._acknowledge(attempt_id, attempt.sequence)
+
     # --- the end of an attempt ---
 
     def _give_up(self, attempt_id: AttemptId, why: str, now: float, out: list[Instruction]) -> None:
@@ -424,6 +432,7 @@ class Core:
             self._beat_at = now + (self._beat_busy_s if self.attempts else self._beat_idle_s)
             out.append(SendHeartbeat())
             self._listen(now, out)
+            self._forget_old_ends(now)
 
     def _flush_all(self, now: float, out: list[Instruction]) -> None:
         if self._congested:
@@ -436,10 +445,17 @@ class Core:
 
     def _listen(self, now: float, out: list[Instruction]) -> None:
         """A connection on which frames stay unanswered is dead, whatever the operating system believes."""
-        sent = [attempt.unacknowledged[0].at for attempt in self.attempts.values() if attempt.unacknowledged]
+        running = [attempt for attempt in self.attempts.values() if not attempt.ended]
+        sent = [attempt.unacknowledged[0].at for attempt in running if attempt.unacknowledged]
         if sent and now - max(min(sent), self._heard_at) >= self.policy.silence_s and self._lost_at is None:
             self._lost_at = min(sent)
             out.append(Reconnect("the coordinator does not answer"))
+
+    def _forget_old_ends(self, now: float) -> None:
+        """An end that was told a lease ago is known, or came too late: nobody will ask for it again."""
+        for attempt in list(self.attempts.values()):
+            if attempt.ended and now - attempt.unacknowledged[-1].at >= self._lease_s:
+                self._drop(attempt)
 
     # --- draining ---
 
