@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coordinator.core import jobs as J
-from coordinator.core import ledger as L
+from coordinator.core import ledger
 from coordinator.core.engine import Engine, Impossible, Rules
 from coordinator.core.fleet import Fence, Fleet, Served, Worker
-from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.jobs import ATTEMPT_ENDED, AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
@@ -109,14 +108,16 @@ class Simulation:
         self.coordinator_crash = rng.choice([0.0, 0.01])
         self.disk_fails = rng.choice([0.0, 0.05])
         self.rules = Rules(tariff=TARIFF, attempts_max=1_000, wait_s=30.0)
-        self.accounts = {AccountId(f"acc_{n}"): L.Account(AccountId(f"acc_{n}"), 400_000_000) for n in "abc"}
-        self.accounts[L.COMMONS] = L.Account(L.COMMONS)
+        self.accounts = {
+            AccountId(f"acc_{n}"): ledger.Account(AccountId(f"acc_{n}"), 400_000_000) for n in "abc"
+        }
+        self.accounts[ledger.COMMONS] = ledger.Account(ledger.COMMONS)
         self.fakes = {
             WorkerId(f"w{i}"): FakeWorker(WorkerId(f"w{i}"), rng, rng.randint(1, 3), rng.random() < 0.15)
             for i in range(rng.randint(1, 6))
         }
         self.disk_jobs: dict[JobId, Job] = {}
-        self.disk_entries: dict[str, L.Entry] = {}
+        self.disk_entries: dict[str, ledger.Entry] = {}
         self.pending: list[Effects] = []
         self.demands: dict[JobId, Demand] = {}
         self.client: dict[JobId, str] = defaultdict(str)
@@ -127,12 +128,12 @@ class Simulation:
 
     # -- the coordinator's shell -------------------------------------------------------------------
 
-    def start(self, accounts: dict[AccountId, L.Account]) -> None:
+    def start(self, accounts: dict[AccountId, ledger.Account]) -> None:
         fleet = Fleet()
         for i, worker_id in enumerate(self.fakes):
             owner = "abc"[i % 3]
             fleet.enrol(Worker(worker_id, worker_id, MemberId(owner), AccountId(f"acc_{owner}")))
-        book = L.Book(accounts, {k: e for k, e in self.disk_entries.items() if e.job is not None})
+        book = ledger.Book(accounts, {k: e for k, e in self.disk_entries.items() if e.job is not None})
         self.engine = Engine(self.rules, book, fleet)
         self.pending = []
         self.life += 1
@@ -149,8 +150,8 @@ class Simulation:
 
     def crash_coordinator(self) -> None:
         """Memory is lost at whatever point the last tick left it; the disk is what was committed."""
-        sums: dict[AccountId, L.Account] = {
-            a: L.Account(a, account.credit_line) for a, account in self.accounts.items()
+        sums: dict[AccountId, ledger.Account] = {
+            a: ledger.Account(a, account.credit_line) for a, account in self.accounts.items()
         }
         for entry in self.disk_entries.values():
             for p in entry.postings:
@@ -163,7 +164,7 @@ class Simulation:
     def tick(self) -> None:
         self.pending.append(self.engine.tick(self.now))
         if self.rng.random() < self.disk_fails and self.now < 1_000 + HEAL_S:
-            return  # nothing may leave before it is safe
+            return None  # nothing may leave before it is safe
         crash_at = self.rng.choice(["before", "after", "never", "never"]) if self.crashing() else "never"
         if crash_at == "before":
             return self.crash_coordinator()
@@ -209,7 +210,7 @@ class Simulation:
         self.demands[job.id] = demand
         try:
             self.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=self.now)
-        except (L.Overdrawn, Impossible):
+        except (ledger.Overdrawn, Impossible):
             return
         self.lifetimes[job.id] = self.life
 
@@ -218,7 +219,7 @@ class Simulation:
     def step_worker(self, fake: FakeWorker) -> None:
         faulty, now, rng = self.now < 1_000 + HEAL_S, self.now, self.rng
         if now < fake.down_until or now < fake.paused_until:
-            return
+            return None
         if faulty and rng.random() < self.crash:
             fake.work.clear()
             fake.down_until = now + rng.uniform(0.1, 12)
@@ -371,7 +372,7 @@ class Simulation:
         assert close is not None, "every ended job is closed"
         assert job.charge is not None
         assert 0 <= job.charge <= job.hold, "a charge never exceeds its hold"
-        assert job.attempt is None or job.attempt.state in J.ATTEMPT_ENDED
+        assert job.attempt is None or job.attempt.state in ATTEMPT_ENDED
         for attempt in job.attempts:
             done = self.truth.get((job.id, attempt.number, attempt.worker), 0)
             assert attempt.tokens <= done, "nobody is credited with work that was not done"
