@@ -96,6 +96,10 @@ def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engi
             from worker.engines.llamacpp import LlamaCpp
 
             return LlamaCpp(emit)
+        case "torch":
+            from worker.engines.torch import Torch
+
+            return Torch(emit)
         case _:
             raise engine.EngineError(
                 "unknown_engine", f"this worker has no engine named {name!r}: update it or choose another"

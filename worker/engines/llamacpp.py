@@ -59,7 +59,7 @@ class LlamaCpp:
     def __init__(self, emit: engine.Emit) -> None:
         self._emit = emit
         self._load = engine_pb2.Load()
-        self._metadata = Metadata({}, [])
+        self._metadata = Metadata({})
         self._template: ChatTemplate | None = None
         self._server: Any = None
         self._embedder: Any = None

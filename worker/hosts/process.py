@@ -218,6 +218,7 @@ def _environment(load: engine_pb2.Load, directory: Path) -> dict[str, str]:
     environment[engine.RUNTIME_DIR] = str(directory)
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["HF_HUB_OFFLINE"] = "1"  # a worker loads files it has verified and nothing else
+    environment["TQDM_DISABLE"] = "1"  # bars belong to people, not to a log
     if load.threads:
         environment["OMP_NUM_THREADS"] = str(load.threads)
     return environment

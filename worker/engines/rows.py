@@ -1,0 +1,104 @@
+"""Keys and values of a running batch, one row a sequence, each at its own length.
+
+The first `decoding` rows take part in every step; rows after them still read their prompts. Rows are kept
+dense by moving the last one into a gap, so that a step sees a plain slice of the buffers. Every row begins
+at position 0: what lies behind its length is masked, and nothing moves when others join or leave.
+"""
+
+from typing import Any
+
+import torch
+
+TOKENS_FIRST = 256  # of capacity; doubled when it is not enough
+
+
+class Rows:
+    """Also the `past_key_values` of transformers' models: `update` is what their attention layers call.
+
+    Shapes: keys and values of each layer are [rows, heads, tokens, width].
+    """
+
+    def __init__(self, layers: int, tokens_max: int) -> None:
+        self.layers = layers
+        self.tokens_max = tokens_max
+        self.lengths: list[int] = []
+        self._keys: list[Any] = [None] * layers
+        self._values: list[Any] = [None] * layers
+        self._rows = slice(0, 0)  # of the forward pass that is under way
+        self._index: Any = None  # [rows] 0, 1, 2...
+        self._positions: Any = None  # [rows], or the first of a single row
+        self._end = 0
+
+    def begin(self, first: int, count: int, positions: Any, end: int) -> None:
+        """The next forward pass is for rows first..first+count, of which the longest then ends at `end`.
+
+        `positions` has the place of each row's one new token, or is the number of the first of many of one
+        row.
+        """
+        self._rows = slice(first, first + count)
+        self._positions = positions
+        self._end = end
+        if not isinstance(positions, int):
+            self._index = torch.arange(count, device=positions.device)
+
+    def update(self, keys: Any, values: Any, layer: int) -> tuple[Any, Any]:
+        """Store what a layer computed for the new tokens; returns all that its rows now hold."""
+        self._reserve(layer, keys, values)
+        for buffers, new in ((self._keys, keys), (self._values, values)):
+            held = buffers[layer][self._rows]
+            if isinstance(self._positions, int):
+                held[:, :, self._positions : self._end] = new
+            else:
+                held[self._index, :, self._positions] = new[:, :, 0]
+        rows, end = self._rows, self._end
+        return self._keys[layer][rows, :, :end], self._values[layer][rows, :, :end]
+
+    def _reserve(self, layer: int, keys: Any, values: Any) -> None:
+        old = self._keys[layer]
+        have = (0, 0) if old is None else (old.shape[0], old.shape[2])
+        rows, tokens = have
+        if self._rows.stop > rows:
+            rows = max(self._rows.stop, 2 * rows)
+        if self._end > tokens:
+            tokens = min(self.tokens_max, max(self._end, 2 * tokens, TOKENS_FIRST))
+        if (rows, tokens) == have:
+            return
+        for buffers, new in ((self._keys, keys), (self._values, values)):
+            old = buffers[layer]
+            buffers[layer] = new.new_zeros((rows, new.shape[1], tokens, new.shape[3]))
+            if old is not None:
+                buffers[layer][: old.shape[0], :, : old.shape[2]] = old
+
+    def add(self) -> int:
+        """A new empty row at the end."""
+        self.lengths.append(0)
+        return len(self.lengths) - 1
+
+    def pop(self) -> None:
+        """Forget the last row; the buffers go with the last of all."""
+        self.lengths.pop()
+        if not self.lengths:
+            self._keys, self._values = [None] * self.layers, [None] * self.layers
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """The first tokens of one row into another, which then has that length."""
+        self.lengths[target] = tokens
+        for layer, keys in enumerate(self._keys):
+            if keys is None or tokens == 0:
+                continue
+            self._rows, self._end = slice(0, max(source, target) + 1), tokens
+            self._reserve(layer, keys, self._values[layer])
+            for buffers in (self._keys, self._values):
+                buffers[layer][target, :, :tokens] = buffers[layer][source, :, :tokens]
+
+    def swap(self, one: int, other: int) -> None:
+        if one == other:
+            return
+        tokens = max(self.lengths[one], self.lengths[other])
+        for buffers in (self._keys, self._values):
+            for buffer in buffers:
+                if buffer is not None:
+                    kept = buffer[one, :, :tokens].clone()
+                    buffer[one, :, :tokens] = buffer[other, :, :tokens]
+                    buffer[other, :, :tokens] = kept
+        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
