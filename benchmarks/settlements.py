@@ -33,8 +33,9 @@ from coordinator.core.jobs import (
     move_attempt,
     with_attempt,
 )
+from coordinator.core.receipts import ReceiptState
 from coordinator.ids import new_id
-from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, ReceiptState, Role
+from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, Role
 from coordinator.store import Store
 
 MEMBERS = 64

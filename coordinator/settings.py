@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         """Every setting with its value, secrets masked, and its origin."""
         values: dict[str, Any] = self.model_dump(mode="json")
         url = make_url(self.database_url)
-        url = url.set(query=dict.fromkeys(url.query, "***"))  # drivers take passwords there, too
+        url = url.set(query=dict.fromkeys(url.query, "hidden"))  # drivers take passwords there, too
         values["database"] = url.render_as_string(hide_password=True)
         return {name: {"value": value, "origin": self.origin(name)} for name, value in values.items()}
 

@@ -55,8 +55,12 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         Raises AlreadyRunning, DatabaseNewer, StoreFull or StoreError, each with a sentence for people.
         """
         store = await cls.connect(url)
-        if await store.setting("created_at") is None:
-            await store.put_setting("created_at", repr(now))
+        try:
+            if await store.setting("created_at") is None:
+                await store.put_setting("created_at", repr(now))
+        except BaseException:
+            await store.close()
+            raise
         return store
 
     async def commit(self, batch: Batch) -> None:

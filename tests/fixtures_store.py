@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from coordinator.core import ledger
 from coordinator.core.jobs import (
@@ -20,8 +21,9 @@ from coordinator.core.jobs import (
     move_attempt,
     with_attempt,
 )
+from coordinator.core.receipts import ReceiptState
 from coordinator.ids import new_id
-from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, ReceiptState, Role
+from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, Role
 from coordinator.store import Store
 
 NOW = 1_800_000_000.0
@@ -70,7 +72,7 @@ class World:
         attempt = Attempt(number=number, worker=who.id, owner=who.account, assigned_at=NOW + 1, why="free")
         return with_attempt(move(job, JobEvent.ASSIGNED, now=NOW + 1), attempt)
 
-    def batch(self, records: Iterable[ledger.Recorded], jobs: Iterable[Job], **more: object) -> Batch:
+    def batch(self, records: Iterable[ledger.Recorded], jobs: Iterable[Job], **more: Any) -> Batch:
         records = list(records)
         touched = sorted({p.account for r in records for p in r.entry.postings})
         accounts = [replace(self.book.accounts[AccountId(a)]) for a in touched]
@@ -122,15 +124,15 @@ async def enrolled(store: Store, member: MemberId, name: str, seed: int) -> Enro
 async def world(folder: Path, members: int = 3, line: int = LINE) -> AsyncIterator[World]:
     """A new pool of some members; the first two own a worker each."""
     store = await Store.open(url_in(folder), NOW)
+    pool = World(store)
     try:
-        pool = World(store)
         await store.create_commons(line)
         for n in range(members):
             member, _ = await store.create_member(f"member-{n}", Role.MEMBER, line, "key", NOW)
             pool.members.append(member)
-        for n in range(2):
+        for n in range(min(members, 2)):
             pool.workers.append(await enrolled(store, pool.members[n].id, f"worker-{n}", n + 1))
         pool.book.accounts = {account.id: account for account in (await store.load()).accounts}
         yield pool
     finally:
-        await store.close()
+        await pool.store.close()

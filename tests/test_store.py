@@ -1,6 +1,7 @@
 """The tick's commit on a real SQLite file: whole or not at all, once, and the same after a restart."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from coordinator.core import ledger
 from coordinator.core.jobs import AccountId, JobEvent, JobId, JobState, WorkerId, move
-from coordinator.records import Batch, ReceiptState
+from coordinator.core.receipts import ReceiptState
+from coordinator.records import Batch
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull
 
@@ -112,16 +114,14 @@ async def test_an_overdrawn_account_is_refused_by_sql(tmp_path: Path) -> None:
 async def test_a_full_disk_changes_nothing_and_the_same_batch_works_later(tmp_path: Path) -> None:
     """The limit is SQLite's own, on the connection that the tick uses."""
 
-    def limit(pages: int) -> None:
+    def limit(pages: int) -> Callable[[Connection], None]:
         def work(connection: Connection) -> None:
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
-        limits.append(work)
+        return work
 
     async with world(tmp_path) as pool:
-        limits: list = []
-        limit(1)  # becomes the present size: it never shrinks below
-        await pool.store.transact(limits.pop())
+        await pool.store.transact(limit(1))  # becomes the present size: it never shrinks below
         jobs = [pool.job(hold=10) for _ in range(400)]
         batch = pool.batch([pool.record(ledger.hold(job)) for job in jobs], jobs)
         for _ in range(2):
@@ -130,8 +130,7 @@ async def test_a_full_disk_changes_nothing_and_the_same_batch_works_later(tmp_pa
             assert await pool.store.jobs() == []
             assert (await pool.store.load()).last_number == 0
             assert await pool.store.verify() == []
-        limit(1_000_000)
-        await pool.store.transact(limits.pop())
+        await pool.store.transact(limit(1_000_000))
         await pool.store.commit(batch)
         assert (await pool.store.load()).last_number == 400
         assert await pool.store.verify() == []
@@ -159,7 +158,10 @@ async def test_entries_and_postings_cannot_be_changed_by_raw_sql(
 
 @pytest.mark.parametrize(
     ("table", "columns"),
-    [("entries", "number, id, at, code, job_id, '{}', previous, hash"), ("postings", "entry_number, position, account_id, bucket, 0")],
+    [
+        ("entries", "number, id, at, code, job_id, '{}', previous, hash"),
+        ("postings", "entry_number, position, account_id, bucket, 0"),
+    ],
 )
 async def test_entries_and_postings_cannot_be_replaced(tmp_path: Path, table: str, columns: str) -> None:
     """INSERT OR REPLACE deletes without a DELETE; a trigger knows."""

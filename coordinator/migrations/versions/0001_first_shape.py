@@ -30,7 +30,7 @@ def _people() -> None:
         "settings",
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_settings"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_settings")),
     )
     op.create_table(
         "members",
@@ -39,9 +39,9 @@ def _people() -> None:
         sa.Column("name_folded", sa.String(), nullable=False),
         sa.Column("role", sa.String(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
-        sa.CheckConstraint("role IN ('member', 'admin')", name="ck_members_role"),
-        sa.PrimaryKeyConstraint("id", name="pk_members"),
-        sa.UniqueConstraint("name_folded", name="uq_members_name_folded"),
+        sa.CheckConstraint("role IN ('member', 'admin')", name=op.f("ck_members_role")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_members")),
+        sa.UniqueConstraint("name_folded", name=op.f("uq_members_name_folded")),
     )
     op.create_table(
         "accounts",
@@ -51,13 +51,13 @@ def _people() -> None:
         sa.Column("main", sa.BigInteger(), nullable=False),
         sa.Column("reserved", sa.BigInteger(), nullable=False),
         sa.Column("held", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("credit_line >= 0", name="ck_accounts_credit_line"),
-        sa.CheckConstraint("held >= 0", name="ck_accounts_held"),
-        sa.CheckConstraint("main >= -credit_line", name="ck_accounts_floor"),
-        sa.CheckConstraint("reserved >= 0", name="ck_accounts_reserved"),
-        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name="fk_accounts_member_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_accounts"),
-        sa.UniqueConstraint("member_id", name="uq_accounts_member_id"),
+        sa.CheckConstraint("credit_line >= 0", name=op.f("ck_accounts_credit_line")),
+        sa.CheckConstraint("held >= 0", name=op.f("ck_accounts_held")),
+        sa.CheckConstraint("main >= -credit_line", name=op.f("ck_accounts_floor")),
+        sa.CheckConstraint("reserved >= 0", name=op.f("ck_accounts_reserved")),
+        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name=op.f("fk_accounts_member_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
+        sa.UniqueConstraint("member_id", name=op.f("uq_accounts_member_id")),
     )
     op.create_table(
         "api_keys",
@@ -69,9 +69,9 @@ def _people() -> None:
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=True),
         sa.Column("revoked_at", sa.Float(), nullable=True),
-        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name="fk_api_keys_member_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
-        sa.UniqueConstraint("digest", name="uq_api_keys_digest"),
+        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name=op.f("fk_api_keys_member_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
     )
     op.create_index("ix_api_keys_member_id", "api_keys", ["member_id"])
     op.create_table(
@@ -80,8 +80,8 @@ def _people() -> None:
         sa.Column("entry", sa.LargeBinary(), nullable=False),
         sa.Column("added_by", sa.String(), nullable=False),
         sa.Column("added_at", sa.Float(), nullable=False),
-        sa.ForeignKeyConstraint(["added_by"], ["members.id"], name="fk_models_added_by"),
-        sa.PrimaryKeyConstraint("name", name="pk_models"),
+        sa.ForeignKeyConstraint(["added_by"], ["members.id"], name=op.f("fk_models_added_by")),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
 
 
@@ -95,10 +95,10 @@ def _workers() -> None:
         sa.Column("uses_max", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=False),
-        sa.CheckConstraint("uses >= 0 AND uses <= uses_max", name="ck_join_tokens_uses"),
-        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name="fk_join_tokens_member_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_join_tokens"),
-        sa.UniqueConstraint("digest", name="uq_join_tokens_digest"),
+        sa.CheckConstraint("uses >= 0 AND uses <= uses_max", name=op.f("ck_join_tokens_uses")),
+        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name=op.f("fk_join_tokens_member_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_join_tokens")),
+        sa.UniqueConstraint("digest", name=op.f("uq_join_tokens_digest")),
     )
     op.create_index("ix_join_tokens_member_id", "join_tokens", ["member_id"])
     op.create_table(
@@ -113,11 +113,11 @@ def _workers() -> None:
         sa.Column("certificate_until", sa.Float(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("revoked_at", sa.Float(), nullable=True),
-        sa.ForeignKeyConstraint(["join_token_id"], ["join_tokens.id"], name="fk_workers_join_token_id"),
-        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name="fk_workers_member_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_workers"),
-        sa.UniqueConstraint("receipt_key", name="uq_workers_receipt_key"),
-        sa.UniqueConstraint("tls_key", name="uq_workers_tls_key"),
+        sa.ForeignKeyConstraint(["join_token_id"], ["join_tokens.id"], name=op.f("fk_workers_join_token_id")),
+        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name=op.f("fk_workers_member_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
+        sa.UniqueConstraint("receipt_key", name=op.f("uq_workers_receipt_key")),
+        sa.UniqueConstraint("tls_key", name=op.f("uq_workers_tls_key")),
     )
     op.create_index("ix_workers_member_id", "workers", ["member_id"])
     op.create_table(
@@ -126,8 +126,8 @@ def _workers() -> None:
         sa.Column("worker_id", sa.String(), nullable=False),
         sa.Column("not_before", sa.Float(), nullable=False),
         sa.Column("not_after", sa.Float(), nullable=False),
-        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="fk_certificates_worker_id"),
-        sa.PrimaryKeyConstraint("serial", name="pk_certificates"),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_certificates_worker_id")),
+        sa.PrimaryKeyConstraint("serial", name=op.f("pk_certificates")),
     )
     op.create_index("ix_certificates_worker_id", "certificates", ["worker_id"])
 
@@ -158,18 +158,18 @@ def _jobs() -> None:
         sa.Column("why", sa.Text(), nullable=False),
         sa.Column("code", sa.String(), nullable=False),
         sa.CheckConstraint(
-            "(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", name="ck_jobs_ended"
+            "(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", name=op.f("ck_jobs_ended")
         ),
-        sa.CheckConstraint("kind IN ('chat', 'completion', 'embedding')", name="ck_jobs_kind"),
+        sa.CheckConstraint("kind IN ('chat', 'completion', 'embedding')", name=op.f("ck_jobs_kind")),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled', 'expired')",
-            name="ck_jobs_state",
+            name=op.f("ck_jobs_state"),
         ),
-        sa.CheckConstraint("charge IS NULL OR (charge >= 0 AND charge <= hold)", name="ck_jobs_charge"),
-        sa.CheckConstraint("hold >= 0 AND quote >= 0", name="ck_jobs_amounts"),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="fk_jobs_account_id"),
-        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name="fk_jobs_member_id"),
-        sa.PrimaryKeyConstraint("id", name="pk_jobs"),
+        sa.CheckConstraint("charge IS NULL OR (charge >= 0 AND charge <= hold)", name=op.f("ck_jobs_charge")),
+        sa.CheckConstraint("hold >= 0 AND quote >= 0", name=op.f("ck_jobs_amounts")),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_jobs_account_id")),
+        sa.ForeignKeyConstraint(["member_id"], ["members.id"], name=op.f("fk_jobs_member_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
     op.create_index("ix_jobs_member_id_created_at", "jobs", ["member_id", "created_at"])
@@ -197,13 +197,13 @@ def _attempts() -> None:
         sa.Column("paid", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
             "state IN ('assigned', 'running', 'succeeded', 'refused', 'failed', 'lost', 'cancelled')",
-            name="ck_attempts_state",
+            name=op.f("ck_attempts_state"),
         ),
-        sa.CheckConstraint("paid >= 0 AND tokens >= 0", name="ck_attempts_amounts"),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_attempts_job_id"),
-        sa.ForeignKeyConstraint(["owner_id"], ["accounts.id"], name="fk_attempts_owner_id"),
-        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="fk_attempts_worker_id"),
-        sa.PrimaryKeyConstraint("job_id", "number", name="pk_attempts"),
+        sa.CheckConstraint("paid >= 0 AND tokens >= 0", name=op.f("ck_attempts_amounts")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id")),
+        sa.ForeignKeyConstraint(["owner_id"], ["accounts.id"], name=op.f("fk_attempts_owner_id")),
+        sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_attempts_worker_id")),
+        sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_attempts")),
     )
     op.create_index("ix_attempts_worker_id", "attempts", ["worker_id"])
     op.create_table(
@@ -216,22 +216,22 @@ def _attempts() -> None:
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("why", sa.Text(), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
-        sa.CheckConstraint("state IN ('matched', 'late', 'refused', 'void')", name="ck_receipts_state"),
-        sa.PrimaryKeyConstraint("job_id", "attempt", "worker_id", name="pk_receipts"),
+        sa.CheckConstraint("state IN ('matched', 'late', 'refused', 'void')", name=op.f("ck_receipts_state")),
+        sa.PrimaryKeyConstraint("job_id", "attempt", "worker_id", name=op.f("pk_receipts")),
     )
     op.create_table(
         "stored_requests",
         sa.Column("job_id", sa.String(), nullable=False),
         sa.Column("request", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_stored_requests_job_id"),
-        sa.PrimaryKeyConstraint("job_id", name="pk_stored_requests"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_stored_requests_job_id")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_stored_requests")),
     )
     op.create_table(
         "stored_results",
         sa.Column("job_id", sa.String(), nullable=False),
         sa.Column("result", sa.LargeBinary(), nullable=False),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_stored_results_job_id"),
-        sa.PrimaryKeyConstraint("job_id", name="pk_stored_results"),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_stored_results_job_id")),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_stored_results")),
     )
 
 
@@ -246,11 +246,11 @@ def _ledger() -> None:
         sa.Column("details", sa.Text(), nullable=False),
         sa.Column("previous", sa.String(), nullable=False),
         sa.Column("hash", sa.String(), nullable=False),
-        sa.CheckConstraint("code IN ('hold', 'close', 'grant', 'transfer')", name="ck_entries_code"),
-        sa.CheckConstraint("number >= 1", name="ck_entries_number"),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_entries_job_id"),
-        sa.PrimaryKeyConstraint("number", name="pk_entries"),
-        sa.UniqueConstraint("id", name="uq_entries_id"),
+        sa.CheckConstraint("code IN ('hold', 'close', 'grant', 'transfer')", name=op.f("ck_entries_code")),
+        sa.CheckConstraint("number >= 1", name=op.f("ck_entries_number")),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_entries_job_id")),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_entries")),
+        sa.UniqueConstraint("id", name=op.f("uq_entries_id")),
     )
     op.create_index("ix_entries_job_id", "entries", ["job_id"])
     op.create_table(
@@ -260,10 +260,10 @@ def _ledger() -> None:
         sa.Column("account_id", sa.String(), nullable=False),
         sa.Column("bucket", sa.String(), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("bucket IN ('main', 'reserved', 'held')", name="ck_postings_bucket"),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="fk_postings_account_id"),
-        sa.ForeignKeyConstraint(["entry_number"], ["entries.number"], name="fk_postings_entry_number"),
-        sa.PrimaryKeyConstraint("entry_number", "position", name="pk_postings"),
+        sa.CheckConstraint("bucket IN ('main', 'reserved', 'held')", name=op.f("ck_postings_bucket")),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_postings_account_id")),
+        sa.ForeignKeyConstraint(["entry_number"], ["entries.number"], name=op.f("fk_postings_entry_number")),
+        sa.PrimaryKeyConstraint("entry_number", "position", name=op.f("pk_postings")),
     )
     op.create_index("ix_postings_account_id", "postings", ["account_id"])
 

@@ -1,0 +1,90 @@
+"""`verify` finds what somebody with the database file in hands has changed, and names it."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from fixtures_store import NOW, url_in, world
+
+from coordinator.store import Store
+
+NO_TRIGGERS = [
+    f"DROP TRIGGER {table}_no_{what}"
+    for table in ("entries", "postings")
+    for what in ("update", "delete", "replace")
+]
+
+
+async def books(folder: Path) -> list[str]:
+    """Two jobs closed and one open; their ids."""
+    async with world(folder) as pool:
+        jobs = [pool.assigned(pool.job(n)) for n in range(3)]
+        for job in jobs:
+            await pool.store.commit(pool.held(job))
+        for job in jobs[:2]:
+            await pool.store.commit(pool.closed(job, 700)[1])
+        assert await pool.store.verify() == []
+    return [job.id for job in jobs]
+
+
+async def findings(folder: Path) -> str:
+    store = await Store.open(url_in(folder), NOW)
+    try:
+        found = await store.verify()
+    finally:
+        await store.close()
+    return "\n".join(f"{f.subject}: {f.message}" for f in found)
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        (["UPDATE accounts SET main = main + 5 WHERE id = 'commons'"], ["commons: main is", "not to zero"]),
+        (["UPDATE postings SET amount = amount + 1 WHERE entry_number = 2 AND position = 0"], ["entry 2 does not balance"]),
+        (["UPDATE postings SET amount = amount * 2 WHERE entry_number = 1"], ["entry 1 is not what its hash"]),
+        (["UPDATE entries SET details = '{}' WHERE number = 4"], ["entry 4 is not what its hash"]),
+        (["UPDATE entries SET at = '2020-01-01T00:00:00Z' WHERE number = 3"], ["entry 3 is not what its hash"]),
+        (["DELETE FROM postings WHERE entry_number = 5", "DELETE FROM entries WHERE number = 5"], ["its hold is still open"]),
+        (["DELETE FROM postings WHERE entry_number = 2", "DELETE FROM entries WHERE number = 2"], ["entry 3 follows entry 1", "entry 3 does not carry the hash"]),
+        (["UPDATE entries SET number = 99 WHERE number = 1", "UPDATE entries SET number = 1 WHERE number = 2", "UPDATE entries SET number = 2 WHERE number = 99"], ["entry 1 does not carry the hash"]),
+        (["UPDATE jobs SET state = 'failed', ended_at = 1 WHERE ended_at IS NULL"], ["the job is failed, but its hold is still open"]),
+        (["UPDATE jobs SET state = 'queued', ended_at = NULL WHERE rowid = 1"], ["the job is queued, but its hold was closed"]),
+        (["UPDATE jobs SET hold = 999 WHERE ended_at IS NULL"], ["the hold is 1000, but the job says 999"]),
+        (["PRAGMA foreign_keys = OFF", "DELETE FROM accounts WHERE id = 'commons'"], ["does not exist", "not to zero"]),
+    ],
+)  # fmt: skip
+async def test_a_change_behind_the_coordinators_back_is_named(
+    tmp_path: Path, statements: list[str], expected: list[str]
+) -> None:
+    await books(tmp_path)
+    connection = sqlite3.connect(tmp_path / "potluck.db")
+    for statement in [*NO_TRIGGERS, "PRAGMA foreign_keys = OFF", *statements]:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    found = await findings(tmp_path)
+    for words in expected:
+        assert words in found
+
+
+async def test_a_damaged_file_is_a_finding_not_a_crash(tmp_path: Path) -> None:
+    """A row that refers to nothing is found by the database's own check."""
+    await books(tmp_path)
+    connection = sqlite3.connect(tmp_path / "potluck.db")
+    connection.execute("INSERT INTO certificates VALUES ('ff', 'wrk_gone', 0, 1)")
+    connection.commit()
+    connection.close()
+    assert "refers to a missing row of workers" in await findings(tmp_path)
+
+
+async def test_findings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await books(tmp_path)
+    monkeypatch.setattr("coordinator.audit.FINDINGS_MAX", 3)
+    monkeypatch.setattr("coordinator.audit._PAGE_ENTRIES", 2)
+    connection = sqlite3.connect(tmp_path / "potluck.db")
+    for statement in [*NO_TRIGGERS, "UPDATE entries SET details = 'x'"]:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    found = await findings(tmp_path)
+    assert found.count("is not what its hash was made of") == 3
