@@ -33,9 +33,11 @@ from potluck.errors import ExitCode
 from potluck.logs import configure
 from potluck.v1 import session_pb2, work_pb2
 from worker.daemon import Daemon
-from worker.errors import Revoked, WorkerConflict
+from worker.errors import NotJoined, Revoked, WorkerConflict
 from worker.journal import Journal
 from worker.state import WorkerState
+
+IDLE_BYTES_MAX = 150_000_000  # the design's limit for a daemon beside its engines
 
 
 @pytest.fixture(autouse=True)
@@ -361,6 +363,13 @@ async def test_a_second_daemon_on_one_home_is_refused(tmp_path: Path) -> None:
             Daemon(settings=emulator_settings(), places=places_in(tmp_path))
 
 
+async def test_a_worker_whose_keys_are_gone_is_told_to_join_again(tmp_path: Path) -> None:
+    join_by_hand(places_in(tmp_path), FakeCa(), port=1)
+    (tmp_path / "worker" / "tls.key").write_bytes(b"garbage")
+    with pytest.raises(NotJoined, match="cannot be read"):
+        Daemon(settings=emulator_settings(), places=places_in(tmp_path))
+
+
 async def test_the_state_file_says_for_whom_it_works(tmp_path: Path) -> None:
     async with coordinating() as coordinator, working(coordinator, tmp_path) as daemon:
         await coordinator.ready()
@@ -404,7 +413,10 @@ async def test_receipts_survive_kill_9_and_are_sent_again(tmp_path: Path) -> Non
         await coordinator.ready()
         coordinator.assign("job_a", tokens=5)
         await coordinator.until(lambda: ("job_a", 1) in coordinator.receipts)
-        engines = psutil.Process(first.pid).children(recursive=True)
+        process = psutil.Process(first.pid)
+        engines = process.children(recursive=True)
+        print(f"resident memory of the daemon: {process.memory_info().rss / 1e6:.0f} MB")
+        assert process.memory_info().rss < IDLE_BYTES_MAX
         first.kill()
         await first.wait()
         said = coordinator.receipts.pop(("job_a", 1))

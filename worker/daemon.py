@@ -13,7 +13,7 @@ from typing import Any, Final, assert_never
 
 import structlog
 
-from potluck.identity import WorkerIdentity
+from potluck.identity import IdentityError, WorkerIdentity
 from potluck.receipts import sign
 from potluck.v1 import session_pb2
 from potluck.version import version
@@ -21,8 +21,8 @@ from worker import wire
 from worker.artifacts import ArtifactClient
 from worker.core import Core, Policy
 from worker.cores import CoreShare
-from worker.errors import WorkerConflict, WorkerError
-from worker.journal import Journal, ReceiptKeeper, SignedReceipt
+from worker.errors import NotJoined, WorkerConflict, WorkerError
+from worker.journal import Journal, JournalError, ReceiptKeeper, SignedReceipt
 from worker.lock import FileLock, Locked
 from worker.membership import Membership, utc_now
 from worker.messages import (
@@ -69,18 +69,17 @@ class Daemon:
         self.settings, self.places = settings, places
         self.membership = Membership.load(places.worker)
         self._log = structlog.get_logger("worker").bind(worker=self.membership.name)
-        self._identity = WorkerIdentity.load(places.worker)
+        self._identity = _identity(places)
         self._lock = _lock(places)
         self._loop = asyncio.get_running_loop()
         self._offset = time.time() - self._loop.time()
         self._renewal = Renewal(
             membership=self.membership, identity=self._identity, folder=places.worker, now=utc_now
         )
-        journal, warning = Journal.open(places.worker / "receipts.sqlite3")
+        self._journal, warning = _journal(places)
         if warning:
             self._log.warning(warning, action="journal_set_aside")
-        self._journal = journal
-        self._keeper = ReceiptKeeper(journal, lambda attempt: self.feed(ReceiptKept(attempt)))
+        self._keeper = ReceiptKeeper(self._journal, lambda attempt: self.feed(ReceiptKept(attempt)))
         self._cores = CoreShare(places.machine, threads=settings.threads)
         self._threads = self._cores.threads()
         self._supervisor = Supervisor()
@@ -288,15 +287,14 @@ class Daemon:
             self.feed(Disconnected())
 
     def _hello(self) -> session_pb2.Hello:
-        models = self._supervisor.served()
         return session_pb2.Hello(
             protocol=wire.PROTOCOL,
             version=version(),
             session_id=self._session_id,
             hardware=self._hardware,
-            models=models,
+            models=self._supervisor.served(),
             running=wire.running_to(self.core.running()),
-            slots=sum(model.slots for model in models),
+            slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model
         )
 
     def _lost(self, why: str) -> None:
@@ -425,6 +423,24 @@ class Daemon:
         attempts = tuple(attempt_now(running) for running in self.core.attempts.values() if not running.ended)
         models = tuple(model_now(service) for service in self._supervisor.models.values())
         return now.model_copy(update={"threads": self._threads, "attempts": attempts, "models": models})
+
+
+def _identity(places: Places) -> WorkerIdentity:
+    try:
+        return WorkerIdentity.load(places.worker)
+    except (FileNotFoundError, IdentityError) as error:
+        raise NotJoined(f"the keys in {places.worker} are missing or cannot be read ({error})") from None
+
+
+def _journal(places: Places) -> tuple[Journal, str]:
+    path = places.worker / "receipts.sqlite3"
+    try:
+        return Journal.open(path)
+    except (JournalError, OSError) as error:
+        raise WorkerError(
+            f"receipts cannot be kept in {path}: {error}. Make room on the disk, and see that the folder can be"
+            " written."
+        ) from None
 
 
 def _lock(places: Places) -> FileLock:
