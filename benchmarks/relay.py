@@ -77,7 +77,7 @@ class Direct:
         )
         began, first = time.perf_counter(), 0.0
         start = engine_pb2.Start(attempt=work_pb2.Attempt(job_id=job_id, number=1), work=work)
-        await self.host.send(engine_pb2.EngineCommand(start=start))
+        self.host.send(engine_pb2.EngineCommand(start=start))
         while True:
             event = await queue.get()
             if event.HasField("output"):

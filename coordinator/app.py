@@ -32,6 +32,7 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tick import Chain, Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
 
@@ -99,11 +100,14 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         store = await Store.open(settings.database_url, clock.now())
         stack.push_async_callback(store.close)
         first = await ensure_first_start(store, settings, clock.now())
-        ca = CertificateAuthority.open(settings.home, settings.pool_name, clock.now())
+        ca = CertificateAuthority.open(
+            settings.home, settings.pool_name, clock.now(), settings.certificate_days
+        )
         catalogue = await _catalogue(store, settings)
-        counter = TokenCounter(catalogue, settings.home)
-        stack.push_async_callback(counter.close)
-        pool, ticker = await _pool(settings, store, ca, counter, catalogue, clock)
+        counter = TokenCounter(settings.folder / "tokenizers", lambda: catalogue)
+        vocabularies = Vocabularies(counter, lambda: catalogue)
+        stack.push_async_callback(vocabularies.close)
+        pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         context = Context(
             pool=pool,
@@ -150,7 +154,7 @@ async def _pool(
     settings: Settings,
     store: Store,
     ca: CertificateAuthority,
-    counter: TokenCounter,
+    vocabularies: Vocabularies,
     catalogue: Catalogue,
     clock: SteadyClock,
 ) -> tuple[Pool, Ticker]:
@@ -165,7 +169,8 @@ async def _pool(
         store=store,
         settings=settings,
         sessions=Sessions(),
-        counter=counter,
+        counter=vocabularies.counter,
+        vocabularies=vocabularies,
         catalogue=lambda: catalogue,
         public_key=ca.public_key.hex(),
         now=clock.now,
@@ -224,7 +229,7 @@ async def _serve_grpc(
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
-    artifacts = ArtifactStore(settings.home / "coordinator" / "artifacts")
+    artifacts = ArtifactStore(settings.folder / "artifacts")
     artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts, who), server)
     certificate = ca.server_certificate(clock.now())
     credentials = grpc.ssl_server_credentials(

@@ -29,6 +29,7 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.vocabularies import Vocabularies
 from potluck.version import version
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
@@ -98,6 +99,7 @@ class Pool:
     settings: Settings
     sessions: Sessions
     counter: TokenCounter
+    vocabularies: Vocabularies
     catalogue: Callable[[], Catalogue]
     public_key: str
     now: Callable[[], float]

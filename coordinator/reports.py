@@ -60,6 +60,8 @@ class WorkerReports:
             now=self.now(),
         )
         self.pool.hardware[worker] = hardware
+        for model in hello.models:
+            self.pool.vocabularies.want(model.name)
         self.ticker.wake()
         log.info("worker connected", action="worker_connected", worker=worker, resumed=len(resumed))
         return session_pb2.Welcome(
@@ -161,6 +163,8 @@ class WorkerReports:
         return True
 
     def _heartbeat(self, worker: WorkerId, beat: session_pb2.Heartbeat, now: float) -> None:
+        for model in beat.models:
+            self.pool.vocabularies.want(model.name)
         self.engine.heartbeat(
             worker,
             served=translate.served(beat.models),

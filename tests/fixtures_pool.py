@@ -58,6 +58,7 @@ class Process:
             with self._news:
                 self.lines.append(line)
                 self._news.notify_all()
+        self.popen.stdout.close()
         with self._news:
             self._news.notify_all()
 
@@ -180,8 +181,8 @@ class RealPool:
         self.join(name, owner)
         return self.start_worker(name, *flags)
 
-    def add_emulator(self, name: str, owner: str, **options: object) -> Process:
-        flags = ["--engine", "emulator", "--models", "emulator-small"]
+    def add_emulator(self, name: str, owner: str, *, slots: int = 16, **options: object) -> Process:
+        flags = ["--engine", "emulator", "--models", "emulator-small", "--slots", str(slots)]
         for option, value in options.items():
             flags += ["--engine-option", f"{option}={value}"]
         return self.add_worker(name, owner, *flags)
@@ -226,6 +227,7 @@ class RealPool:
 def real_pool(tmp_path: Path) -> Iterator[RealPool]:
     """A coordinator with the emulator's model in its catalogue, no workers yet."""
     pool = RealPool(tmp_path)
+    pool.variables |= {"POTLUCK_REQUESTS_PER_MINUTE": "100000", "POTLUCK_WAIT_FOR_WORKER_S": "8"}
     pool.start_coordinator()
     try:
         yield pool

@@ -16,7 +16,7 @@ from coordinator.api.pool_account import JobRequest
 from coordinator.api.query import boolean, integer, word
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
-from coordinator.api.shapes import job_body
+from coordinator.api.shapes import job_body, receipt_body
 from coordinator.core.jobs import Job, JobId, JobState
 from coordinator.pool import Refusal
 
@@ -79,10 +79,12 @@ class Jobs:
         return Json({"data": data, "has_more": len(found) > limit})
 
     async def show(self, request: Request) -> Response:
-        """One job with its attempts: who tried, what each delivered and was paid, and why it ended."""
+        """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid."""
         caller = await self._desk.auth.look(request)
         job = await self._find(caller, request)
-        return Json(job_body(job, (await self._names(caller, [job]))[job.member]))
+        body = job_body(job, (await self._names(caller, [job]))[job.member])
+        receipts = await self._desk.context.store.receipts_of(job.id)
+        return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
 
     async def result(self, request: Request) -> Response:
         """The answer of a stored job, as the OpenAI route would have given it."""

@@ -1,10 +1,11 @@
 """The pool's own objects as JSON: times RFC 3339 UTC, amounts in integer microcredits (design, section 9)."""
 
+import base64
 from typing import Any
 
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import Attempt, Job
-from coordinator.records import ApiKey, Member
+from coordinator.records import ApiKey, Member, ReceiptRow
 
 
 def when(seconds: float | None) -> str | None:
@@ -51,6 +52,19 @@ def job_body(job: Job, member_name: str) -> dict[str, Any]:
         "code": job.code or None,
         "why": job.why or None,
         "attempts": [_attempt(attempt) for attempt in job.attempts],
+    }
+
+
+def receipt_body(receipt: ReceiptRow) -> dict[str, Any]:
+    """`body` is the signed text as it came, `signature` Ed25519 over it in base64."""
+    return {
+        "attempt": receipt.attempt,
+        "worker": receipt.worker_id,
+        "state": receipt.state.value,
+        "why": receipt.why,
+        "at": when(receipt.at),
+        "body": receipt.body.decode("ascii", "replace"),
+        "signature": base64.b64encode(receipt.signature).decode("ascii"),
     }
 
 
