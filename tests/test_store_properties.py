@@ -120,7 +120,7 @@ async def play(folder: Path, moves: list[Step]) -> None:
         await check(pool, running)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
 def test_any_order_of_movements_keeps_the_books(moves: list[Step]) -> None:
     """Sum zero, cached sums are the postings' sums, nothing overdrawn, nothing twice, same after reopening."""
