@@ -4,7 +4,11 @@ from importlib.util import find_spec
 
 import pytest
 
-pytest_plugins = [name for name in ("fixtures_pool", "fixtures_models", "fixtures_engine") if find_spec(name)]
+pytest_plugins = [
+    name
+    for name in ("fixtures_api", "fixtures_pool", "fixtures_models", "fixtures_engine")
+    if find_spec(name)
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

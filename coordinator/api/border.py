@@ -57,15 +57,9 @@ class Border:
             await self._app(scope, receive, send_with_headers)
         except ApiError as error:
             await error.response()(scope, receive, send_with_headers)
-        except (
-            Exception
-        ) as error:  # the process border: whatever it was, people get a sentence, the log the trace
+        except Exception:  # the process border: people get a sentence, the log the place
             self._log.exception(
-                "a request failed",
-                action="request_failed",
-                request=request_id,
-                path=scope["path"],
-                error=repr(error),
+                "a request failed", action="request_failed", request=request_id, path=scope["path"]
             )
             if started:
                 raise

@@ -83,7 +83,7 @@ class Account:
         """The models, whether they are served now, and their price. `?format=catalogue`: all about them."""
         await self._desk.auth.look(request)
         if word(request, "format", ["catalogue"]) == "catalogue":
-            return Response(self._desk.context.catalogue().model_dump_json(), media_type="application/json")
+            return Response(self._desk.context.catalogue().to_wire(), media_type="application/json")
         return Json(self._desk.context.pool.models())
 
     async def status(self, request: Request) -> Response:

@@ -213,7 +213,9 @@ class Workers:
             raise ApiError(403, "worker_revoked", sentence(error)) from None
         except Unknown as error:
             raise ApiError(404, "worker_not_found", sentence(error), param="worker_id") from None
-        return Json({"certificate": issued.pem.decode("ascii"), "ca": context.ca.certificate_pem.decode("ascii")})
+        return Json(
+            {"certificate": issued.pem.decode("ascii"), "ca": context.ca.certificate_pem.decode("ascii")}
+        )
 
     def _parse_token(self, text: str) -> JoinToken:
         try:

@@ -49,6 +49,13 @@ def find_model(context: Context, name: str, kind: Kind) -> ModelEntry:
     return entry
 
 
+async def _countable(context: Context, name: str, kind: Kind) -> ModelEntry:
+    """The model, once its tokenizer is there, if that is on its way: a first request is not overcharged."""
+    entry = find_model(context, name, kind)
+    await context.pool.vocabularies.wait(entry.name)
+    return entry
+
+
 def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
     close = catalogue.closest(name[:NAME_CHARS_SHOWN_MAX])[:CLOSE_NAMES_MAX]
     hint = f" Close to it: {', '.join(close)}." if close else " GET /v1/models lists what there is."
@@ -70,7 +77,7 @@ async def submissions_of(
 
 async def chat(context: Context, member: Member, request: ChatRequest, key: str | None) -> Submission:
     """`key` is the request's Idempotency-Key, which fixes the seed."""
-    entry = find_model(context, request.model, Kind.CHAT)
+    entry = await _countable(context, request.model, Kind.CHAT)
     messages = [
         work_pb2.ChatMessage(role=message.role, content=message.content or "", name=message.name or "")
         for message in request.messages
@@ -99,7 +106,7 @@ async def completions(
     context: Context, member: Member, request: CompletionRequest, key: str | None
 ) -> list[Submission]:
     """One submission for each prompt. The API echoes, so that an echo is never counted as output."""
-    entry = find_model(context, request.model, Kind.COMPLETION)
+    entry = await _countable(context, request.model, Kind.COMPLETION)
     counts = await _count_each(context, entry, request.prompt)
     submissions = []
     for prompt, prompt_tokens in zip(request.prompt, counts, strict=True):
@@ -128,7 +135,7 @@ async def completions(
 
 
 async def embedding(context: Context, member: Member, request: EmbeddingRequest) -> Submission:
-    entry = find_model(context, request.model, Kind.EMBEDDING)
+    entry = await _countable(context, request.model, Kind.EMBEDDING)
     counts = await _count_each(context, entry, request.input)
     for index, tokens in enumerate(counts):
         if tokens > entry.context_tokens:
