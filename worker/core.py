@@ -55,6 +55,7 @@ from worker.messages import (
     StopEngine,
     Ticked,
 )
+from worker.outstanding import OutstandingReceipts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +99,7 @@ class Core:
         self.tokens_delivered = 0
         self._offers: dict[str, _Offer] = {}
         self._ended: dict[AttemptId, None] = {}  # insertion order: the oldest is forgotten first
-        self._signing: set[AttemptId] = set()  # receipts that are not yet on disk
-        self._receipts: dict[AttemptId, bool] = {}  # kept on disk; True while in flight
+        self._receipts = OutstandingReceipts(policy.receipts_max, policy.receipts_in_flight_max)
         self._lost_at: float | None = None
         self._heard_at = 0.0
         self._beat_at = 0.0
@@ -169,7 +169,7 @@ class Core:
                 self._keep_receipt(attempt, out)
             case ReceiptAcknowledged(attempt, _):
                 self._heard_at = now
-                self._receipts.pop(attempt, None)
+                self._receipts.acknowledge(attempt)
                 out.append(ForgetReceipt(attempt))
                 self._send_receipts(out)
                 self._known_to_its_end(attempt)
@@ -200,8 +200,7 @@ class Core:
         for unknown, acknowledged in resumed.items():
             lost = Failure(Fault.NONE, "unknown_attempt", "this worker no longer runs the attempt")
             out.append(SendResult(unknown, acknowledged + 1, lost))
-        for kept in self._receipts:
-            self._receipts[kept] = False
+        self._receipts.land()
         self._send_receipts(out)
 
     def _resume(self, attempt: RunningAttempt, acknowledged: int, now: float, out: list[Instruction]) -> None:
@@ -392,30 +391,18 @@ class Core:
     ) -> None:
         body = attempt.receipt(self.worker_id, outcome, now)
         if body is not None:
-            self._signing.add(attempt.id)
+            self._receipts.signing.add(attempt.id)
             out.append(SignReceipt(attempt.id, body))
 
     def _keep_receipt(self, attempt: AttemptId, out: list[Instruction]) -> None:
-        self._signing.discard(attempt)
-        if attempt not in self._receipts:
-            if len(self._receipts) >= self.policy.receipts_max:
-                oldest = next(iter(self._receipts))
-                del self._receipts[oldest]
-                out.append(ForgetReceipt(oldest))
-            self._receipts[attempt] = False
+        forgotten = self._receipts.keep(attempt)
+        if forgotten is not None:
+            out.append(ForgetReceipt(forgotten))
         self._send_receipts(out)
 
     def _send_receipts(self, out: list[Instruction]) -> None:
-        if not self.connected:
-            return
-        room = self.policy.receipts_in_flight_max
-        for attempt, in_flight in self._receipts.items():
-            if room <= 0:
-                return
-            room -= 1
-            if not in_flight:
-                self._receipts[attempt] = True
-                out.append(SendReceipt(attempt))
+        if self.connected:
+            out += [SendReceipt(attempt) for attempt in self._receipts.take_off()]
 
     # --- time ---
 
@@ -480,7 +467,9 @@ class Core:
         if self._farewell_until is None:
             self._farewell_until, self._drain_until = now + self.policy.farewell_s, None
         # Receipts that a coordinator out of reach has not acknowledged are safe on disk.
-        told = not self.attempts and not self._signing and not (self.connected and self._receipts)
+        told = (
+            not self.attempts and not self._receipts.signing and not (self.connected and self._receipts.kept)
+        )
         if told or now >= self._farewell_until:
             self._closed, self._farewell_until = True, None
             out.append(Close(self.draining))

@@ -13,7 +13,6 @@ from typing import Any, Final, assert_never
 
 import structlog
 
-from potluck.identity import IdentityError, WorkerIdentity
 from potluck.receipts import sign
 from potluck.v1 import session_pb2
 from potluck.version import version
@@ -21,10 +20,9 @@ from worker import wire
 from worker.artifacts import ArtifactClient
 from worker.core import Core, Policy
 from worker.cores import CoreShare
-from worker.errors import NotJoined, WorkerConflict, WorkerError
-from worker.journal import Journal, JournalError, ReceiptKeeper, SignedReceipt
-from worker.lock import FileLock, Locked
-from worker.membership import Membership, utc_now
+from worker.errors import WorkerConflict, WorkerError
+from worker.journal import ReceiptKeeper, SignedReceipt
+from worker.membership import utc_now
 from worker.messages import (
     Close,
     Completed,
@@ -56,30 +54,34 @@ from worker.signals import stop_signals
 from worker.snapshot import attempt_now, model_now
 from worker.state import State, WorkerState, process_start
 from worker.supervisor import Supervisor, Surroundings
+from worker.workplace import Workplace
 
 STATE_S: Final = 1.0  # how old the state file may be
 CORES_S: Final = 5.0  # how soon a change of the neighbours is noticed
 STEADY_S: Final = 10.0  # a connection that lived so long was no failure
-LOCK_FILE: Final = "daemon.lock"
 
 
 class Daemon:
     def __init__(self, *, settings: Settings, places: Places) -> None:
         """Must be made inside the running loop. Raises WorkerError if this home cannot start a worker."""
         self.settings, self.places = settings, places
-        self.membership = Membership.load(places.worker)
+        workplace = Workplace(places)
+        self.membership = workplace.membership
         self._log = structlog.get_logger("worker").bind(worker=self.membership.name)
-        self._identity = _identity(places)
-        self._lock = _lock(places)
+        self._identity = workplace.identity
+        self._workplace = workplace
         self._loop = asyncio.get_running_loop()
         self._offset = time.time() - self._loop.time()
         self._renewal = Renewal(
-            membership=self.membership, identity=self._identity, folder=places.worker, now=utc_now
+            membership=self.membership,
+            identity=self._identity,
+            certificate=workplace.certificate,
+            folder=places.worker,
+            now=utc_now,
         )
-        self._journal, warning = _journal(places)
-        if warning:
-            self._log.warning(warning, action="journal_set_aside")
-        self._keeper = ReceiptKeeper(self._journal, lambda attempt: self.feed(ReceiptKept(attempt)))
+        if workplace.warning:
+            self._log.warning(workplace.warning, action="journal_set_aside")
+        self._keeper = ReceiptKeeper(workplace.journal, lambda attempt: self.feed(ReceiptKept(attempt)))
         self._cores = CoreShare(places.machine, threads=settings.threads)
         self._threads = self._cores.threads()
         self._supervisor = Supervisor()
@@ -109,7 +111,7 @@ class Daemon:
     async def run(self) -> None:
         """Returns when drained. Raises WorkerError if going on is of no use."""
         try:
-            for receipt in self._journal.load():
+            for receipt in self._workplace.journal.load():
                 self._keeper.receipts[receipt.attempt] = receipt
                 self.feed(ReceiptKept(receipt.attempt))
             self._log.info(
@@ -150,7 +152,7 @@ class Daemon:
         with contextlib.suppress(OSError):
             self._save_state()
         self._cores.release()
-        self._lock.release()
+        self._workplace.release()
 
     def now(self) -> float:
         """Seconds since the epoch on a clock that never jumps."""
@@ -423,34 +425,3 @@ class Daemon:
         attempts = tuple(attempt_now(running) for running in self.core.attempts.values() if not running.ended)
         models = tuple(model_now(service) for service in self._supervisor.models.values())
         return now.model_copy(update={"threads": self._threads, "attempts": attempts, "models": models})
-
-
-def _identity(places: Places) -> WorkerIdentity:
-    try:
-        return WorkerIdentity.load(places.worker)
-    except (FileNotFoundError, IdentityError) as error:
-        raise NotJoined(f"the keys in {places.worker} are missing or cannot be read ({error})") from None
-
-
-def _journal(places: Places) -> tuple[Journal, str]:
-    path = places.worker / "receipts.sqlite3"
-    try:
-        return Journal.open(path)
-    except (JournalError, OSError) as error:
-        raise WorkerError(
-            f"receipts cannot be kept in {path}: {error}. Make room on the disk, and see that the folder can be"
-            " written."
-        ) from None
-
-
-def _lock(places: Places) -> FileLock:
-    path = places.worker / LOCK_FILE
-    try:
-        return FileLock(path, str(os.getpid()).encode())
-    except Locked as locked:
-        pid = locked.content.decode("ascii", "replace").strip() or "unknown"
-        raise WorkerConflict(
-            f"a worker runs in {places.worker} already (process {pid}). `potluck worker status` shows it; to"
-            " run a second one, give it a POTLUCK_HOME of its own.",
-            code="already_running",
-        ) from None

@@ -29,15 +29,15 @@ class Renewal:
         *,
         membership: Membership,
         identity: WorkerIdentity,
+        certificate: Certificate,
         folder: Path,
         now: Callable[[], datetime],
     ) -> None:
-        """Raises NotJoined."""
         self._membership, self._identity, self._folder, self._now = membership, identity, folder, now
         self._log = structlog.get_logger("worker.renewal")
         self._lock = asyncio.Lock()
         self._forced_at: datetime | None = None
-        self.certificate = Certificate.load(folder)
+        self.certificate = certificate
 
     async def ensure(self) -> Certificate:
         """A certificate that is not over. Raises WorkerError (Revoked: trying again is of no use)."""
