@@ -119,9 +119,9 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             async with asyncio.timeout(HELLO_S):
                 first = await anext(requests)
         except (TimeoutError, StopAsyncIteration):
-            raise Unwelcome(grpc.StatusCode.FAILED_PRECONDITION, f"no Hello within {HELLO_S:.0f} s") from None
+            raise Unwelcome(grpc.StatusCode.DEADLINE_EXCEEDED, f"no Hello within {HELLO_S:.0f} s") from None
         if first.WhichOneof("body") != "hello":
-            raise Unwelcome(grpc.StatusCode.FAILED_PRECONDITION, "the first message must be Hello")
+            raise Unwelcome(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be Hello")
         if first.hello.protocol < PROTOCOL_MIN:
             raise Unwelcome(
                 grpc.StatusCode.FAILED_PRECONDITION,
