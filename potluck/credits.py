@@ -20,6 +20,11 @@ def exact(micro: int) -> str:
     return _written(micro, DECIMALS_MAX)
 
 
+def aligned(micro: int) -> str:
+    """All six decimals, so that a column lines up at the point and can be added by eye: "1.500000"."""
+    return _written(micro, DECIMALS_MAX, DECIMALS_MAX)
+
+
 def rounded(micro: int) -> str:
     """Four significant digits and at least cents: 271234 -> "0.2712", 1234567890 -> "1,234.57".
 
@@ -56,7 +61,7 @@ def parse(text: str) -> int:
     return -micro if sign == "-" else micro
 
 
-def _written(micro: int, decimals_max: int) -> str:
+def _written(micro: int, decimals_max: int, decimals_min: int = DECIMALS_MIN) -> str:
     whole, rest = divmod(abs(micro), MICRO)
-    decimals = f"{rest:06d}"[:decimals_max].rstrip("0").ljust(DECIMALS_MIN, "0")
+    decimals = f"{rest:06d}"[:decimals_max].rstrip("0").ljust(decimals_min, "0")
     return f"{'-' if micro < 0 else ''}{whole:,}.{decimals}"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potluck.credits import AmountError, exact, parse, rounded
+from potluck.credits import AmountError, aligned, exact, parse, rounded
 
 AMOUNTS = st.integers(min_value=-(10**18), max_value=10**18)
 
@@ -13,6 +13,8 @@ AMOUNTS = st.integers(min_value=-(10**18), max_value=10**18)
 def test_exact_amounts_survive_the_way_there_and_back(micro: int) -> None:
     assert parse(exact(micro)) == micro
     assert parse(exact(micro).replace(",", "")) == micro
+    assert parse(aligned(micro)) == micro
+    assert len(aligned(micro).partition(".")[2]) == 6
 
 
 @given(AMOUNTS)

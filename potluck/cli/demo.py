@@ -76,7 +76,7 @@ def _check(engine: str) -> None:
 def _show(printer: Printer, outcome: Outcome, *, keep: bool) -> None:
     """The balances, the address, and what to try next."""
     rows = [(account.name, _signed(printer, account.balance)) for account in outcome.balances]
-    rows.append(("sum", printer.amount(outcome.ledger_sum, exact=True)))
+    rows.append(("sum", printer.amount(outcome.ledger_sum, aligned=True)))
     printer.line()
     printer.table(("ACCOUNT", printer.unit.upper()), rows, right=(1,))
     printer.line()
@@ -90,7 +90,7 @@ def _show(printer: Printer, outcome: Outcome, *, keep: bool) -> None:
 
 
 def _signed(printer: Printer, micro: int) -> str:
-    return ("+" if micro > 0 else "") + printer.amount(micro, exact=True)
+    return ("+" if micro > 0 else "") + printer.amount(micro, aligned=True)
 
 
 def _next(*, keep: bool) -> list[tuple[str, str]]:

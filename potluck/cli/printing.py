@@ -65,13 +65,13 @@ class Printer:
         else:
             print(json.dumps(plain(error.body), ensure_ascii=False), file=sys.stderr, flush=True)
 
-    def amount(self, micro: int | None, *, exact: bool = False) -> str:
-        """Credits with sensible digits, or microcredits where they were asked for."""
+    def amount(self, micro: int | None, *, aligned: bool = False) -> str:
+        """Credits with sensible digits (`aligned`: with all), or microcredits where they were asked for."""
         if micro is None:
             return "-"
         if self.micro:
             return str(micro)
-        return amounts.exact(micro) if exact else amounts.rounded(micro)
+        return amounts.aligned(micro) if aligned else amounts.rounded(micro)
 
     @property
     def unit(self) -> str:
