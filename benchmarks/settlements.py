@@ -165,7 +165,9 @@ async def measure(folder: Path, group: int, seconds: float, runs: int) -> None:
         pool = await found_pool(Path(name))
         try:
             await run(pool, group, 0.5)  # statements compiled, file grown
+            cpu_s, before = time.process_time(), pool.number
             results = [await run(pool, group, seconds) for _ in range(runs)]
+            cpu_s = (time.process_time() - cpu_s) / ((pool.number - before) / 2)
             findings = await pool.store.verify()
             print(f"entries {pool.number:,}, sum {pool.book.total()}, audit: {findings or 'nothing wrong'}")
         finally:
@@ -174,7 +176,8 @@ async def measure(folder: Path, group: int, seconds: float, runs: int) -> None:
     wait = statistics.median(wait for _, waits in results for wait in waits)
     print(
         f"group {group:>4}: {statistics.median(rates):,.0f} settlements/s"
-        f" ({min(rates):,.0f} to {max(rates):,.0f}), commit p50 {wait * 1e3:.1f} ms"
+        f" ({min(rates):,.0f} to {max(rates):,.0f}), commit p50 {wait * 1e3:.1f} ms,"
+        f" {cpu_s * 1e6:,.0f} us of CPU each"
     )
 
 

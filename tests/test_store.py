@@ -276,6 +276,21 @@ async def test_jobs_are_listed_in_pages(tmp_path: Path) -> None:
         assert await pool.store.jobs(before=JobId("job_unknown")) == []
 
 
+async def test_entries_are_read_in_pages_as_they_were_recorded(tmp_path: Path) -> None:
+    """With all postings in their order, so that their hashes can be made again."""
+    async with world(tmp_path) as pool:
+        jobs = [pool.assigned(pool.job(2)) for _ in range(3)]
+        written: list[ledger.Recorded] = []
+        for batch in [pool.held(job) for job in jobs] + [pool.closed(job, 700)[1] for job in jobs]:
+            await pool.store.commit(batch)
+            written += batch.records
+        first = await pool.store.recorded(limit=4)
+        assert [*first, *await pool.store.recorded(after=4)] == written
+        assert await pool.store.recorded(after=6) == []
+        again = ledger.record(first[3].number, first[3].at, first[3].entry, first[3].previous)
+        assert again == first[3]
+
+
 async def test_a_job_that_moves_keeps_one_row(tmp_path: Path) -> None:
     """Each commit writes the whole job with all its attempts."""
     async with world(tmp_path) as pool:
