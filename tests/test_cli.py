@@ -159,11 +159,12 @@ def test_a_job_that_is_not_finished(potluck: Command, fake_pool: FakePool) -> No
 
 def test_ctrl_c_ends_a_single_question_with_130_and_cancels_it(potluck: Command, fake_pool: FakePool) -> None:
     with potluck.process("chat", "hello", "-m", "slow") as process:
-        assert fake_pool.streaming.wait(WAIT_S)
+        assert process.stdout is not None
+        assert process.stdout.read(9) == "You said:"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
-    assert out == "You said:\n"
+    assert out == "\n"  # the line is ended
     assert "Traceback" not in err
     assert fake_pool.left_early.wait(WAIT_S)
 
@@ -205,7 +206,10 @@ def test_a_reader_that_leaves_early_gets_no_complaint(potluck: Command) -> None:
     ],
 )
 @pytest.mark.parametrize("output", ["json", "jsonl"])
-def test_json_and_nothing_else(potluck: Command, arguments: list[str], output: str) -> None:
+def test_json_and_nothing_else(
+    potluck: Command, fake_pool: FakePool, arguments: list[str], output: str
+) -> None:
+    fake_pool.new_job("chat", "small")
     code, out, err = potluck.here(*arguments, "-o", output)
     assert (code, err) == (0, "")
     if output == "json":

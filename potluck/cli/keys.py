@@ -18,7 +18,7 @@ def list_(session: Session) -> None:
         (
             key.id,
             key.name,
-            f"{key.prefix}…",
+            key.prefix,
             key.created_at or "-",
             f"revoked {key.revoked_at}" if key.revoked_at else key.expires_at or "never",
         )

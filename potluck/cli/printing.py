@@ -46,9 +46,9 @@ class Printer:
         value = plain(data)
         if self.output is Output.JSONL:
             for item in value if isinstance(value, list) else [value]:
-                print(json.dumps(item, ensure_ascii=False), flush=True)
+                print(_json(item), flush=True)
         else:
-            print(json.dumps(value, ensure_ascii=False, indent=2), flush=True)
+            print(_json(value, indent=2), flush=True)
 
     def line(self, text: str = "") -> None:
         """A line of a result, in text mode."""
@@ -63,7 +63,7 @@ class Printer:
         if self.text:
             print(f"potluck: {printable(error.message)}", file=sys.stderr, flush=True)
         else:
-            print(json.dumps(plain(error.body), ensure_ascii=False), file=sys.stderr, flush=True)
+            print(_json(plain(error.body)), file=sys.stderr, flush=True)
 
     def amount(self, micro: int | None, *, aligned: bool = False) -> str:
         """Credits with sensible digits (`aligned`: with all), or microcredits where they were asked for."""
@@ -107,6 +107,12 @@ def columns(text: str) -> int:
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON on one line also for readers to whom more than a line feed ends a line (Unicode, section 5.8)."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,7 @@ def whoami(session: Session) -> None:
         ("member", f"{me.member.name} ({me.member.id})"),
         ("role", me.member.role),
         ("account", me.account),
-        ("key", f"{me.key.name} ({me.key.prefix}…)"),
+        ("key", f"{me.key.name} ({me.key.prefix})"),
         ("pool", f"{me.pool} at {session.pool.url}"),
         ("profile", f"{session.connection.profile.value}"),
     ]
