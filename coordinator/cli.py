@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -73,10 +74,20 @@ def start(
     try:
         settings = Settings.load({name: value for name, value in flags.items() if value is not None})
         configure("auto")
-        asyncio.run(_run(settings))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(settings))
     except TROUBLES as trouble:
         typer.echo(f"potluck: {trouble}", err=True)
         raise typer.Exit(ExitCode.ERROR) from None
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists: it relays streams with about half the work. Windows has none."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
 
 
 async def _run(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -43,10 +43,12 @@ class WorkerReports:
     now: Callable[[], float]
     pool_name: str
     catalogue_json: Callable[[], bytes]
+    receipt_keys: dict[WorkerId, bytes] = field(default_factory=dict)  # of those that are or were here
 
     async def hello(self, worker: WorkerId, hello: session_pb2.Hello) -> session_pb2.Welcome:
         row = await self.store.worker(worker)
         assert row is not None, "identified a moment ago"
+        self.receipt_keys[worker] = row.receipt_key
         self.pool.know_account(row.account)
         self.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
         hardware = hello.hardware
@@ -88,6 +90,9 @@ class WorkerReports:
         """Whether the message was of any use."""
         body = message.WhichOneof("body")
         now = self.now()
+        if body == "frames":
+            # All of them, whatever the first was worth.
+            return any([self._frame(worker, frame, now) for frame in message.frames.frames])
         if body == "frame":
             return self._frame(worker, message.frame, now)
         self.ticker.wake()
@@ -199,10 +204,9 @@ class WorkerReports:
         )
 
     async def _judge(self, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt) -> Verdict:
-        row = await self.store.worker(worker)
-        if row is None or body.worker_id != worker:
+        if body.worker_id != worker:
             return Verdict(ReceiptState.REFUSED, "it names another worker", blame=True)
-        if not verify(row.receipt_key, receipt.body, receipt.signature):
+        if not verify(self.receipt_keys[worker], receipt.body, receipt.signature):
             return Verdict(ReceiptState.REFUSED, "its signature is not the worker's", blame=True)
         job = await self._job(JobId(body.job_id))
         exact = body.engine in EXACT_SAMPLERS
