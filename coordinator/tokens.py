@@ -76,8 +76,11 @@ class Exact:
                 return len(self.tokenizer.encode(text, add_special_tokens=False))
             # Only the batch call releases the interpreter lock; for short texts its own threads cost more.
             return len(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0])
-        except UnicodeEncodeError:  # a lone surrogate: no tokenizer takes it, and no border should let it in
-            return self._count(text.encode(errors="replace").decode())
+        except TypeError:  # a lone surrogate: no tokenizer takes it, and no border should let it in
+            sound = text.encode(errors="replace").decode()
+            if sound == text:
+                raise
+            return self._count(sound)
 
 
 @dataclass(slots=True)

@@ -77,11 +77,11 @@ def tokenizer_of_gguf(path: Path) -> "Tokenizer":
         elif model in ("llama", "gemma4"):
             tokenizer = _sentencepiece(header)
         else:
-            raise VocabularyError(f"{path.name}: vocabularies of the kind {str(model)[:40]!r} are not known")
+            raise VocabularyError(f"vocabularies of the kind {str(model)[:40]!r} are not known")
         _mark_special(tokenizer, header, byte_level=model == "gpt2")
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        if isinstance(error, VocabularyError):
-            raise
+    except VocabularyError as error:
+        raise VocabularyError(f"{path.name}: {error}") from error
+    except Exception as error:  # the library raises bare Exception for whatever does not fit together
         raise VocabularyError(f"{path.name}: its vocabulary cannot be read: {error}") from error
     return tokenizer
 
@@ -97,6 +97,8 @@ def byte_alphabet() -> dict[int, str]:
 def _byte_level(header: Header) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models
 
+    name = str(header.metadata.get("tokenizer.ggml.pre", "default"))
+    cut = _cut(name)
     spelling = byte_alphabet()
     known = set(spelling.values())
     vocabulary = {
@@ -104,11 +106,10 @@ def _byte_level(header: Header) -> "Tokenizer":
         for index, token in enumerate(_texts(header, "tokens"))
     }
     merges = [_pair(merge) for merge in _texts(header, "merges")]
-    name = str(header.metadata.get("tokenizer.ggml.pre", "default"))
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS, fuse_unk=False)
     )
-    tokenizer.pre_tokenizer = _cut(name)
+    tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
