@@ -59,6 +59,13 @@ class Relay:
         try:
             while True:
                 event = await queue.get()
+                while not queue.empty():
+                    later = queue.get_nowait()
+                    if (joined := _joined(event, later)) is None:
+                        yield event
+                        event = later
+                    else:
+                        event = joined
                 yield event
                 if isinstance(event, Closed):
                     return
@@ -81,6 +88,21 @@ class Relay:
         """Tell the end, once: whoever still reads has its own hold on the queue."""
         for queue in self.queues.pop(job.id, ()):
             queue.put_nowait(ended(job))
+
+
+def _joined(first: JobEvent, second: JobEvent) -> Output | None:
+    """Pieces of one choice that wait together go out together: a reader that falls behind catches up."""
+    if not isinstance(first, Output) or not isinstance(second, Output):
+        return None
+    if first.choice != second.choice or first.finish_reason is not None:
+        return None
+    return Output(
+        first.choice,
+        first.text + second.text,
+        first.token_ids + second.token_ids,
+        [*first.logprobs, *second.logprobs],
+        second.finish_reason,
+    )
 
 
 def ended(job: Job) -> Closed:

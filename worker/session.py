@@ -26,6 +26,8 @@ CONGESTED_MESSAGES: Final = 256
 RELIEVED_MESSAGES: Final = 32
 RECEIVE_BYTES_MAX: Final = 16 * 1024 * 1024
 SEND_BYTES_MAX: Final = 32 * 1024 * 1024
+PACKED_FRAMES_MAX: Final = 256
+PACKED_BYTES_MAX: Final = 512 * 1024
 WELCOME_S_MAX: Final = 10.0
 FAREWELL_S_MAX: Final = 2.0
 BACKOFF_S_MIN: Final = 0.1
@@ -169,9 +171,7 @@ class Session:
     async def _write(self, call: "_Call") -> None:
         while True:
             while self._outbox:
-                message = self._outbox.popleft()
-                self._outbox_bytes -= message.ByteSize()
-                await call.write(message)
+                await call.write(self._next())
                 if self._congested and len(self._outbox) <= RELIEVED_MESSAGES:
                     self._congested = False
                     self._on_congestion(False)
@@ -180,6 +180,32 @@ class Session:
                 return
             self._wake.clear()
             await self._wake.wait()
+
+
+    def _next(self) -> session_pb2.WorkerMessage:
+        """The first message of the outbox; frames that wait behind a frame travel with it.
+
+        A write costs far more than a frame, so under load this is what decides how much a worker can send.
+        """
+        first = self._take()
+        if not first.HasField("frame") or not self._frame_next():
+            return first
+        packed = session_pb2.WorkerMessage()
+        packed.frames.frames.append(first.frame)
+        size = first.ByteSize()
+        while self._frame_next() and len(packed.frames.frames) < PACKED_FRAMES_MAX and size < PACKED_BYTES_MAX:
+            message = self._take()
+            size += message.ByteSize()
+            packed.frames.frames.append(message.frame)
+        return packed
+
+    def _take(self) -> session_pb2.WorkerMessage:
+        message = self._outbox.popleft()
+        self._outbox_bytes -= message.ByteSize()
+        return message
+
+    def _frame_next(self) -> bool:
+        return bool(self._outbox) and self._outbox[0].HasField("frame")
 
 
 _Call = grpc.aio.StreamStreamCall[session_pb2.WorkerMessage, session_pb2.CoordinatorMessage]
