@@ -157,7 +157,7 @@ class Routes:
             return
         if model == "slow":
             try:
-                await asyncio.sleep(WAIT_S)
+                await asyncio.wait_for(asyncio.Event().wait(), WAIT_S)  # until the client leaves
             finally:
                 self.fake.left_early.set()
         for word in words[2:]:
