@@ -10,6 +10,7 @@ from coordinator import translate
 from coordinator.core.engine import Engine, Live
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Job, JobId, WorkerId
+from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
 from coordinator.core.receipts import ReceiptState, Verdict, judge
 from coordinator.pool import Pool
@@ -152,6 +153,8 @@ class WorkerReports:
 
     def _result(self, worker: WorkerId, result: session_pb2.Result, now: float) -> bool:
         job_id, number = translate.fence(result.attempt)
+        # Acknowledged with the commit of what it led to; a stale one too, so that nobody keeps it.
+        self.engine.effects.sends.append(SendAck(worker, job_id, number, result.sequence))
         if result.WhichOneof("outcome") != "completed":
             fault, code, why = _failure(result.failed)
             self.engine.failed(worker, job_id, number, fault, code, why, now)

@@ -193,10 +193,11 @@ class Session:
         packed = session_pb2.WorkerMessage()
         packed.frames.frames.append(first.frame)
         size = first.ByteSize()
-        while self._frame_next() and len(packed.frames.frames) < PACKED_FRAMES_MAX and size < PACKED_BYTES_MAX:
+        frames = packed.frames.frames
+        while self._frame_next() and len(frames) < PACKED_FRAMES_MAX and size < PACKED_BYTES_MAX:
             message = self._take()
             size += message.ByteSize()
-            packed.frames.frames.append(message.frame)
+            frames.append(message.frame)
         return packed
 
     def _take(self) -> session_pb2.WorkerMessage:
