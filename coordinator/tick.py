@@ -24,6 +24,7 @@ log = structlog.get_logger(__name__)
 
 IDLE_S = 1.0
 RETRY_S_MAX = 2.0
+RECEIPTS_S = 0.25
 
 
 @dataclass(slots=True)
@@ -54,6 +55,11 @@ class Extras:
     def __bool__(self) -> bool:
         return bool(self.requests or self.results or self.receipts)
 
+    @property
+    def urgent(self) -> bool:
+        """Receipts are evidence: they ride with the next commit instead of making the next hold wait."""
+        return bool(self.requests or self.results)
+
 
 @dataclass(slots=True)
 class Ticker:
@@ -69,6 +75,7 @@ class Ticker:
     trouble: str = ""  # why nothing can be committed just now
     extras: Extras = field(default_factory=Extras)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _receipts_at: float = 0.0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -84,7 +91,7 @@ class Ticker:
         """One tick. Also called on its own at start and at the end."""
         self._wake.clear()
         effects = self.engine.tick(self.now())
-        extras, self.extras = self.extras, Extras()
+        extras = self._extras(effects)
         for job in effects.closed:
             if (result := self.result_of(job)) is not None:
                 extras.results[job.id] = result
@@ -98,10 +105,21 @@ class Ticker:
         for job in effects.closed:
             self.tell(job)
 
+    def _extras(self, effects: Effects) -> Extras:
+        """What travels with this batch: all there is, unless it is receipts alone and not their time yet."""
+        now = self.now()
+        if not effects.durable and not self.extras.urgent and now < self._receipts_at:
+            return Extras()
+        self._receipts_at = now + RECEIPTS_S
+        extras, self.extras = self.extras, Extras()
+        return extras
+
     async def _wait(self) -> None:
         """Until something happened, or until time alone may have changed something."""
         timeout = self.engine.rules.sweep_s if self.engine.busy() else IDLE_S
-        if not self.engine.effects and not self.extras:
+        if self.extras:
+            timeout = min(timeout, RECEIPTS_S)
+        if not self.engine.effects and not self.extras.urgent:
             try:
                 async with asyncio.timeout(timeout):
                     await self._wake.wait()
