@@ -24,7 +24,6 @@ from potluck.v1 import engine_pb2, work_pb2
 from worker.engines.llamacpp import LlamaCpp, listen_privately
 from worker.hosts.process import EngineHost, EngineStartError
 
-pytest_plugins = ("fixtures_model",)
 pytestmark = pytest.mark.engine
 
 EMOJI = "<|im_start|>user\nOnly emoji!<|im_end|>\n<|im_start|>assistant\n🎉😀🚀🎉😀🚀"
@@ -45,8 +44,8 @@ def whole_pieces(heard: Heard, job: str = "job", number: int = 1, offset: int = 
     assert [bool(delta.finish_reason) for delta in deltas] == [False] * (len(deltas) - 1) + [True]
 
 
-async def test_chat_streams_and_ends_by_itself_without_special_tokens(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_chat_streams_and_ends_by_itself_without_special_tokens(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         assert host.loaded.numerics == "llamacpp/q4_1/b179c9523d0e"
         assert host.loaded.sampler == "native"
         assert list(host.loaded.kinds) == ["chat", "completion", "embedding"]
@@ -63,8 +62,8 @@ async def test_chat_streams_and_ends_by_itself_without_special_tokens(model_path
         assert done.usage.output_tokens == sum(delta.tokens for delta in heard.deltas())
 
 
-async def test_streams_run_side_by_side_and_choices_differ(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_streams_run_side_by_side_and_choices_differ(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         for job in ("one", "two"):
             host.send(start(completion("Once upon a time", max_tokens=40, temperature=0.9, choices=2), job))
         await asyncio.gather(heard.ended("one"), heard.ended("two"))
@@ -75,8 +74,8 @@ async def test_streams_run_side_by_side_and_choices_differ(model_path: Path) -> 
         assert texts == [heard.text("two", choice=choice) for choice in (0, 1)], "the seed decides"
 
 
-async def test_a_stop_string_is_never_shown_even_in_part(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_a_stop_string_is_never_shown_even_in_part(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         host.send(start(completion("The capital of France is", max_tokens=30), "whole"))
         await heard.ended("whole")
         whole = heard.text("whole")
@@ -90,8 +89,8 @@ async def test_a_stop_string_is_never_shown_even_in_part(model_path: Path) -> No
         whole_pieces(heard, "cut")
 
 
-async def test_emoji_of_many_tokens_come_out_whole(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_emoji_of_many_tokens_come_out_whole(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         host.send(start(completion(EMOJI, max_tokens=41)))
         await heard.ended()
         assert any(ord(character) > 0xFFFF for character in heard.text())
@@ -101,9 +100,9 @@ async def test_emoji_of_many_tokens_come_out_whole(model_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 7, 15])
-async def test_a_continuation_goes_on_from_the_delivered_text(model_path: Path, cut: int) -> None:
+async def test_a_continuation_goes_on_from_the_delivered_text(smollm2_path: Path, cut: int) -> None:
     """Its prompt is the first one's text with what was delivered; offsets and the limit go on."""
-    async with hosted(load(model_path)) as (host, heard):
+    async with hosted(load(smollm2_path)) as (host, heard):
         work = chat("Count from one to ten in words.", max_tokens=24)
         host.send(start(work))
         await heard.ended()
@@ -119,8 +118,8 @@ async def test_a_continuation_goes_on_from_the_delivered_text(model_path: Path, 
         assert done.usage.prompt_tokens == pytest.approx(first.done.usage.prompt_tokens + cut, abs=1)
 
 
-async def test_finished_and_exhausted_choices_are_not_generated_again(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_finished_and_exhausted_choices_are_not_generated_again(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         prompt = work_pb2.RenderedPrompt(text="Once upon a time")
         before = [
             work_pb2.Delivered(choice=0, text=" it ended.", tokens=3, finish_reason="stop"),
@@ -134,8 +133,8 @@ async def test_finished_and_exhausted_choices_are_not_generated_again(model_path
         assert not heard.text(number=2, choice=1)
 
 
-async def test_a_stop_string_that_began_in_the_delivered_text_ends_the_answer(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_a_stop_string_that_began_in_the_delivered_text_ends_the_answer(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         host.send(start(completion("One two three four", max_tokens=6), "probe"))
         await heard.ended("probe")
         head = heard.deltas("probe")[:2]
@@ -147,8 +146,8 @@ async def test_a_stop_string_that_began_in_the_delivered_text_ends_the_answer(mo
         assert not heard.text(number=2)
 
 
-async def test_a_prompt_above_the_context_is_the_jobs_fault_with_both_numbers(model_path: Path) -> None:
-    async with hosted(load(model_path, context_tokens=300)) as (host, heard):
+async def test_a_prompt_above_the_context_is_the_jobs_fault_with_both_numbers(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path, context_tokens=300)) as (host, heard):
         host.send(start(completion("word " * 300)))
         failure = (await heard.ended()).failed.failure
         assert (failure.fault, failure.code) == (work_pb2.FAULT_JOB, "context_too_long")
@@ -160,8 +159,8 @@ async def test_a_prompt_above_the_context_is_the_jobs_fault_with_both_numbers(mo
         assert sum(delta.tokens for delta in heard.deltas("full")) <= 16
 
 
-async def test_logprobs_come_with_their_alternatives(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_logprobs_come_with_their_alternatives(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         host.send(start(completion("The capital of France is", max_tokens=5, logprobs=True, top_logprobs=3)))
         await heard.ended()
         items = [item for delta in heard.deltas() for item in delta.logprobs]
@@ -172,8 +171,8 @@ async def test_logprobs_come_with_their_alternatives(model_path: Path) -> None:
             assert item.bytes.decode() == item.token
 
 
-async def test_embeddings_are_pooled_unit_vectors(model_path: Path) -> None:
-    async with hosted(load(model_path)) as (host, heard):
+async def test_embeddings_are_pooled_unit_vectors(smollm2_path: Path) -> None:
+    async with hosted(load(smollm2_path)) as (host, heard):
         host.send(
             start(embedding("A cat sits on the mat.", "A kitten sits on a rug.", "Integer overflow in C"))
         )
@@ -208,7 +207,7 @@ class StoppedAfter(LlamaCpp):
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "word " * 900])
-async def test_a_cancel_stops_the_work_itself(model_path: Path, prompt: str) -> None:
+async def test_a_cancel_stops_the_work_itself(smollm2_path: Path, prompt: str) -> None:
     """Measured inside llama.cpp, while it writes and while it reads a long prompt: the slot is free again
     and no further step is computed.
     """
@@ -219,7 +218,7 @@ async def test_a_cancel_stops_the_work_itself(model_path: Path, prompt: str) -> 
         loop.call_soon_threadsafe(heard, event)
 
     llama = StoppedAfter(emit)
-    await llama.load(load(model_path, slots=1))
+    await llama.load(load(smollm2_path, slots=1))
     before, _ = decoded(llama)
     llama.calls = 5
     llama.start(start(completion(prompt, max_tokens=900)).start)
@@ -232,9 +231,9 @@ async def test_a_cancel_stops_the_work_itself(model_path: Path, prompt: str) -> 
     await llama.close()
 
 
-async def test_a_broken_file_or_option_is_a_sentence(model_path: Path, tmp_path: Path) -> None:
+async def test_a_broken_file_or_option_is_a_sentence(smollm2_path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
-    with model_path.open("rb") as file:
+    with smollm2_path.open("rb") as file:
         broken.write_bytes(file.read(4_000_000))
     with pytest.raises(EngineStartError, match="could not load the model"):
         await EngineHost.start(load(broken), Heard())
@@ -242,14 +241,14 @@ async def test_a_broken_file_or_option_is_a_sentence(model_path: Path, tmp_path:
     with pytest.raises(EngineStartError, match="cannot be read as GGUF"):
         await EngineHost.start(load(broken), Heard())
     with pytest.raises(EngineStartError, match="no option colour"):
-        await EngineHost.start(load(model_path, options={"colour": "red"}), Heard())
+        await EngineHost.start(load(smollm2_path, options={"colour": "red"}), Heard())
 
 
-async def test_where_there_are_no_unix_sockets_a_stranger_needs_the_key(model_path: Path) -> None:
+async def test_where_there_are_no_unix_sockets_a_stranger_needs_the_key(smollm2_path: Path) -> None:
     """The branch for Windows: a loopback port, chosen by the system, behind a random key."""
     params = xllamacpp.CommonParams()
     listen_privately(params, "win32")
-    params.model.path, params.n_ctx, params.verbosity = str(model_path), 64, -1
+    params.model.path, params.n_ctx, params.verbosity = str(smollm2_path), 64, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server = await asyncio.to_thread(xllamacpp.Server, params)
     address = server.listening_address
@@ -271,9 +270,9 @@ async def test_where_there_are_no_unix_sockets_a_stranger_needs_the_key(model_pa
     assert "error" not in texts[0]
 
 
-async def test_nothing_listens_on_a_port(model_path: Path) -> None:
+async def test_nothing_listens_on_a_port(smollm2_path: Path) -> None:
     import psutil
 
-    async with hosted(load(model_path)) as (host, _):
+    async with hosted(load(smollm2_path)) as (host, _):
         connections = psutil.Process(host.pid).net_connections(kind="inet")
         assert [item for item in connections if item.type == socket.SOCK_STREAM] == []

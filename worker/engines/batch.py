@@ -79,9 +79,10 @@ class Batch:
     def drop(self, owner: Any) -> None:
         """Everything of one attempt leaves now."""
         self.waiting = [member for member in self.waiting if member.owner is not owner]
-        for member in [*self.filling, *self.decoding]:
-            if member.owner is owner:
-                self._leave(member)
+        with torch.inference_mode():
+            for member in [*self.filling, *self.decoding]:
+                if member.owner is owner:
+                    self._leave(member)
 
     def clear(self) -> list[Any]:
         """Begin anew with nothing, whatever state a failure left; returns the owners of all that was here."""

@@ -42,8 +42,9 @@ class Metadata:
         return bool(self.values.get("tokenizer.ggml.add_bos_token", kind == "llama"))
 
     @property
-    def pre_tokenizer(self) -> str:
-        return str(self.values.get("tokenizer.ggml.pre", ""))
+    def eos_id(self) -> int | None:
+        value = self.values.get("tokenizer.ggml.eos_token_id")
+        return value if isinstance(value, int) else None
 
     @property
     def chat_template(self) -> str:

@@ -5,6 +5,7 @@ dense by moving the last one into a gap, so that a step sees a plain slice of th
 at position 0: what lies behind its length is masked, and nothing moves when others join or leave.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,22 +84,24 @@ class Rows:
     def copy(self, source: int, target: int, tokens: int) -> None:
         """The first tokens of one row into another, which then has that length."""
         self.lengths[target] = tokens
-        for layer, keys in enumerate(self._keys):
-            if keys is None or tokens == 0:
-                continue
-            self._rows, self._end = slice(0, max(source, target) + 1), tokens
-            self._reserve(layer, keys, self._values[layer])
-            for buffers in (self._keys, self._values):
-                buffers[layer][target, :, :tokens] = buffers[layer][source, :, :tokens]
+        for buffer in self._held(source, target):
+            buffer[target, :, :tokens] = buffer[source, :, :tokens]
 
     def swap(self, one: int, other: int) -> None:
         if one == other:
             return
         tokens = max(self.lengths[one], self.lengths[other])
-        for buffers in (self._keys, self._values):
-            for buffer in buffers:
-                if buffer is not None:
-                    kept = buffer[one, :, :tokens].clone()
-                    buffer[one, :, :tokens] = buffer[other, :, :tokens]
-                    buffer[other, :, :tokens] = kept
         self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
+        for buffer in self._held(one, other):
+            kept = buffer[one, :, :tokens].clone()
+            buffer[one, :, :tokens] = buffer[other, :, :tokens]
+            buffer[other, :, :tokens] = kept
+
+    def _held(self, *rows: int) -> Iterator[Any]:
+        """Every buffer that exists, with room for these rows: one that was just added may have none yet."""
+        self._rows, self._end = slice(0, max(rows) + 1), 0
+        for layer, keys in enumerate(self._keys):
+            if keys is not None:
+                self._reserve(layer, keys, self._values[layer])
+                yield self._keys[layer]
+                yield self._values[layer]

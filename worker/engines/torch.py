@@ -92,10 +92,9 @@ class Torch:
         self._loaded = loaded = weights.load_model(paths, Path(load.cache_dir or "."), device)
         self._progress(size, size)
         kinds = ["completion", "embedding"]
-        if loaded.chat_template:
-            self._template = ChatTemplate(
-                loaded.chat_template, bos=loaded.bos, eos=loaded.eos, now=datetime.now
-            )
+        if loaded.text.chat_template:
+            text = loaded.text
+            self._template = ChatTemplate(text.chat_template, bos=text.bos, eos=text.eos, now=datetime.now)
             kinds.insert(0, "chat")
         slots = load.slots or SLOTS_DEFAULT
         self._context_tokens = min(load.context_tokens or CONTEXT_TOKENS_DEFAULT, loaded.context_tokens)
@@ -214,7 +213,10 @@ class Torch:
         if not prompt.ids:  # a template writes its special tokens itself
             prompt.ids.extend(self._tokens(prompt.text, special=not is_chat))
         if not prompt.ids:
-            prompt.ids.append(self._loaded.bos_id)
+            raise engine.JobError(
+                "invalid_request", "the prompt is empty, and this model cannot begin with nothing"
+            )
+        self._check_ids(prompt.ids)
         return prompt
 
     def _check_ids(self, ids: Sequence[int]) -> None:
@@ -223,7 +225,8 @@ class Torch:
             raise engine.JobError("invalid_request", f"token id {max(ids)}: this model has {size}")
 
     def _tokens(self, text: str, *, special: bool = False) -> list[int]:
-        return list(self._loaded.tokenizer.encode(text, add_special_tokens=special).ids)
+        ids = list(self._loaded.text.tokenizer.encode(text, add_special_tokens=False).ids)
+        return [*self._loaded.text.begin_ids, *ids] if special else ids
 
     # -- the computing thread ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from potluck.vocabulary import byte_alphabet
 from worker.engines.engine import EngineError
 
 # What ends a turn in the open chat formats: the names that llama.cpp's vocabulary loader knows
@@ -57,7 +58,7 @@ def vocabulary_of(tokenizer: Mapping[str, Any], end_ids: Iterable[int]) -> Vocab
     size = max([*spellings, *added], default=-1) + 1
     spell: Callable[[str], bytes]
     if "ByteLevel" in decoders:
-        spell = partial(_byte_level, table=_byte_table())
+        spell = partial(_byte_level, table={character: byte for byte, character in byte_alphabet().items()})
     elif "Replace" in decoders or "Metaspace" in decoders:
         spell = _sentencepiece
     else:
@@ -81,13 +82,6 @@ def _parts(decoder: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _byte_level(spelling: str, table: Mapping[str, int]) -> bytes:
     return b"".join(bytes([table[c]]) if c in table else c.encode() for c in spelling)
-
-
-def _byte_table() -> dict[str, int]:
-    """GPT-2's bytes_to_unicode (openai/gpt-2, src/encoder.py), turned round."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def _sentencepiece(spelling: str) -> bytes:

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_model
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
+from potluck.gguf import GgufError
+from potluck.vocabulary import VocabularyError, tokenizer_of_gguf
 from worker.engines.engine import EngineError
 from worker.engines.metadata import model_digest, read_metadata, sha256_of
 from worker.engines.vocabulary import Vocabulary, read_vocabulary
 
 CONVERTER_VERSION = 1
 _MAGIC = b"GGUF"
-# llama.cpp's pre-tokenizers that split every digit off before GPT-2's pattern; transformers' reader forgets
-# them.
-_SINGLE_DIGITS = frozenset({"smollm", "refact", "starcoder", "command-r", "codeshell"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,62 +61,96 @@ def this_device(wanted: str, dtype: str) -> Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """How a model's text becomes ids and back. `begin_ids` stand before a text that is no rendered chat."""
+
+    tokenizer: Tokenizer
+    begin_ids: tuple[int, ...]
+    end_id: int | None
+    bos: str
+    eos: str
+    chat_template: str
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to compute. `model` and `tokenizer` are transformers' and tokenizers' own."""
+    """A model ready to compute; `model` is transformers' own."""
 
     model: Any
-    tokenizer: Tokenizer
+    text: Text
     vocabulary: Vocabulary
     device: Device
     digest: str
     context_tokens: int
-    chat_template: str
-    bos: str
-    bos_id: int  # what an empty prompt begins with
-    eos: str
 
 
 def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
     """From one GGUF file, or from the files of a folder with config.json. Raises EngineError."""
     if not paths:
         raise EngineError("bad_model_file", "torch needs a GGUF file, or safetensors with their config.json")
-    folder = _folder_of(paths, cache, device)
     transformers.utils.logging.disable_progress_bar()
-    dtype = getattr(torch, device.dtype)
     try:
+        with paths[0].open("rb") as file:
+            is_gguf = file.read(len(_MAGIC)) == _MAGIC
+        text = _text_of_gguf(paths[0]) if is_gguf else _text_of_folder(_folder_of(paths))
+        folder = _converted(paths[0], cache, device) if is_gguf else _folder_of(paths)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
+            dtype=getattr(torch, device.dtype),
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
         )
-        _check(model.config)
-        wrapped = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError("load_failed", f"transformers could not load the model: {error}") from error
+    except (OSError, ValueError, KeyError) as error:  # GgufError and VocabularyError are ValueErrors
+        named = isinstance(error, GgufError | VocabularyError)
+        raise EngineError(
+            "load_failed", f"{'' if named else 'the model could not be loaded: '}{error}"
+        ) from error
+    _check(model.config)
     model.eval().to(device.name)
     return Loaded(
         model=model,
-        tokenizer=wrapped.backend_tokenizer,
-        vocabulary=read_vocabulary(wrapped.backend_tokenizer.to_str(), _ends(model, wrapped)),
+        text=text,
+        vocabulary=read_vocabulary(text.tokenizer.to_str(), _ends(model, text)),
         device=device,
         digest=model_digest(paths),
         context_tokens=int(model.config.max_position_embeddings),
-        chat_template=wrapped.chat_template or "",
-        bos=wrapped.bos_token or "",
-        bos_id=wrapped.bos_token_id if wrapped.bos_token_id is not None else wrapped.eos_token_id or 0,
-        eos=wrapped.eos_token or "",
     )
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
+def _text_of_gguf(path: Path) -> Text:
+    metadata = read_metadata(path)
+    bos_id = metadata.bos_id
+    return Text(
+        tokenizer=tokenizer_of_gguf(path),
+        begin_ids=(bos_id,) if metadata.adds_bos and bos_id is not None else (),
+        end_id=metadata.eos_id,
+        bos=metadata.token("bos"),
+        eos=metadata.token("eos"),
+        chat_template=metadata.chat_template,
+    )
+
+
+def _text_of_folder(folder: Path) -> Text:
+    wrapped = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_fast=True
+    )
+    tokenizer = wrapped.backend_tokenizer
+    return Text(
+        tokenizer=tokenizer,
+        begin_ids=tuple(tokenizer.encode("").ids),
+        end_id=wrapped.eos_token_id,
+        bos=wrapped.bos_token or "",
+        eos=wrapped.eos_token or "",
+        chat_template=wrapped.chat_template or "",
+    )
+
+
+def _ends(model: Any, text: Text) -> set[int]:
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return {index for index in [*ids, tokenizer.eos_token_id] if index is not None}
+    return {index for index in [*ids, text.end_id] if index is not None}
 
 
 def _check(config: Any) -> None:
@@ -129,11 +162,7 @@ def _check(config: Any) -> None:
         )
 
 
-def _folder_of(paths: list[Path], cache: Path, device: Device) -> Path:
-    with paths[0].open("rb") as file:
-        is_gguf = file.read(len(_MAGIC)) == _MAGIC
-    if is_gguf:
-        return _converted(paths[0], cache, device)
+def _folder_of(paths: list[Path]) -> Path:
     folders = {path.parent for path in paths if path.name == "config.json"}
     if len(folders) != 1:
         raise EngineError(
@@ -147,7 +176,6 @@ def _converted(path: Path, cache: Path, device: Device) -> Path:
     target = cache / f"{sha256_of(path)}-{device.dtype}-{CONVERTER_VERSION}"
     if target.is_dir():
         return target
-    read_metadata(path)  # says clearly what is wrong with a broken file
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="converting-", dir=cache))
     try:
@@ -156,29 +184,21 @@ def _converted(path: Path, cache: Path, device: Device) -> Path:
     except OSError as error:
         if not target.is_dir():  # else another process was faster
             raise EngineError("load_failed", f"the converted model could not be stored: {error}") from error
-    except (ValueError, KeyError) as error:
-        raise EngineError("load_failed", f"transformers could not read {path.name}: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 def _convert(path: Path, work: Path, device: Device) -> None:
-    transformers.utils.logging.disable_progress_bar()
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    dtype = getattr(torch, device.dtype)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=getattr(torch, device.dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+    )
     save_model(model, str(work / "model.safetensors"), metadata={"format": "pt"})
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     config.pop("quantization_config", None)  # the weights are plain now
     (work / "config.json").write_text(json.dumps(config, indent=1))
     model.generation_config.save_pretrained(work)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
-    if read_metadata(path).pre_tokenizer in _SINGLE_DIGITS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    tokenizer.save_pretrained(work)
