@@ -8,9 +8,8 @@ import asyncio
 import errno
 import json
 import os
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from potluck.catalogue import File, HuggingFace, LocalPath, Wheel
@@ -31,6 +30,7 @@ from potluck.download import (
     sha256_of,
 )
 from potluck.home import make_folder, sync_folder, write_atomic
+from potluck.lock import FileLock, Locked
 
 __all__ = [
     "ArtifactSource", "DigestMismatch", "DiskFull", "FetchBusy", "FetchError", "Interrupted", "PipMissing",
@@ -220,23 +220,23 @@ async def _alone(file: File, cache: Path, policy: Policy, progress: Progress) ->
     """
     loop = asyncio.get_running_loop()
     path, partial = cache / f"{file.sha256}.lock", cache / f"{file.sha256}.partial"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        size, since = -1, loop.time()
-        while not _try_lock(descriptor):
-            if (now_size := _size(partial)) != size:
-                size, since = now_size, loop.time()
-                progress(min(max(size, 0), file.size_bytes), file.size_bytes)
-            # Hashing, pip and verification leave the partial file as it is for a while.
-            if loop.time() - since > policy.stalled_s:
-                raise FetchBusy(
-                    f"Another process has been fetching {file.name} and got no further for"
-                    f" {policy.stalled_s:g} s. End it (it holds {path}), then try again."
-                )
-            await policy.sleep(policy.poll_s)
+    size, since = -1, loop.time()
+    while True:
+        with suppress(Locked):
+            lock = FileLock.acquire(path)
+            break
+        if (now_size := _size(partial)) != size:
+            size, since = now_size, loop.time()
+            progress(min(max(size, 0), file.size_bytes), file.size_bytes)
+        # Hashing, pip and verification leave the partial file as it is for a while.
+        if loop.time() - since > policy.stalled_s:
+            raise FetchBusy(
+                f"Another process has been fetching {file.name} and got no further for"
+                f" {policy.stalled_s:g} s. End it (it holds {path}), then try again."
+            )
+        await policy.sleep(policy.poll_s)
+    with lock:
         yield
-    finally:
-        os.close(descriptor)  # gives the lock back; the file stays, since another may be waiting on it
 
 
 def _size(path: Path) -> int:
@@ -244,26 +244,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        # flock, not lockf: a POSIX record lock would vanish when any descriptor of the file is closed.
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -1,4 +1,4 @@
-"""One coordinator per home and database; the lock ends with its process."""
+"""One coordinator per home and database; the lock ends with its process; what nobody holds can go away."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ from fixtures_store import NOW, url_in
 
 from coordinator.lock import AlreadyRunning, FileLock
 from coordinator.store import Store
+from potluck import lock
 
 HOLDER = """
 import sys
@@ -60,6 +61,36 @@ def test_a_holder_without_a_readable_id_is_still_a_holder(tmp_path: Path) -> Non
         (tmp_path / "x.lock").write_text("noise")
         with pytest.raises(AlreadyRunning, match="another process already runs"):
             FileLock.acquire(tmp_path / "x.lock")
+
+
+def test_who_locks_a_file_that_was_removed_meanwhile_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first goes between the second's opening and locking: the second holds what has the name."""
+    first = lock.FileLock.acquire(tmp_path / "x.lock")
+    try_lock = lock._try_lock
+
+    def first_goes(descriptor: int) -> bool:
+        first.release(remove=True)
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(lock, "_try_lock", first_goes)
+    with lock.FileLock.acquire(tmp_path / "x.lock"):
+        assert (tmp_path / "x.lock").exists()
+        with pytest.raises(lock.Locked):
+            lock.FileLock.acquire(tmp_path / "x.lock")
+
+
+def test_a_lock_without_content_keeps_what_it_finds_out_of_the_way(tmp_path: Path) -> None:
+    """The file is emptied, released twice without harm, and locked again."""
+    (tmp_path / "x.lock").write_text("an old holder's words")
+    held = lock.FileLock.acquire(tmp_path / "x.lock")
+    assert (tmp_path / "x.lock").read_bytes() == b""
+    held.release()
+    held.release(remove=True)
+    assert (tmp_path / "x.lock").exists(), "released is released: nothing is removed afterwards"
+    assert lock.holder(tmp_path / "x.lock") is None
+    assert not (tmp_path / "x.lock").exists()
 
 
 async def test_a_second_store_on_the_database_is_refused(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from fixtures_worker import EMULATOR
 
 from potluck.catalogue import Catalogue, Variant
 from potluck.errors import ExitCode
+from potluck.lock import FileLock, Locked, holder
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
-from worker.lock import FileLock, Locked, holder
 from worker.models import catalogue_from, choose, engines_here
 from worker.probe import disk_free_bytes, memory_for_models, probe
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
@@ -24,8 +24,8 @@ from worker.state import STATE_FILE, WorkerState, process_start
 HOLD = """
 import sys
 from pathlib import Path
-from worker.lock import FileLock
-lock = FileLock(Path(sys.argv[1]), sys.argv[2].encode())
+from potluck.lock import FileLock
+lock = FileLock.acquire(Path(sys.argv[1]), sys.argv[2].encode())
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -40,12 +40,12 @@ def held_by_another(path: Path, content: str) -> subprocess.Popen[str]:
 
 
 def test_a_lock_keeps_others_out_and_tells_who_holds_it(tmp_path: Path) -> None:
-    with FileLock(tmp_path / "x", b"me"):
+    with FileLock.acquire(tmp_path / "x", b"me"):
         with pytest.raises(Locked) as raised:
-            FileLock(tmp_path / "x", b"you")
+            FileLock.acquire(tmp_path / "x", b"you")
         assert raised.value.content == b"me"
         assert holder(tmp_path / "x") == b"me"
-    with FileLock(tmp_path / "x", b"you"):
+    with FileLock.acquire(tmp_path / "x", b"you"):
         pass
     assert holder(tmp_path / "x") is None
     assert not (tmp_path / "x").exists()
@@ -56,7 +56,7 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
         assert holder(tmp_path / "x") == b"other"
         process.kill()
         process.wait()
-    FileLock(tmp_path / "x", b"me").release()
+    FileLock.acquire(tmp_path / "x", b"me").release()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_workers_on_one_machine_know_of_each_other_until_they_end(tmp_path: Path
 
 def test_an_entry_that_cannot_be_read_counts_as_a_neighbour(tmp_path: Path) -> None:
     mine = CoreShare(tmp_path, threads=0)
-    with FileLock(tmp_path / "workers" / "2-cd.lock", b"{half"):
+    with FileLock.acquire(tmp_path / "workers" / "2-cd.lock", b"{half"):
         assert mine.others() == [0]
     mine.release()
 

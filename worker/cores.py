@@ -15,7 +15,7 @@ from typing import Final
 
 import platformdirs
 
-from worker.lock import FileLock, Locked, holder
+from potluck.lock import FileLock, Locked, holder
 
 WORKERS_MAX: Final = 256  # lock files looked at; more on one machine is a mistake
 
@@ -71,7 +71,7 @@ class CoreShare:
 def _register(folder: Path, content: bytes) -> FileLock:
     while True:
         try:
-            return FileLock(folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock", content)
+            return FileLock.acquire(folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock", content)
         except Locked:  # another daemon looked at the file between its making and its locking
             continue
 

@@ -4,9 +4,9 @@ import os
 from typing import Final
 
 from potluck.identity import IdentityError, WorkerIdentity
+from potluck.lock import FileLock, Locked
 from worker.errors import NotJoined, WorkerConflict, WorkerError
 from worker.journal import Journal, JournalError
-from worker.lock import FileLock, Locked
 from worker.membership import Certificate, Membership
 from worker.settings import Places
 
@@ -50,7 +50,7 @@ def _journal(places: Places) -> tuple[Journal, str]:
 def _lock(places: Places) -> FileLock:
     path = places.worker / LOCK_FILE
     try:
-        return FileLock(path, str(os.getpid()).encode())
+        return FileLock.acquire(path, str(os.getpid()).encode())
     except Locked as locked:
         pid = locked.content.decode("ascii", "replace").strip() or "unknown"
         raise WorkerConflict(
@@ -58,3 +58,5 @@ def _lock(places: Places) -> FileLock:
             " run a second one, give it a POTLUCK_HOME of its own.",
             code="already_running",
         ) from None
+    except OSError as error:
+        raise WorkerError(f"{path} cannot be locked: {error.strerror or error}.") from None
