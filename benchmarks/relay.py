@@ -42,7 +42,8 @@ class Figures:
         first = sorted(self.first)
         p50, p99 = statistics.median(first), first[min(len(first) - 1, int(len(first) * 0.99))]
         rate = self.tokens / self.seconds
-        return f"TTFT p50 {p50 * 1e3:6.1f} ms  p99 {p99 * 1e3:6.1f} ms  {rate:8.0f} tokens/s  ({len(first)} answers)"
+        times = f"TTFT p50 {p50 * 1e3:6.1f} ms  p99 {p99 * 1e3:6.1f} ms"
+        return f"{times}  {rate:8.0f} tokens/s  ({len(first)} answers)"
 
     def quantile(self, q: float) -> float:
         first = sorted(self.first)

@@ -39,7 +39,7 @@ class Answers:
             answer.vectors = vectors
 
     def close(self, job: Job) -> bytes | None:
-        """The result in the OpenAI API's shape, as JSON; None if the job is not stored or delivered nothing."""
+        """The result in the OpenAI API's shape, as JSON; None if it is not stored or delivered nothing."""
         answer = self.open.pop(job.id, None)
         if answer is None or job.state in (JobState.FAILED, JobState.EXPIRED):
             return None

@@ -83,6 +83,14 @@ class Coordinator:
 class _Server(uvicorn.Server):
     """Signals are the composition root's business."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -140,7 +148,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         try:
             yield running
         finally:
-            await _drain(pool, context)
+            context.closing.set()
+            await pool.drain(GRACE_S)
             await ticker.turn()
 
 
@@ -270,8 +279,7 @@ async def _serve_http(
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     task.add_done_callback(lambda t: _fail(failed, t))
-    while not server.started and not task.done():
-        await asyncio.sleep(0.01)
+    await server.ready.wait()
 
     async def stop() -> None:
         server.should_exit = True
@@ -280,19 +288,6 @@ async def _serve_http(
     stack.push_async_callback(stop)
     host, port = listening.getsockname()[:2]
     return f"{host}:{port}"
-
-
-async def _drain(pool: Pool, context: Context) -> None:
-    """Let running answers end, for a while; then return the holds of what is left."""
-    pool.closing = True
-    context.closing.set()
-    deadline = pool.now() + GRACE_S
-    while pool.now() < deadline and any(not v.job.stored for v in pool.engine.lives.values()):
-        await asyncio.sleep(0.05)
-    for live in list(pool.engine.lives.values()):
-        if not live.job.stored:
-            why = "the coordinator was stopped; nothing was charged"
-            pool.engine.give_up(live.job.id, pool.now(), why, "shutting_down")
 
 
 def _background(
@@ -334,6 +329,6 @@ def _bound(address: str, flag: str) -> socket.socket:
 
 def _port_sentence(address: str, flag: str, reason: str = "in use") -> str:
     return (
-        f"{address} cannot be bound ({reason}). Another coordinator may be running; stop it, or choose another"
-        f" address with {flag} HOST:PORT."
+        f"{address} cannot be bound ({reason}). Another coordinator may be running; stop it, or choose"
+        f" another address with {flag} HOST:PORT."
     )

@@ -14,10 +14,10 @@ from coordinator.app import Coordinator, PortTaken, coordinator
 from coordinator.ca import CertificateError
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
-from potluck.logs import configure
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck.errors import ExitCode
+from potluck.logs import configure
 
 TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, StoreError, SettingsError)
 

@@ -4,7 +4,9 @@ It joins the core (decisions), the ticker (durability) and the relay (delivery),
 into sentences. Amounts are microcredits.
 """
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,6 @@ import structlog
 from coordinator import translate
 from coordinator.answers import Answers
 from coordinator.core.engine import Engine, Impossible, Live
-from coordinator.core.fleet import Worker
 from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
 from coordinator.core.ledger import Account, Overdrawn
 from coordinator.core.messages import Send, SendAck, SendAssign
@@ -30,7 +31,6 @@ from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
-from potluck.version import version
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
 
@@ -110,6 +110,7 @@ class Pool:
     names: dict[MemberId, str] = field(default_factory=dict)
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
     closing: bool = False
+    job_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -122,11 +123,11 @@ class Pool:
             inputs = work.embedding.inputs
             prompts = tuple(len(i.ids) if i.ids else self.counter.count_text(model, i.text) for i in inputs)
         choices = 1 if kind is Kind.EMBEDDING else max(1, _sampling(work).choices)
-        return Demand(kind, self._shape(model), prompts, max_tokens, choices)
+        return Demand(kind, self.shape(model), prompts, max_tokens, choices)
 
     def quote(self, submission: Submission) -> int:
         s = submission
-        return quote(self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens), self._tariff)
+        return quote(self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens), self.tariff)
 
     async def submit(self, submission: Submission) -> Ticket:
         """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
@@ -138,7 +139,7 @@ class Pool:
         self.names[s.member.id] = s.member.name
         self.know_account(s.member.account, s.member.credit_line)
         demand = self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens)
-        worst = quote(demand, self._tariff)
+        worst = quote(demand, self.tariff)
         own_only = s.workers == "mine"
         job = Job(
             id=job_id,
@@ -172,6 +173,19 @@ class Pool:
             self.ticker.wake()
         return cancelled
 
+    async def drain(self, grace_s: float) -> None:
+        """Take nothing new, let running answers end for a while, then return the holds of what is left."""
+        self.closing = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while any(not live.job.stored for live in self.engine.lives.values()):
+                    self.job_ended.clear()
+                    await self.job_ended.wait()
+        why = "the coordinator was stopped; nothing was charged"
+        for live in list(self.engine.lives.values()):
+            if not live.job.stored:
+                self.engine.give_up(live.job.id, self.now(), why, "shutting_down")
+
     def restore(self, job: Job, work: work_pb2.Work) -> None:
         """Take a stored job up again after a restart. It starts over: what it had delivered was not kept."""
         demand = self.demand(job.kind, job.model, work, job.prompt_tokens, job.max_tokens)
@@ -202,10 +216,10 @@ class Pool:
         have = self.balance(job.account)
         message = (
             f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
-            f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, credit "
-            f"line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or earn by serving:"
-            " `potluck coordinator join-token`, then `potluck worker join` on your machine. Your own workers serve"
-            " you for free."
+            f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, "
+            f"credit line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or earn"
+            " by serving: `potluck coordinator join-token`, then `potluck worker join` on your machine. Your own"
+            " workers serve you for free."
         )
         extra = {"potluck": {"cost": job.quote, **have}}
         return Refusal(402, "insufficient_credits", message, type="insufficient_credits", extra=extra)
@@ -233,8 +247,8 @@ class Pool:
             raise Refusal(409, "idempotency_conflict", message)
         if not known.stored:
             message = (
-                f"This Idempotency-Key was used already (job {known.id}, {known.state}). Interactive answers are"
-                " not kept, so it cannot be answered again."
+                f"This Idempotency-Key was used already (job {known.id}, {known.state}). Interactive answers"
+                " are not kept, so it cannot be answered again."
             )
             raise Refusal(409, "idempotency_replay", message, extra={"potluck": {"job_id": known.id}})
         return Ticket(known.id, known.quote, replayed=True, events=self._follow(known))
@@ -319,6 +333,7 @@ class Pool:
     def tell(self, job: Job) -> None:
         self.works.pop(job.id, None)
         self.relay.closed(job)
+        self.job_ended.set()
         log.info(
             "job ended", action="job_ended", job=job.id, state=job.state.value, charge=job.charge, why=job.why
         )
@@ -332,88 +347,16 @@ class Pool:
             self.engine.give_up(live.job.id, self.now(), why, "storage_unavailable")
             self.relay.closed(job)
 
-    # -- views -----------------------------------------------------------------------------------------
-
     def live(self, job_id: str) -> Live | None:
         return self.engine.lives.get(JobId(job_id))
-
-    def status(self) -> dict[str, Any]:
-        fleet = self.engine.fleet.workers.values()
-        running = sum(len(w.running) for w in fleet)
-        return {
-            "pool": self.settings.pool_name,
-            "version": version(),
-            "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
-            "jobs": {"running": running, "queued": len(self.engine.queue)},
-            "models": sorted(
-                {m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}
-            ),
-            "ledger_sum": self.engine.book.total(),
-            "coordinator_public_key": self.public_key,
-        }
-
-    def workers(self) -> list[dict[str, Any]]:
-        return [self._worker(w) for w in sorted(self.engine.fleet.workers.values(), key=lambda w: w.name)]
-
-    def _worker(self, w: Worker) -> dict[str, Any]:
-        state, why = ("sharing", "") if _sharing(w) else ("away", "not connected")
-        if w.connected and (w.draining or w.state != "sharing"):
-            state, why = ("draining", w.why) if w.draining else (w.state, w.why)
-        return {
-            "id": w.id,
-            "name": w.name,
-            "member": self.names.get(w.member, w.member),
-            "state": state,
-            "why": why,
-            "models": [
-                {"name": s.name, "engine": s.engine, "state": s.state, "why": s.why, "slots": s.slots}
-                for s in w.models.values()
-            ],
-            "engines": sorted({s.engine for s in w.models.values()}),
-            "hardware": _hardware(self.hardware.get(w.id)),
-            "speed": {s.name: {"prefill": s.prefill, "decode": s.decode} for s in w.models.values()},
-            "running": len(w.running),
-            "reliability": round(w.reliability, 4),
-        }
-
-    def models(self) -> list[dict[str, Any]]:
-        return [self._model(entry) for entry in self.catalogue().entries]
-
-    def _model(self, entry: ModelEntry) -> dict[str, Any]:
-        serving = [
-            w.models[entry.name]
-            for w in self.engine.fleet.workers.values()
-            if _sharing(w) and entry.name in w.models and w.models[entry.name].state != "failed"
-        ]
-        order = ["ready", "loading", "downloading", "present", "absent"]
-        states = [s.state for s in serving]
-        shape = self._shape(entry.name)
-        thousand = Demand(Kind.CHAT, shape, (1_000,), 0, 1)
-        answer = Demand(Kind.CHAT, shape, (0,), 1_000, 1)
-        return {
-            "name": entry.name,
-            "family": entry.family,
-            "licence": entry.licence,
-            "kinds": list(entry.kinds),
-            "context_tokens": entry.context_tokens,
-            "parameters": entry.parameters,
-            "state": next((s for s in order if s in states), "unserved"),
-            "workers": len(serving),
-            "engines": sorted({s.engine for s in serving}),
-            "decode_tokens_per_s": max((s.decode for s in serving), default=0.0),
-            "price": {
-                "prompt_1000_tokens": quote(thousand, self._tariff),
-                "output_1000_tokens": quote(answer, self._tariff),
-            },
-        }
 
     # -- helpers ---------------------------------------------------------------------------------------
 
     @property
-    def _tariff(self) -> Tariff:
+    def tariff(self) -> Tariff:
         return self.engine.rules.tariff
 
-    def _shape(self, model: str) -> Shape:
+    def shape(self, model: str) -> Shape:
         entry = self.catalogue().get(model)
         assert entry is not None, f"{model} is not in the catalogue"
         shape = entry.shape
@@ -426,10 +369,6 @@ class Pool:
             return counter.count_text(model, text)
 
         return count
-
-
-def _sharing(worker: Worker) -> bool:
-    return worker.connected and not worker.draining and worker.state == "sharing"
 
 
 def _sampling(work: work_pb2.Work) -> work_pb2.Sampling:
@@ -448,24 +387,3 @@ def _job_id(s: Submission) -> JobId:
     cause = f"{s.member.id}\n{s.idempotency_key}".encode()
     digest = hashlib.sha256(cause).digest()[:15]
     return JobId(f"job_{base64.b32encode(digest).decode().lower()}")
-
-
-def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:
-    if hardware is None:
-        return None
-    gpus = [
-        {
-            "name": translate.words(g.name),
-            "memory_bytes": g.memory_bytes,
-            "backend": translate.words(g.backend),
-        }
-        for g in list(hardware.gpus)[:64]
-    ]
-    return {
-        "system": translate.words(hardware.system),
-        "cpu": translate.words(hardware.cpu),
-        "cores": hardware.cores,
-        "memory_bytes": hardware.memory_bytes,
-        "disk_free_bytes": hardware.disk_free_bytes,
-        "gpus": gpus,
-    }

@@ -18,9 +18,9 @@ from coordinator.records import ReceiptRow
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
-from potluck.version import version
 from potluck.receipts import ReceiptBody, ReceiptError, verify
 from potluck.v1 import session_pb2, work_pb2
+from potluck.version import version
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +51,8 @@ class WorkerReports:
         assert row is not None, "identified a moment ago"
         self.receipt_keys[worker] = row.receipt_key
         self.pool.know_account(row.account)
+        if row.member not in self.pool.names and (owner := await self.store.member(row.member)) is not None:
+            self.pool.names[owner.id] = owner.name
         self.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
         hardware = hello.hardware
         memory = max([g.memory_bytes for g in hardware.gpus] or [hardware.memory_bytes])
@@ -92,8 +94,8 @@ class WorkerReports:
         body = message.WhichOneof("body")
         now = self.now()
         if body == "frames":
-            # All of them, whatever the first was worth.
-            return any([self._frame(worker, frame, now) for frame in message.frames.frames])
+            worth = [self._frame(worker, frame, now) for frame in message.frames.frames]
+            return any(worth)
         if body == "frame":
             return self._frame(worker, message.frame, now)
         self.ticker.wake()

@@ -148,7 +148,9 @@ class Ticker:
                 raise
             except StoreError as error:
                 if not self.trouble:
-                    log.error("commit refused", action="commit_refused", why=str(error))
+                    log.error(  # noqa: TRY400 -- a full disk is no mistake of ours: no traceback
+                        "commit refused", action="commit_refused", why=str(error)
+                    )
                     self.trouble = str(error)
                     self.on_trouble(self.trouble)
                 await self.sleep(pause)

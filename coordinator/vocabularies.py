@@ -33,7 +33,7 @@ class Vocabularies:
         self.tasks[entry.name] = asyncio.create_task(self._prepare(entry.name))
 
     async def wait(self, model: str) -> None:
-        """Until the model is counted exactly, if that is under way; a first request should not be overcharged."""
+        """Until the model is counted exactly, if that is under way: a first request is not overcharged."""
         entry = self.catalogue().get(model)
         task = None if entry is None else self.tasks.get(entry.name)
         if task is not None and not task.done():

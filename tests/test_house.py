@@ -22,7 +22,6 @@ FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
 LONG_MODULES = {
     "coordinator/core/engine.py": "one stateful middle: splitting it would spread who may change a job",
-    "coordinator/pool.py": "the facade between API and core has one method for each thing that members do",
     "worker/core.py": "the worker's one decision maker, pure; its parts share all of its state",
     "worker/daemon.py": "the composition of session, engines and journal; the parts themselves stand elsewhere",
 }

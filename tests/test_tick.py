@@ -10,7 +10,7 @@ import pytest
 from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import Job, JobId, JobState, Kind
-from coordinator.core.ledger import Account, Book
+from coordinator.core.ledger import Book
 from coordinator.core.messages import Send, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote

@@ -181,7 +181,6 @@ class Session:
             self._wake.clear()
             await self._wake.wait()
 
-
     def _next(self) -> session_pb2.WorkerMessage:
         """The first message of the outbox; frames that wait behind a frame travel with it.
 

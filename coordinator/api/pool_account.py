@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator import views
 from coordinator.api import prepare
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
@@ -84,9 +85,9 @@ class Account:
         await self._desk.auth.look(request)
         if word(request, "format", ["catalogue"]) == "catalogue":
             return Response(self._desk.context.catalogue().to_wire(), media_type="application/json")
-        return Json(self._desk.context.pool.models())
+        return Json(views.models(self._desk.context.pool))
 
     async def status(self, request: Request) -> Response:
         """The pool at a glance; `ledger_sum` is 0 at every moment."""
         await self._desk.auth.look(request)
-        return Json(self._desk.context.pool.status())
+        return Json(views.status(self._desk.context.pool))

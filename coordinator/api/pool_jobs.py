@@ -115,7 +115,8 @@ class Jobs:
     async def _find(self, caller: Caller, request: Request) -> Job:
         """Others' jobs look as if they were not there."""
         job_id = request.path_params["job_id"][:64]
-        job = await self._desk.context.store.job(JobId(job_id))
+        live = self._desk.context.pool.live(job_id)  # newer than the books, and there before they are
+        job = live.job if live is not None else await self._desk.context.store.job(JobId(job_id))
         if job is None or (job.member != caller.member.id and not caller.admin):
             raise ApiError(404, "job_not_found", f"You have no job {job_id}.")
         return job

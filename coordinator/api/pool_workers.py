@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator import views
 from coordinator.api.address import grpc_address, http_address
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
@@ -87,7 +88,7 @@ class Workers:
         """All workers of the pool: `[{id, name, member, state, why, models, engines, hardware, speed}]`."""
         context = self._desk.context
         await self._desk.auth.look(request)
-        live = context.pool.workers()
+        live = views.workers(context.pool)
         seen = {worker["id"] for worker in live}
         enrolled = [w for w in await context.store.workers() if w.id not in seen and w.revoked_at is None]
         names = {m.id: m.name for m in await context.store.members()} if enrolled else {}

@@ -1,0 +1,122 @@
+"""What the pool shows of itself, in the shapes of the design, section 9. Amounts are microcredits."""
+
+from typing import Any
+
+from coordinator import translate
+from coordinator.core.fleet import Worker
+from coordinator.core.jobs import Kind
+from coordinator.core.ledger import COMMONS
+from coordinator.core.pricing import Demand, quote
+from coordinator.pool import Pool
+from potluck.catalogue import ModelEntry
+from potluck.v1 import session_pb2
+from potluck.version import version
+
+
+def status(pool: Pool) -> dict[str, Any]:
+    fleet = pool.engine.fleet.workers.values()
+    running = sum(len(w.running) for w in fleet)
+    return {
+        "pool": pool.settings.pool_name,
+        "version": version(),
+        "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
+        "jobs": {"running": running, "queued": len(pool.engine.queue)},
+        "models": sorted(
+            {m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}
+        ),
+        "commons": pool.balance(COMMONS)["balance"],
+        "ledger_sum": pool.engine.book.total(),
+        "coordinator_public_key": pool.public_key,
+    }
+
+
+def workers(pool: Pool) -> list[dict[str, Any]]:
+    return [_worker(pool, w) for w in sorted(pool.engine.fleet.workers.values(), key=lambda w: w.name)]
+
+
+def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
+    state, why = ("sharing", "") if _sharing(w) else ("away", "not connected")
+    if w.connected and (w.draining or w.state != "sharing"):
+        state, why = ("draining", w.why) if w.draining else (w.state, w.why)
+    return {
+        "id": w.id,
+        "name": w.name,
+        "member": pool.names.get(w.member, w.member),
+        "state": state,
+        "why": why,
+        "models": [
+            {
+                "name": s.name,
+                "engine": s.engine,
+                "state": s.state,
+                "why": s.why,
+                "slots": s.slots,
+                "bytes_done": s.bytes_done,
+                "bytes_total": s.bytes_total,
+            }
+            for s in w.models.values()
+        ],
+        "engines": sorted({s.engine for s in w.models.values()}),
+        "hardware": _hardware(pool.hardware.get(w.id)),
+        "speed": {s.name: {"prefill": s.prefill, "decode": s.decode} for s in w.models.values()},
+        "running": len(w.running),
+        "reliability": round(w.reliability, 4),
+    }
+
+
+def models(pool: Pool) -> list[dict[str, Any]]:
+    return [_model(pool, entry) for entry in pool.catalogue().entries]
+
+
+def _model(pool: Pool, entry: ModelEntry) -> dict[str, Any]:
+    serving = [
+        w.models[entry.name]
+        for w in pool.engine.fleet.workers.values()
+        if _sharing(w) and entry.name in w.models and w.models[entry.name].state != "failed"
+    ]
+    order = ["ready", "loading", "downloading", "present", "absent"]
+    states = [s.state for s in serving]
+    shape = pool.shape(entry.name)
+    thousand = Demand(Kind.CHAT, shape, (1_000,), 0, 1)
+    answer = Demand(Kind.CHAT, shape, (0,), 1_000, 1)
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "licence": entry.licence,
+        "kinds": list(entry.kinds),
+        "context_tokens": entry.context_tokens,
+        "parameters": entry.parameters,
+        "state": next((s for s in order if s in states), "unserved"),
+        "workers": len(serving),
+        "engines": sorted({s.engine for s in serving}),
+        "decode_tokens_per_s": max((s.decode for s in serving), default=0.0),
+        "price": {
+            "prompt_1000_tokens": quote(thousand, pool.tariff),
+            "output_1000_tokens": quote(answer, pool.tariff),
+        },
+    }
+
+
+def _sharing(worker: Worker) -> bool:
+    return worker.connected and not worker.draining and worker.state == "sharing"
+
+
+def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:
+    if hardware is None:
+        return None
+    gpus = [
+        {
+            "name": translate.words(g.name),
+            "memory_bytes": g.memory_bytes,
+            "backend": translate.words(g.backend),
+        }
+        for g in list(hardware.gpus)[:64]
+    ]
+    return {
+        "system": translate.words(hardware.system),
+        "cpu": translate.words(hardware.cpu),
+        "cores": hardware.cores,
+        "memory_bytes": hardware.memory_bytes,
+        "disk_free_bytes": hardware.disk_free_bytes,
+        "gpus": gpus,
+    }
