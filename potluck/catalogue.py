@@ -35,6 +35,7 @@ CONTEXT_TOKENS_MAX: Final = 1 << 24
 OVERHEAD_TOKENS_MAX: Final = 4_096
 CLOSE_NAMES_MAX: Final = 5
 ERRORS_SHOWN_MAX: Final = 5
+NAME_SHOWN_CHARS_MAX: Final = 96
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 
 ModelName = Annotated[
@@ -168,12 +169,15 @@ class ModelEntry(_Model):
         return any(isinstance(file.source, LocalPath) for file in self.files)
 
     @classmethod
-    def parse(cls, data: bytes | str, *, paths: bool) -> "ModelEntry":
-        """One entry from JSON. `paths`: may it read local files? Raises CatalogueError."""
+    def parse(cls, data: bytes | str, *, paths: bool, nameless: str = "the entry") -> "ModelEntry":
+        """One entry from JSON. `paths`: may it read local files? Raises CatalogueError.
+
+        `nameless`: what the message calls an entry that has no name.
+        """
         try:
             entry = cls.model_validate_json(data)
         except ValidationError as error:
-            raise CatalogueError(_sentence(error, "the entry")) from error
+            raise CatalogueError(f"{_name_in(data) or nameless}: {_sentence(error)}") from error
         if entry.reads_local_paths and not paths:
             raise CatalogueError(
                 f"{entry.name}: path sources stand in local settings only, for one's own files"
@@ -223,7 +227,7 @@ class Catalogue:
     @classmethod
     def parse(cls, data: bytes) -> "Catalogue":
         """A whole catalogue from local JSON. Raises CatalogueError at the first thing that is wrong."""
-        return cls(tuple(ModelEntry.parse(json.dumps(item), paths=True) for item in _items(data)))
+        return cls(tuple(_entry(item, number, paths=True) for number, item in enumerate(_items(data), 1)))
 
     @classmethod
     def from_wire(cls, data: bytes) -> tuple["Catalogue", list[str]]:
@@ -235,9 +239,9 @@ class Catalogue:
         entries: list[ModelEntry] = []
         refused: list[str] = []
         names: set[str] = set()
-        for item in _items(data):
+        for number, item in enumerate(_items(data), 1):
             try:
-                entry = ModelEntry.parse(json.dumps(item), paths=False)
+                entry = _entry(item, number, paths=False)
             except CatalogueError as error:
                 refused.append(str(error))
                 continue
@@ -278,6 +282,10 @@ def _items(data: bytes) -> list[Any]:
     return items
 
 
+def _entry(item: Any, number: int, *, paths: bool) -> ModelEntry:
+    return ModelEntry.parse(json.dumps(item), paths=paths, nameless=f"entry {number}")
+
+
 def _outward(entry: ModelEntry) -> ModelEntry:
     if not entry.reads_local_paths:
         return entry
@@ -293,11 +301,21 @@ def _artifact(file: File) -> File:
     return file.model_copy(update={"source": Artifact()}) if isinstance(file.source, LocalPath) else file
 
 
-def _sentence(error: ValidationError, what: str) -> str:
+def _name_in(data: bytes | str) -> str:
+    """What an entry that is refused calls itself; empty if that cannot be shown."""
+    try:
+        item = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    name = item.get("name") if isinstance(item, dict) else None
+    return name[:NAME_SHOWN_CHARS_MAX] if isinstance(name, str) and name.isprintable() else ""
+
+
+def _sentence(error: ValidationError) -> str:
     """Where and why, without the offending value: it may be huge."""
-    problems = [
-        f"{'.'.join(str(part) for part in item['loc']) or what}: {item['msg']}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+    problems = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in item["loc"])
+        problems.append(f"{field}: {item['msg']}" if field else item["msg"])
     more = len(problems) - ERRORS_SHOWN_MAX
     return "; ".join(problems[:ERRORS_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")

@@ -338,6 +338,20 @@ def test_an_entry_with_one_wrong_thing_is_refused_with_a_sentence(change: dict[s
     assert "Traceback" not in str(caught.value)
 
 
+def test_what_is_wrong_is_named_by_entry_and_field() -> None:
+    """By its number where an entry has no name that could be shown."""
+    wrong = _entry(name="wrong", variants=_variant(_file(sha256="x")))
+    for bad, said in [
+        (wrong, "wrong: variants.0.files.0.sha256: "),
+        (_entry(name=7), "entry 2: name: "),
+        (_entry(name="\x1b[2J"), "entry 2: name: "),
+        (7, "entry 2: "),
+    ]:
+        with pytest.raises(CatalogueError) as caught:
+            Catalogue.parse(json.dumps({"models": [_entry(), bad]}).encode())
+        assert str(caught.value).startswith(said)
+
+
 def test_local_paths_are_refused_unless_the_settings_are_ones_own() -> None:
     source = {"kind": "path", "path": "/etc/shadow"}
     data = json.dumps(_entry(variants=_variant(_file(source=source))))
