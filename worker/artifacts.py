@@ -21,6 +21,7 @@ _FINAL: Final = {
     grpc.StatusCode.UNAUTHENTICATED: "the pool does not let this worker in",
     grpc.StatusCode.PERMISSION_DENIED: "the pool does not let this worker in",
     grpc.StatusCode.INVALID_ARGUMENT: "the pool does not understand the request",
+    grpc.StatusCode.OUT_OF_RANGE: "the pool's file is shorter than the catalogue says",
 }
 
 
