@@ -120,6 +120,7 @@ class RealPool:
     http_port: int = field(default_factory=free_port)
     grpc_port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
+    start_s: float = START_S  # how long a state of the world is waited for
     coordinator: Process | None = None
     workers: dict[str, Process] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
@@ -197,8 +198,8 @@ class RealPool:
         return view.get("state") == "sharing" and any(m["state"] == "ready" for m in view["models"])
 
     def until(self, condition: Callable[[], bool], what: str, process: Process | None = None) -> None:
-        """Wait for a state of the world that no line announces; fails after START_S."""
-        ends = time.monotonic() + START_S
+        """Wait for a state of the world that no line announces; fails after `start_s`."""
+        ends = time.monotonic() + self.start_s
         pause = threading.Event()
         while not condition():
             alive = process is None or process.popen.poll() is None

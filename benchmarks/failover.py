@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""The serving worker is killed with -9 in mid-answer, again and again; whole answers, charged once.
+
+    benchmarks/failover.py [--runs 20] [--engine emulator|torch|llamacpp] [--seed 1]
+
+Two workers of two members serve; a third asks through the official openai client for an answer of 200
+tokens, as a stream. Each run has a seed of its own: the answer is first given undisturbed, then again, and at
+a random moment of it the process of the worker that serves is killed; it is started anew for the next run.
+Checked in every run:
+
+  whole     the client saw one stream with a finish reason, and 200 tokens were counted
+  same      the text is the undisturbed one (emulator and torch; llamacpp samples by itself). With torch in
+            fp32 a difference counts as the same where the first differing token was chosen by less than 1e-3
+  charged   once: the balance falls by the undisturbed answer's charge, nothing stays reserved
+  paid      each worker's owner has earned what its own tokens are worth by the published formula
+  zero      the ledger adds up to nothing
+
+Printed are the time from the kill to the next token at the client, and the survivor's part of it: from its
+assignment (as polled every 10 ms) to its first token. Exit code 1 if any check fails.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import stand
+from fixtures_engine import chat, hosted, start
+from fixtures_margin import MARGIN_MAX, Judge
+from fixtures_pool import Member, RealPool
+
+from potluck.catalogue import Catalogue
+from potluck.home import model_cache
+from potluck.v1 import engine_pb2
+
+TOKENS = 200
+QUESTION = "Write a very long and detailed story about a village whose people share everything they own."
+OWNERS = {"rig1": "bob", "rig2": "dave"}
+FEE = 0.02
+ROUNDING = 4  # microcredits
+POLL_S = 0.01
+TRIES_MAX = 4
+MINUTES_MAX = 20.0
+
+
+@dataclass(slots=True)
+class Answer:
+    began: float
+    text: str = ""
+    reason: str = ""
+    usage: Any = None
+    arrivals: list[tuple[float, int]] = field(default_factory=list)  # when, and characters so far
+
+    @property
+    def seconds(self) -> float:
+        return self.arrivals[-1][0] - self.began
+
+    def next_after(self, moment: float) -> tuple[float, int]:
+        """The end of the longest silence since then, and the characters before it: the survivor's first
+        token. What the dead worker had sent already comes at once, before the silence.
+        """
+        silences, since, seen = [], moment, 0
+        for at, characters in self.arrivals:
+            if at > moment:
+                silences.append((at - since, at, seen))
+                since = at
+            seen = characters
+        _, at, seen = max(silences)
+        return at, seen
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    worker: str
+    at: float
+    taken_over_at: float | None  # None: the answer ended without another attempt
+
+
+@dataclass(slots=True)
+class Bench:
+    pool: RealPool
+    asker: Member
+    engine: str
+    model: str
+    flags: list[str]
+    judge: Judge | None
+    narrow: int = 0
+    gaps: list[float] = field(default_factory=list)
+    survivors: list[float] = field(default_factory=list)
+
+    def ask(self, seed: int) -> Answer:
+        answer = Answer(time.perf_counter())
+        with self.asker.openai().chat.completions.create(
+            model=self.model,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=TOKENS,
+            seed=seed,
+            stream=True,
+            stream_options={"include_usage": True},
+        ) as stream:
+            for chunk in stream:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    answer.text += chunk.choices[0].delta.content
+                    answer.arrivals.append((time.perf_counter(), len(answer.text)))
+                if chunk.choices and chunk.choices[0].finish_reason:
+                    answer.reason = chunk.choices[0].finish_reason
+                answer.usage = chunk.usage or answer.usage
+        return answer
+
+    def running(self) -> dict[str, Any] | None:
+        """The asker's job that has an attempt now."""
+        body = self.asker.api("GET", "/pool/v1/jobs", params={"state": "running", "limit": 1}).json()
+        return next((job for job in body["data"] if job["attempts"]), None)
+
+    def kill(self, moment: float, over: threading.Event) -> Death | None:
+        """Kill the worker that serves; then see who takes over. None if the answer was over before."""
+        while (job := self.running()) is None:
+            if over.wait(POLL_S):
+                return None
+        workers = {row["id"]: row["name"] for row in self.pool.admin.api("GET", "/pool/v1/workers").json()}
+        name = workers[job["attempts"][-1]["worker"]]
+        if over.wait(max(0.0, moment - time.perf_counter())):
+            return None
+        at = time.perf_counter()
+        self.pool.workers[name].kill()
+        while not over.wait(POLL_S):
+            if len(self.pool.job(job["id"])["attempts"]) > 1:
+                return Death(name, at, time.perf_counter())
+        return Death(name, at, None)
+
+    def disturbed(self, seed: int, delay_s: float) -> tuple[Answer, Death | None]:
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            killing = threads.submit(self.kill, time.perf_counter() + delay_s, over)
+            try:
+                answer = self.ask(seed)
+            finally:
+                over.set()
+            return answer, killing.result()
+
+    def balances(self) -> dict[str, int]:
+        names = [self.asker.name, *OWNERS.values()]
+        return {name: self.pool.members[name].balance()["balance"] for name in names}
+
+    def revive(self, name: str) -> None:
+        self.pool.start_worker(name, *self.flags)
+
+
+def expected_pay(model: str, job: dict[str, Any]) -> dict[int, float]:
+    """Microcredits for each attempt, from the published formula: output tokens by position, the prompt in
+    proportion, less the fee.
+    """
+    entry = Catalogue.builtin(emulator=True).get(model)
+    assert entry is not None
+    twice, attention = 2 * entry.shape.active_parameters, entry.shape.attention
+    position, worth = job["prompt_tokens"], {}
+    for attempt in job["attempts"]:
+        end = position + attempt["tokens"]
+        worth[attempt["number"]] = sum(twice + attention * t for t in range(position, end)) / 1e6
+        position = end
+    total = sum(attempt["tokens"] for attempt in job["attempts"]) or 1
+    prompt = job["charge"] - sum(worth.values())
+    return {
+        attempt["number"]: (worth[attempt["number"]] + prompt * attempt["tokens"] / total) * (1 - FEE)
+        for attempt in job["attempts"]
+    }
+
+
+def book_problems(bench: Bench, job: dict[str, Any], charge: int, moved: dict[str, int]) -> list[str]:
+    """What is wrong with the money, in words."""
+    problems = []
+    attempts = job["attempts"]
+    paid_to = dict.fromkeys(OWNERS.values(), 0)
+    names = {row["id"]: row["name"] for row in bench.pool.admin.api("GET", "/pool/v1/workers").json()}
+    expected = expected_pay(bench.model, job)
+    for attempt in attempts:
+        paid = attempt["paid"] or 0
+        paid_to[OWNERS[names[attempt["worker"]]]] += paid
+        worth = expected[attempt["number"]]
+        if abs(paid - worth) > ROUNDING:
+            problems.append(f"attempt {attempt['number']} was paid {paid}, its tokens are worth {worth:.0f}")
+    if job["charge"] != charge:
+        problems.append(f"charged {job['charge']}, undisturbed {charge}")
+    if moved != {bench.asker.name: -job["charge"], **paid_to}:
+        problems.append(f"balances moved by {moved}, job says {job['charge']} and {paid_to}")
+    if reserved := bench.asker.balance()["reserved"]:
+        problems.append(f"{reserved} are still reserved")
+    if total := bench.pool.ledger_sum():
+        problems.append(f"the ledger's sum is {total}")
+    return problems
+
+
+def text_problems(bench: Bench, seed: int, whole: Answer, answer: Answer, job: dict[str, Any]) -> list[str]:
+    problems = []
+    tokens = sum(attempt["tokens"] for attempt in job["attempts"])
+    states = [attempt["state"] for attempt in job["attempts"]]
+    if job["state"] != "succeeded" or states != ["lost", "succeeded"]:
+        problems.append(f"the job is {job['state']}, its attempts {states}")
+    if answer.reason != "length" or not answer.usage or answer.usage.completion_tokens != TOKENS:
+        problems.append(f"the answer ended with {answer.reason!r} and usage {answer.usage}")
+    if tokens != TOKENS:
+        problems.append(f"the attempts have {tokens} tokens")
+    if bench.engine == "emulator" and len(answer.text.split()) != TOKENS:
+        problems.append(f"the answer has {len(answer.text.split())} words")
+    if bench.engine != "llamacpp" and answer.text != whole.text:
+        margin = asyncio.run(difference(bench.judge, seed, answer.text)) if bench.judge else None
+        if margin is not None and margin < MARGIN_MAX:
+            bench.narrow += 1
+            print(f"     the text differs where the margin is {margin:.1e}")
+        else:
+            problems.append(f"the text is another (margin {margin})")
+    return problems
+
+
+async def difference(judge: Judge, seed: int, text: str) -> float | None:
+    """The margin of the first token in which `text` is not the answer that an engine alone gives."""
+    work = chat(QUESTION, seed=seed, temperature=1.0, max_tokens=TOKENS)
+    load = engine_pb2.Load(
+        engine="torch", model=stand.SMALL, paths=[str(judge.path)], cache_dir=str(judge.cache), threads=1
+    )
+    async with hosted(load) as (host, heard):
+        host.send(start(work))
+        await heard.ended()
+        return judge.narrow(heard.prompt().ids, heard.ids(), text, work.chat.sampling)
+
+
+def one_run(bench: Bench, rng: random.Random, number: int) -> bool:
+    """Prints a line; whether all checks hold."""
+    for _ in range(TRIES_MAX):
+        seed = rng.getrandbits(31)
+        whole = bench.ask(seed)
+        if whole.reason != "length":  # the model had less to say: another seed
+            continue
+        before = bench.balances()
+        fraction = rng.random()
+        answer, death = bench.disturbed(seed, fraction * whole.seconds)
+        if death is not None and death.taken_over_at is not None:
+            break
+        print(f"     seed {seed}: the answer was over before the kill; once more")
+        if death is not None:
+            bench.revive(death.worker)
+    else:
+        print(f"{number:3}  no answer could be disturbed in {TRIES_MAX} tries")
+        return False
+    job = bench.pool.job(answer.usage.potluck["job_id"])
+    moved = {name: balance - before[name] for name, balance in bench.balances().items()}
+    problems = text_problems(bench, seed, whole, answer, job)
+    problems += book_problems(bench, job, whole.usage.potluck["charge"], moved)
+    came_at, seen = answer.next_after(death.at)
+    counts = [attempt["tokens"] for attempt in job["attempts"]]
+    if bench.engine == "emulator" and len(answer.text[:seen].split()) != counts[0]:
+        problems.append("the next token is not the survivor's first")
+    gap = came_at - death.at
+    survivor = max(0.0, came_at - death.taken_over_at)
+    bench.gaps.append(gap)
+    bench.survivors.append(survivor)
+    print(
+        f"{number:3}  seed {seed:>10}  killed {death.worker} after {death.at - answer.began:6.3f} s"
+        f"  tokens {counts[0]:>3} + {sum(counts[1:]):>3}  charge {job['charge']} paid"
+        f" {'+'.join(str(a['paid'] or 0) for a in job['attempts'])}  next token {gap * 1e3:5.0f} ms"
+        f" (survivor {survivor * 1e3:4.0f} ms)  {'; '.join(problems) or 'ok'}",
+        flush=True,
+    )
+    bench.revive(death.worker)
+    return not problems
+
+
+@contextmanager
+def standing(engine: str) -> Iterator[Bench]:
+    """Coordinator, two workers with the engine loaded, and someone who asks."""
+    model = stand.EMULATOR if engine == "emulator" else stand.SMALL
+    flags = ["--engine", engine, "--models", model, "--threads", "1"]
+    if engine == "emulator":
+        flags += ["--engine-option", "ttft_ms=20", "--engine-option", "tpot_ms=10"]
+    with stand.running_pool() as pool:
+        for name, owner in OWNERS.items():
+            pool.add_worker(name, owner, *flags)
+        judge = None
+        if engine == "torch":
+            entry = Catalogue.builtin().get(model)
+            assert entry is not None
+            cache = model_cache()
+            judge = Judge(cache / entry.variants[0].files[0].sha256, cache.parent / "converted")
+        asker = pool.member("carol", credit_line=10**12)
+        yield Bench(pool, asker, engine, model, flags, judge)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--engine", choices=["emulator", "torch", "llamacpp"], default="emulator")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is random here")
+    parser.add_argument("--minutes", type=float, default=MINUTES_MAX, help="no run begins after that")
+    wanted = parser.parse_args()
+    rng = random.Random(wanted.seed)
+    used = {"emulator": (), "torch": ("torch", "transformers"), "llamacpp": ("xllamacpp",)}[wanted.engine]
+    print(stand.machine("openai", "grpcio", *used))
+    print(f"{wanted.engine}: {TOKENS} tokens an answer, {wanted.runs} runs, seed {wanted.seed}", flush=True)
+    ends = time.monotonic() + wanted.minutes * 60
+    good = done = 0
+    with standing(wanted.engine) as bench:
+        for number in range(1, wanted.runs + 1):
+            if time.monotonic() > ends:
+                print(f"time is over after {done} runs")
+                break
+            good += one_run(bench, rng, number)
+            done += 1
+        ledger_sum = bench.pool.ledger_sum()
+    print(
+        f"{good} of {wanted.runs} runs have a whole answer, charged once, each worker paid for its own tokens"
+    )
+    if wanted.engine == "torch":
+        print(f"{bench.narrow} texts differ where the margin is below {MARGIN_MAX}")
+    if bench.gaps:
+        for what, values in (("kill to next token", bench.gaps), ("of it the survivor", bench.survivors)):
+            print(
+                f"{what}: median {statistics.median(values) * 1e3:.0f} ms,"
+                f" p99 {stand.quantile(values, 0.99) * 1e3:.0f} ms"
+            )
+    print(f"ledger sum {ledger_sum}")
+    return 0 if good == wanted.runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

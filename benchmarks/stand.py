@@ -1,0 +1,70 @@
+"""What benchmarks share: the machine in two lines, and a real pool that is gone afterwards."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests")]
+
+from fixtures_pool import RealPool
+
+from potluck.home import model_cache
+from potluck.processes import ignore_signals, raise_on_signals
+
+EMULATOR = "emulator-small"
+SMALL = "smollm2-135m-instruct"
+START_S_MAX = 300.0  # a model may have to be fetched and converted
+END_S_MAX = 10.0
+
+
+def machine(*packages: str) -> str:
+    """Processor, cores, load now, and the versions of what matters."""
+    names = (line for line in _cpuinfo() if line.startswith("model name"))
+    processor = next(names, platform.processor() or platform.machine()).rpartition(": ")[2].strip()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("potluck", *packages))
+    return f"{processor}, {os.cpu_count()} cores{load}\nPython {platform.python_version()}, {versions}"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []  # not Linux
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * q))]
+
+
+@contextmanager
+def running_pool(**variables: str) -> Iterator[RealPool]:
+    """A coordinator of its own, without workers; whatever happens, none of its processes is left."""
+    raise_on_signals()
+    with tempfile.TemporaryDirectory(prefix="potluck-benchmark-") as name:
+        folder = Path(name)
+        pool = RealPool(folder, start_s=START_S_MAX)
+        pool.variables |= {
+            "POTLUCK_REQUESTS_PER_MINUTE": "1000000",
+            "POTLUCK_MODEL_CACHE": str(model_cache()),
+            "POTLUCK_MACHINE_DIR": str(folder / "machine"),
+            **variables,
+        }
+        try:
+            pool.start_coordinator()
+            yield pool
+        finally:
+            ignore_signals()
+            processes = [*pool.workers.values(), *([pool.coordinator] if pool.coordinator else [])]
+            try:
+                pool.close()
+            finally:
+                for process in processes:
+                    process.popen.kill()  # nothing happens to those that have ended
+                    process.popen.wait(END_S_MAX)
