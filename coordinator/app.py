@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from coordinator.api import create_api
 from coordinator.api.context import Clock, Context
-from coordinator.artifacts import ArtifactServicer, ArtifactStore
+from coordinator.artifacts import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
@@ -23,6 +23,7 @@ from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
+from coordinator.models import Models
 from coordinator.peer import identify
 from coordinator.pool import Pool
 from coordinator.records import Loaded
@@ -33,7 +34,7 @@ from coordinator.store import Store
 from coordinator.tick import Chain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
-from potluck.catalogue import Catalogue, ModelEntry
+from potluck.catalogue import Catalogue
 from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
 
 log = structlog.get_logger(__name__)
@@ -100,7 +101,8 @@ class _Server(uvicorn.Server):
 async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     """Start a coordinator; leaving the block drains and stops it.
 
-    Raises PortTaken, AlreadyRunning, StoreError, CertificateError or KeyFileError, with sentences.
+    Raises PortTaken, AlreadyRunning, StoreError, CertificateError, KeyFileError or ModelsError, all with
+    sentences.
     """
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
@@ -111,9 +113,10 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         ca = CertificateAuthority.open(
             settings.home, settings.pool_name, clock.now(), settings.certificate_days
         )
-        catalogue = await _catalogue(store, settings)
+        models = await Models.open(store, settings)
+        catalogue = models.catalogue
         counter = TokenCounter(settings.folder / "tokenizers", lambda: catalogue)
-        vocabularies = Vocabularies(counter, lambda: catalogue)
+        vocabularies = Vocabularies(counter, lambda: catalogue, models.artifacts)
         stack.push_async_callback(vocabularies.close)
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -130,7 +133,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
         context.listening.grpc = grpc_address = await _serve_grpc(
-            stack, settings, store, ca, pool, counter, catalogue, clock
+            stack, settings, store, ca, pool, counter, models, clock
         )
         http_address = await _serve_http(stack, settings, api, http_socket, failed)
         running = Coordinator(
@@ -151,12 +154,6 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             context.closing.set()
             await pool.drain(GRACE_S)
             await ticker.turn()
-
-
-async def _catalogue(store: Store, settings: Settings) -> Catalogue:
-    """The built-in entries and those that admins added."""
-    builtin = Catalogue.builtin(emulator=settings.emulator)
-    return builtin.with_entries([ModelEntry.parse(row.entry, paths=True) for row in await store.models()])
 
 
 async def _pool(
@@ -221,7 +218,7 @@ async def _serve_grpc(
     ca: CertificateAuthority,
     pool: Pool,
     counter: TokenCounter,
-    catalogue: Catalogue,
+    models: Models,
     clock: SteadyClock,
 ) -> str:
     """The workers' door: mutual TLS on the pool's own CA, whatever the address is called."""
@@ -234,12 +231,12 @@ async def _serve_grpc(
         counter=counter,
         now=clock.now,
         pool_name=settings.pool_name,
-        catalogue_json=catalogue.to_wire,
+        catalogue_json=models.catalogue.to_wire,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
-    artifacts = ArtifactStore(settings.folder / "artifacts")
-    artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts, who), server)
+    artifacts = ArtifactServicer(models.artifacts, who)
+    artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     certificate = ca.server_certificate(clock.now())
     credentials = grpc.ssl_server_credentials(
         [(certificate.key_pem, certificate.pem)],

@@ -14,12 +14,13 @@ from coordinator.app import Coordinator, PortTaken, coordinator
 from coordinator.ca import CertificateError
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
+from coordinator.models import ModelsError
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck.errors import ExitCode
 from potluck.logs import configure
 
-TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, StoreError, SettingsError)
+TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, ModelsError, StoreError, SettingsError)
 
 app = typer.Typer(no_args_is_help=True, help="Run the coordinator of a pool.")
 

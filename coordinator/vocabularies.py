@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from coordinator.artifacts import ArtifactStore, NoSuchArtifact
 from coordinator.tokens import TokenCounter, TokenizerUnavailable
 from potluck.catalogue import Catalogue, File
 from potluck.fetch import FetchError, fetch
@@ -24,6 +25,7 @@ class Vocabularies:
 
     counter: TokenCounter
     catalogue: Callable[[], Catalogue]
+    artifacts: ArtifactStore
     tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
 
     def want(self, model: str) -> None:
@@ -48,10 +50,13 @@ class Vocabularies:
         entry = self.catalogue().get(model)
         assert entry is not None, "looked up a moment ago"
         try:
-            await self.counter.prepare(entry, _obtain)
+            await self.counter.prepare(entry, self._obtain)
         except (TokenizerUnavailable, FetchError) as error:
             log.warning("tokens are bounded by bytes", action="count_inexact", model=model, why=str(error))
 
-
-async def _obtain(file: File) -> Path:
-    return await fetch(file, model_cache())
+    async def _obtain(self, file: File) -> Path:
+        """Out of the pool's own store if it is there: nothing else has what came from a path."""
+        try:
+            return self.artifacts.path(file.sha256)
+        except NoSuchArtifact:
+            return await fetch(file, model_cache())

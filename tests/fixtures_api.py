@@ -16,6 +16,7 @@ import uvicorn
 
 from coordinator.api import create_api
 from coordinator.api.context import Clock, Context
+from coordinator.artifacts import ArtifactStore
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
 from coordinator.core.engine import Engine, Rules
@@ -198,7 +199,7 @@ def new_pool(
         settings=settings,
         sessions=Sessions(),
         counter=counter,
-        vocabularies=Vocabularies(counter, lambda: catalogue),
+        vocabularies=Vocabularies(counter, lambda: catalogue, ArtifactStore(settings.folder / "artifacts")),
         catalogue=lambda: catalogue,
         public_key="00",
         now=clock.now,
@@ -288,9 +289,8 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         )
         bench, stream = Bench(), pool.sessions.open(worker)
         hardware = session_pb2.Hardware(memory_bytes=2**33)
-        await reports.hello(
-            worker, session_pb2.Hello(protocol=1, models=[SERVED], slots=64, hardware=hardware)
-        )
+        hello = session_pb2.Hello(protocol=1, models=[SERVED], slots=64, hardware=hardware)
+        stream.greet(reports.hello(await reports.enrolled(worker), hello))
         for coroutine in (pool.ticker.run(), bench.run(worker, stream, reports)):
             stack.push_async_callback(_stop, asyncio.create_task(coroutine))
         ca = CertificateAuthority.open(folder, config.pool_name, clock.now())
