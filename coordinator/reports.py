@@ -1,20 +1,22 @@
 """What workers say, checked against what the pool knows, and handed to the core."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import grpc
 import structlog
 
 from coordinator import translate
 from coordinator.core.engine import Engine, Live
-from coordinator.core.fleet import Worker
+from coordinator.core.fleet import Served, Worker
 from coordinator.core.jobs import Job, JobId, WorkerId
 from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
 from coordinator.core.receipts import ReceiptState, Verdict, judge
 from coordinator.pool import Pool
-from coordinator.records import ReceiptRow
+from coordinator.records import EnrolledWorker, ReceiptRow
+from coordinator.sessions import Unwelcome
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
@@ -27,8 +29,12 @@ log = structlog.get_logger(__name__)
 FRAME_BYTES_MAX = 256 * 1024
 HEARTBEAT_BUSY_MS = 1_000
 HEARTBEAT_IDLE_MS = 15_000
+HEARTBEAT_S_MIN = 0.05  # more often, they are noise
+FRAMES_MAX = 1_024  # in one message
 VECTOR_VALUES_MAX = 65_536
 RUNNING_MAX = 4_096
+RECEIPTS_REMEMBERED_MAX = 20_000
+STAGES = {"downloading", "loading", "prefill", "decode"}
 EXACT_SAMPLERS = {"torch", "emulator"}  # engines whose token counts come from ids
 
 
@@ -45,28 +51,37 @@ class WorkerReports:
     pool_name: str
     catalogue_json: Callable[[], bytes]
     receipt_keys: dict[WorkerId, bytes] = field(default_factory=dict)  # of those that are or were here
+    beats: dict[WorkerId, float] = field(default_factory=dict)  # when each was last heard to beat
+    receipts: dict[tuple[WorkerId, JobId, int], None] = field(default_factory=dict)  # judged of late
 
-    async def hello(self, worker: WorkerId, hello: session_pb2.Hello) -> session_pb2.Welcome:
+    async def enrolled(self, worker: WorkerId) -> EnrolledWorker:
+        """Raises Unwelcome if the worker was shut out after its certificate was looked at."""
         row = await self.store.worker(worker)
-        assert row is not None, "identified a moment ago"
-        self.receipt_keys[worker] = row.receipt_key
-        self.pool.know_account(row.account)
+        if row is None or row.revoked_at is not None:
+            raise Unwelcome(
+                grpc.StatusCode.PERMISSION_DENIED, "this worker was revoked; ask the pool's admin"
+            )
         if row.member not in self.pool.names and (owner := await self.store.member(row.member)) is not None:
             self.pool.names[owner.id] = owner.name
+        return row
+
+    def hello(self, row: EnrolledWorker, hello: session_pb2.Hello) -> session_pb2.Welcome:
+        """At once, without awaiting: what holds of the stream when this begins still holds at its end."""
+        worker = row.id
+        self.receipt_keys[worker] = row.receipt_key
+        self.pool.know_account(row.account)
         self.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
-        hardware = hello.hardware
+        hardware, models = translate.hardware(hello.hardware), self._served(hello.models)
         memory = max([g.memory_bytes for g in hardware.gpus] or [hardware.memory_bytes])
         resumed = self.engine.connect(
             worker,
-            translate.served(hello.models),
+            models,
             slots=min(hello.slots, RUNNING_MAX),
             memory_bytes=memory,
             running=[translate.fence(r.attempt) for r in list(hello.running)[:RUNNING_MAX]],
             now=self.now(),
         )
         self.pool.hardware[worker] = hardware
-        for model in hello.models:
-            self.pool.vocabularies.want(model.name)
         self.ticker.wake()
         log.info("worker connected", action="worker_connected", worker=worker, resumed=len(resumed))
         return session_pb2.Welcome(
@@ -89,50 +104,64 @@ class WorkerReports:
         self.ticker.wake()
         log.info("worker disconnected", action="worker_disconnected", worker=worker)
 
-    async def receive(self, worker: WorkerId, message: session_pb2.WorkerMessage) -> bool:
-        """Whether the message was of any use."""
+    async def receive(self, worker: WorkerId, message: session_pb2.WorkerMessage) -> int:
+        """What it was worth: 1 if it was news, 0 for a sign of life, -1 for each part that was of no use."""
         body = message.WhichOneof("body")
         now = self.now()
         if body == "frames":
-            worth = [self._frame(worker, frame, now) for frame in message.frames.frames]
-            return any(worth)
+            frames = message.frames.frames
+            if len(frames) > FRAMES_MAX:
+                return -len(frames)
+            return sum([_worth(self._frame(worker, frame, now)) for frame in frames])
         if body == "frame":
-            return self._frame(worker, message.frame, now)
+            return _worth(self._frame(worker, message.frame, now))
         self.ticker.wake()
         if body == "heartbeat":
-            self._heartbeat(worker, message.heartbeat, now)
-        elif body == "receipt":
-            await self._receipt(worker, message.receipt, now)
-        elif body == "accepted":
-            self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now)
-        elif body == "refused":
-            reason = message.refused.reason
+            return self._heartbeat(worker, message.heartbeat, now)
+        if body == "receipt":
+            return await self._receipt(worker, message.receipt, now)
+        if body == "accepted":
+            return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
+        if body == "refused":
             job_id, number = translate.fence(message.refused.attempt)
-            fault, code, why = _failure(reason)
-            self.engine.refused(worker, job_id, number, fault, code, why, now)
-        elif body == "progress":
+            fault, code, why = _failure(message.refused.reason)
+            return _worth(self.engine.refused(worker, job_id, number, fault, code, why, now))
+        if body == "progress":
             job_id, number = translate.fence(message.progress.attempt)
-            self.engine.progress(worker, job_id, number, message.progress.stage, now)
-        elif body == "result":
-            return self._result(worker, message.result, now)
-        else:
-            return False
-        return True
+            stage = message.progress.stage if message.progress.stage in STAGES else ""
+            return 0 if self.engine.progress(worker, job_id, number, stage, now) else -1
+        if body == "result":
+            return _worth(self._result(worker, message.result, now))
+        return -1
+
+    def _served(self, models: Iterable[session_pb2.ServedModel]) -> list[Served]:
+        """What it says that it serves, of what the pool knows; their tokenizers are wanted from now on."""
+        names = {entry.name for entry in self.pool.catalogue().entries}
+        found = translate.served(models, names.__contains__)
+        for model in found:
+            self.pool.vocabularies.want(model.name)
+        return found
 
     def _frame(self, worker: WorkerId, frame: session_pb2.Frame, now: float) -> bool:
+        """Whether it was taken."""
         job_id, number = translate.fence(frame.attempt)
-        live = self.engine.lives.get(job_id)
+        if not self.engine.holds(worker, job_id, number):
+            return False  # late, or another's: not worth a look
+        live = self.engine.lives[job_id]
         pieces = translate.pieces(frame.deltas)
         prompt = frame.prompt if frame.HasField("prompt") else None
-        if live is not None and (why := self._wrong(live, frame, pieces)):
+        if why := self._wrong(live, frame, pieces):
             self.engine.misbehaved(worker, job_id, number, why, now)
             self.ticker.wake()
             return False
-        taken = self.engine.frame(worker, job_id, number, frame.sequence, pieces, prompt, now)
+        before, said = live.output.sequence, len(frame.prompt.ids)
+        taken = self.engine.frame(
+            worker, job_id, number, frame.sequence, pieces, prompt, now, prompt_tokens=said
+        )
         self.pool.deliver(job_id, taken)
         if self.engine.effects:
             self.ticker.wake()
-        return bool(taken) or prompt is not None
+        return bool(taken) or live.output.sequence > before
 
     def _wrong(self, live: Live, frame: session_pb2.Frame, pieces: list[Piece]) -> str:
         """Empty, or what is wrong with the frame. Ids must decode to the text that comes with them."""
@@ -154,66 +183,85 @@ class WorkerReports:
         return ""
 
     def _result(self, worker: WorkerId, result: session_pb2.Result, now: float) -> bool:
+        """Whether it was news. That of a text never is: a text ends with its last frame."""
         job_id, number = translate.fence(result.attempt)
         # Acknowledged with the commit of what it led to; a stale one too, so that nobody keeps it.
         self.engine.effects.sends.append(SendAck(worker, job_id, number, result.sequence))
         if result.WhichOneof("outcome") != "completed":
             fault, code, why = _failure(result.failed)
-            self.engine.failed(worker, job_id, number, fault, code, why, now)
-            return True
-        vectors = [list(e.values) for e in result.completed.embedding.embeddings]
+            return self.engine.failed(worker, job_id, number, fault, code, why, now)
+        if not self.engine.holds(worker, job_id, number):
+            return False
+        embedding = result.completed.embedding
+        vectors = [list(e.values) for e in embedding.embeddings]
         if vectors and not _sound(vectors):
             self.engine.misbehaved(worker, job_id, number, "vectors that are no embeddings", now)
             return False
-        live = self.engine.lives.get(job_id)
-        if live is None:
-            return True  # text ends with its last frame; its result is a formality
-        if self.engine.completed(worker, job_id, number, vectors=len(vectors), now=now):
+        counts = tuple(embedding.prompt_tokens)
+        done = self.engine.completed(
+            worker, job_id, number, vectors=len(vectors), now=now, prompt_tokens=counts
+        )
+        if done:
             self.pool.deliver_vectors(job_id, vectors)
-        return True
+        return done
 
-    def _heartbeat(self, worker: WorkerId, beat: session_pb2.Heartbeat, now: float) -> None:
-        for model in beat.models:
-            self.pool.vocabularies.want(model.name)
+    def _heartbeat(self, worker: WorkerId, beat: session_pb2.Heartbeat, now: float) -> int:
+        often = now - self.beats.get(worker, -math.inf) < HEARTBEAT_S_MIN
+        self.beats[worker] = now
         self.engine.heartbeat(
             worker,
-            served=translate.served(beat.models),
+            served=self._served(beat.models),
             attempts=[translate.fence(r.attempt) for r in list(beat.attempts)[:RUNNING_MAX]],
             draining=beat.draining,
             state=translate.words(beat.state),
             why=translate.words(beat.why),
             now=now,
         )
+        return -1 if often else 0
 
-    async def _receipt(self, worker: WorkerId, receipt: session_pb2.Receipt, now: float) -> None:
-        """Judge, keep, acknowledge: always, so that no worker carries one for ever."""
+    async def _receipt(self, worker: WorkerId, receipt: session_pb2.Receipt, now: float) -> int:
+        """Judge, keep, acknowledge: always, so that no worker carries one for ever.
+
+        One for a job that the pool never had is acknowledged and not kept: it could fill the disk.
+        """
         try:
             body = ReceiptBody.decode(receipt.body)
         except ReceiptError as error:
             log.warning("receipt unreadable", action="receipt_unreadable", worker=worker, why=str(error))
-            return
-        verdict = await self._judge(worker, body, receipt)
+            return -1
+        job_id, key = JobId(body.job_id), (worker, JobId(body.job_id), body.attempt)
+        job = await self._job(job_id)
+        verdict = self._judge(job, worker, body, receipt)
+        row = ReceiptRow(
+            job_id=job_id,
+            attempt=body.attempt,
+            worker_id=worker,
+            body=receipt.body,
+            signature=receipt.signature,
+            state=verdict.state,
+            why=verdict.why,
+            at=now,
+        )
+        if job is None:
+            self.pool.acknowledge(row)
+            return -1
+        self.ticker.extras.receipts.append(row)
+        if key in self.receipts:
+            return -1
+        self.receipts[key] = None
+        if len(self.receipts) > RECEIPTS_REMEMBERED_MAX:
+            del self.receipts[next(iter(self.receipts))]
         if verdict.blame and worker in self.engine.fleet.workers:
             self.engine.fleet.workers[worker].faults += 1
-        self.ticker.extras.receipts.append(
-            ReceiptRow(
-                job_id=JobId(body.job_id),
-                attempt=body.attempt,
-                worker_id=worker,
-                body=receipt.body,
-                signature=receipt.signature,
-                state=verdict.state,
-                why=verdict.why,
-                at=now,
-            )
-        )
+        return -1 if verdict.state is ReceiptState.REFUSED else 0
 
-    async def _judge(self, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt) -> Verdict:
+    def _judge(
+        self, job: Job | None, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt
+    ) -> Verdict:
         if body.worker_id != worker:
             return Verdict(ReceiptState.REFUSED, "it names another worker", blame=True)
         if not verify(self.receipt_keys[worker], receipt.body, receipt.signature):
             return Verdict(ReceiptState.REFUSED, "its signature is not the worker's", blame=True)
-        job = await self._job(JobId(body.job_id))
         exact = body.engine in EXACT_SAMPLERS
         return judge(job, worker, body.attempt, body.output_tokens, exact=exact)
 
@@ -224,8 +272,13 @@ class WorkerReports:
 
 
 def _failure(failure: work_pb2.Failure) -> tuple[str, str, str]:
-    code = "".join(c for c in failure.code[:64] if c.isalnum() or c == "_") or "worker_failed"
-    return translate.FAULTS.get(failure.fault, "worker"), code, translate.words(failure.message)
+    code = "".join(c for c in failure.code[:64] if c.isascii() and (c.isalnum() or c == "_"))
+    fault = translate.FAULTS.get(failure.fault, "worker")
+    return fault, code or "worker_failed", translate.words(failure.message)
+
+
+def _worth(news: bool) -> int:  # noqa: FBT001 -- what happened, as a number
+    return 1 if news else -1
 
 
 def _sound(vectors: list[list[float]]) -> bool:

@@ -1,8 +1,8 @@
 """The gRPC streams of the workers: one reader, one writer each, no decisions.
 
 The newest stream of a worker wins. An outbox is bounded: a worker that does not drain it is cut off, and
-what was lost with it comes back through leases. Cancellation and a clean end look alike (grpc.aio ends
-handlers either way), so cleaning up happens in `finally`.
+what was lost with it comes back through leases. So is what a worker may say to no purpose. Cancellation and
+a clean end look alike (grpc.aio ends handlers either way), so cleaning up happens in `finally`.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ from typing import Protocol
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from coordinator.core.jobs import WorkerId
+from coordinator.records import EnrolledWorker
 from potluck.v1 import session_pb2, session_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -21,16 +23,22 @@ log = structlog.get_logger(__name__)
 PROTOCOL_MIN = PROTOCOL_MAX = 1
 OUTBOX_MAX = 1_024  # messages
 HELLO_S = 10.0
-USELESS_MAX = 2_000  # messages of one stream that changed nothing, before it is cut off
+USELESS_MAX = 2_000  # messages of one worker that changed nothing, before it is cut off
+USELESS_PER_S = 20.0  # of them are forgiven: a stream may live for months
 
 Context = grpc.aio.ServicerContext[session_pb2.WorkerMessage, session_pb2.CoordinatorMessage]
 
 
 class Reports(Protocol):
-    """Where messages go. `hello` answers with the welcome; `receive` says whether a message was of use."""
+    """Where messages go. `enrolled` raises Unwelcome for who was shut out; `hello` answers with the welcome.
 
-    async def hello(self, worker: WorkerId, hello: session_pb2.Hello) -> session_pb2.Welcome: ...
-    async def receive(self, worker: WorkerId, message: session_pb2.WorkerMessage) -> bool: ...
+    `receive` says what a message was worth: 1 if it was news, 0 for a sign of life, -1 for each part of it
+    that changed nothing.
+    """
+
+    async def enrolled(self, worker: WorkerId) -> EnrolledWorker: ...
+    def hello(self, row: EnrolledWorker, hello: session_pb2.Hello) -> session_pb2.Welcome: ...
+    async def receive(self, worker: WorkerId, message: session_pb2.WorkerMessage) -> int: ...
     def gone(self, worker: WorkerId) -> None: ...
 
 
@@ -49,6 +57,12 @@ class Stream:
     )
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     verdict: Unwelcome | None = None
+    greeted: bool = False
+
+    def greet(self, welcome: session_pb2.Welcome) -> None:
+        """The first message down; whatever else is sent waits for it."""
+        self.outbox.put_nowait(session_pb2.CoordinatorMessage(welcome=welcome))
+        self.greeted = True
 
     def end(self, code: grpc.StatusCode, sentence: str) -> None:
         self.verdict = self.verdict or Unwelcome(code, sentence)
@@ -75,7 +89,7 @@ class Sessions:
     def send(self, worker: WorkerId, message: session_pb2.CoordinatorMessage) -> bool:
         """False: not on its way, because the worker has no stream or does not read it."""
         stream = self.streams.get(worker)
-        if stream is None or stream.ended.is_set():
+        if stream is None or not stream.greeted or stream.ended.is_set():
             return False
         try:
             stream.outbox.put_nowait(message)
@@ -94,6 +108,20 @@ class Sessions:
             stream.end(grpc.StatusCode.UNAVAILABLE, sentence)
 
 
+@dataclass(slots=True)
+class Budget:
+    """How much more a worker may say to no purpose; kept over its streams, or coming back would refill it."""
+
+    left: float
+    at: float
+
+    def spend(self, worth: int, now: float) -> bool:
+        """False: it is used up."""
+        forgiven = (now - self.at) * USELESS_PER_S
+        self.left, self.at = min(USELESS_MAX, self.left + forgiven + worth), now
+        return self.left > 0
+
+
 class WorkerService(session_pb2_grpc.WorkerServiceServicer):
     def __init__(
         self,
@@ -102,6 +130,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
         identify: Callable[[Context], Awaitable[WorkerId]],
     ) -> None:
         self._sessions, self._reports, self._identify = sessions, reports, identify
+        self._budgets: dict[WorkerId, Budget] = {}
 
     async def Session(  # type: ignore[override]  # noqa: N802 -- the RPC's name; grpc.aio also takes writers
         self, request_iterator: AsyncIterator[session_pb2.WorkerMessage], context: Context
@@ -113,11 +142,14 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
         except Unwelcome as verdict:
             log.info("stream ended", action="stream_ended", why=verdict.sentence)
             await context.abort(verdict.code, verdict.sentence)
+        except Exception:  # the process border of a stream: the worker gets a sentence, the log the trace
+            log.exception("a stream failed", action="stream_failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "the coordinator made a mistake; its log has it")
 
     async def _hello(self, requests: AsyncIterator[session_pb2.WorkerMessage]) -> session_pb2.Hello:
         try:
             async with asyncio.timeout(HELLO_S):
-                first = await anext(requests)
+                first = await anext(_readable(requests))
         except (TimeoutError, StopAsyncIteration):
             raise Unwelcome(grpc.StatusCode.DEADLINE_EXCEEDED, f"no Hello within {HELLO_S:.0f} s") from None
         if first.WhichOneof("body") != "hello":
@@ -140,8 +172,10 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
         stream = self._sessions.open(worker)
         tasks: list[asyncio.Task[None]] = []
         try:
-            welcome = await self._reports.hello(worker, hello)
-            stream.outbox.put_nowait(session_pb2.CoordinatorMessage(welcome=welcome))
+            row = await self._reports.enrolled(worker)
+            if stream.verdict is not None:  # meanwhile revoked, or a newer stream is there
+                raise stream.verdict
+            stream.greet(self._reports.hello(row, hello))
             tasks = [
                 asyncio.create_task(self._read(worker, requests)),
                 asyncio.create_task(_write(stream, context)),
@@ -159,15 +193,29 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
                 self._reports.gone(worker)
 
     async def _read(self, worker: WorkerId, requests: AsyncIterator[session_pb2.WorkerMessage]) -> None:
-        useless = 0
+        clock = asyncio.get_running_loop().time
+        budget = self._budgets.setdefault(worker, Budget(USELESS_MAX, clock()))
+        async for message in _readable(requests):
+            worth = await self._reports.receive(worker, message)
+            if worth and not budget.spend(worth, clock()):
+                raise Unwelcome(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"more than {USELESS_MAX} messages of this worker changed nothing",
+                )
+
+
+async def _readable(
+    requests: AsyncIterator[session_pb2.WorkerMessage],
+) -> AsyncIterator[session_pb2.WorkerMessage]:
+    """Messages, until one is no protobuf. Raises Unwelcome then."""
+    try:
         async for message in requests:
-            if not await self._reports.receive(worker, message):
-                useless += 1
-                if useless > USELESS_MAX:
-                    raise Unwelcome(
-                        grpc.StatusCode.RESOURCE_EXHAUSTED,
-                        f"more than {USELESS_MAX} messages on this stream changed nothing",
-                    )
+            yield message
+    except DecodeError:
+        raise Unwelcome(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "a message that cannot be read: it is no protobuf of this protocol",
+        ) from None
 
 
 async def _write(stream: Stream, context: Context) -> None:

@@ -1,6 +1,6 @@
 """Between the wire and the core: protobuf on one side, the core's plain values on the other. No decisions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from coordinator.core.engine import Live
 from coordinator.core.fleet import Fence, Served
@@ -25,11 +25,13 @@ STATES = {
     session_pb2.MODEL_STATE_UNSPECIFIED: "failed",
 }
 MODELS_MAX = 256
+GPUS_MAX = 64
 WORDS_MAX = 300  # characters of anything a worker says that is shown to people
+JOB_ID_CHARS_MAX = 256  # of what a worker says; ours are shorter
 
 
 def fence(attempt: work_pb2.Attempt) -> Fence:
-    return JobId(attempt.job_id), attempt.number
+    return JobId(attempt.job_id[:JOB_ID_CHARS_MAX]), attempt.number
 
 
 def attempt(job_id: str, number: int) -> work_pb2.Attempt:
@@ -45,8 +47,22 @@ def positive(value: float) -> float:
     return value if 0.0 < value < 1e9 else 0.0
 
 
-def served(models: Iterable[session_pb2.ServedModel]) -> list[Served]:
-    """What a worker says that it serves; unknown kinds are left out."""
+def hardware(said: session_pb2.Hardware) -> session_pb2.Hardware:
+    """What is kept of a machine's description: bounded, and fit to be shown."""
+    kept = session_pb2.Hardware(
+        system=words(said.system),
+        cpu=words(said.cpu),
+        cores=said.cores,
+        memory_bytes=said.memory_bytes,
+        disk_free_bytes=said.disk_free_bytes,
+    )
+    for gpu in list(said.gpus)[:GPUS_MAX]:
+        kept.gpus.add(name=words(gpu.name), memory_bytes=gpu.memory_bytes, backend=words(gpu.backend))
+    return kept
+
+
+def served(models: Iterable[session_pb2.ServedModel], known: Callable[[str], bool]) -> list[Served]:
+    """What a worker says that it serves; kinds and models that the pool does not know are left out."""
     return [
         Served(
             name=m.name,
@@ -64,6 +80,7 @@ def served(models: Iterable[session_pb2.ServedModel]) -> list[Served]:
             why=words(m.why),
         )
         for m in list(models)[:MODELS_MAX]
+        if known(m.name)
     ]
 
 

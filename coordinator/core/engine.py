@@ -12,8 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import jobs, ledger
-from coordinator.core.fleet import Fence, Fleet, Served
-from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, load_of
+from coordinator.core.jobs import (
+    AttemptEvent,
+    Job,
+    JobEvent,
+    JobId,
+    JobState,
+    Kind,
+    Loading,
+    MemberId,
+    WorkerId,
+)
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Choice, Misbehaviour, Output, Piece
 from coordinator.core.pricing import Demand, Tariff, charge_units, payments
@@ -33,6 +43,8 @@ class Rules:
     wait_s: float = 60.0  # of an interactive job, for a worker or for a model that loads
     refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job
     sweep_s: float = 0.25
+    start_s_max: float = 1_800.0  # signs of life keep an attempt without output that long, no longer
+    stored_start_s_max: float = 21_600.0  # as above, of a stored job, for which a model may be downloaded
     recent_max: int = 20_000  # closed jobs remembered for receipts
 
 
@@ -53,6 +65,7 @@ class Live:
     progressed_at: float = 0.0
     acknowledged: int = 0
     stage: str = ""
+    load_began: LoadMark | None = None  # of the model on the running attempt's worker
     prompt: Any = None  # as the first attempt rendered it; opaque
     numerics: str = ""
     avoid: dict[WorkerId, float] = field(default_factory=dict)
@@ -215,26 +228,31 @@ class Engine:
                 self.effects.sends.append(SendCancel(worker_id, job_id, number, "not yours any more"))
         self._replan = True
 
-    def accepted(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> None:
-        if (live := self._current(worker_id, job_id, number, now)) is not None:
-            self._begin(live, now)
+    def accepted(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> bool:
+        """Whether this was news; as in the methods below."""
+        live = self._current(worker_id, job_id, number, now)
+        return live is not None and self._begin(live, now)
 
     def refused(
         self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
-    ) -> None:
+    ) -> bool:
         live = self._current(worker_id, job_id, number, now)
         if live is None or live.job.attempt is None:
-            return
+            return False
         began = live.job.attempt.state is jobs.AttemptState.RUNNING
         event = AttemptEvent.FAILED if began else AttemptEvent.REFUSED
         self._after_fault(live, worker_id, event, fault, code, why, now)
+        return True
 
     def failed(
         self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
-    ) -> None:
+    ) -> bool:
         """The worker says that the attempt ended without success. `fault` is job, worker or none."""
-        if (live := self._current(worker_id, job_id, number, now)) is not None:
-            self._after_fault(live, worker_id, AttemptEvent.FAILED, fault, code, why, now)
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return False
+        self._after_fault(live, worker_id, AttemptEvent.FAILED, fault, code, why, now)
+        return True
 
     def misbehaved(self, worker_id: WorkerId, job_id: JobId, number: int, why: str, now: float) -> None:
         """The shell found the message wrong: ids that do not decode to the text, vectors that are none."""
@@ -242,10 +260,16 @@ class Engine:
             self.effects.sends.append(SendCancel(worker_id, job_id, number, why))
             self._after_fault(live, worker_id, AttemptEvent.FAILED, "worker", "protocol", why, now)
 
-    def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> None:
-        if (live := self._current(worker_id, job_id, number, now)) is not None:
-            self._begin(live, now)
+    def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> bool:
+        """A sign of life before the first output: from then on only output shows progress."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None or live.job.attempt is None:
+            return False
+        self._begin(live, now)
+        longest = self.rules.stored_start_s_max if live.job.stored else self.rules.start_s_max
+        if not live.output.sequence and now < live.job.attempt.assigned_at + longest:
             live.stage, live.progressed_at = stage, now
+        return True
 
     def frame(
         self,
@@ -256,8 +280,12 @@ class Engine:
         pieces: Sequence[Piece],
         prompt: Any,
         now: float,
+        prompt_tokens: int = 0,
     ) -> Sequence[Piece]:
-        """Take output. What is to be relayed to the member: nothing, if the frame is stale or was seen."""
+        """Take output. What is to be relayed to the member: nothing, if the frame is stale or was seen.
+
+        `prompt_tokens`: the worker's count of its rendered `prompt`; 0 if it says none.
+        """
         live = self._current(worker_id, job_id, number, now)
         if live is None:
             return ()
@@ -274,12 +302,25 @@ class Engine:
         live.stage, live.progressed_at = "decode", now
         if live.prompt is None and prompt is not None:
             live.prompt = prompt
+            self._believe(live, (prompt_tokens,))
         if live.output.finished:
             self._succeed(live, worker_id, now)
         return pieces
 
-    def completed(self, worker_id: WorkerId, job_id: JobId, number: int, *, vectors: int, now: float) -> bool:
-        """The worker says that it is done. True: take its vectors; text ends with its last frame already."""
+    def completed(
+        self,
+        worker_id: WorkerId,
+        job_id: JobId,
+        number: int,
+        *,
+        vectors: int,
+        now: float,
+        prompt_tokens: Sequence[int] = (),
+    ) -> bool:
+        """The worker says that it is done. True: take its vectors; text ends with its last frame already.
+
+        `prompt_tokens`: its count of each input; empty if it says none.
+        """
         live = self._current(worker_id, job_id, number, now)
         if live is None:
             return False
@@ -291,6 +332,7 @@ class Engine:
             self.misbehaved(worker_id, job_id, number, why, now)
             return False
         self._begin(live, now)
+        self._believe(live, prompt_tokens)
         self._succeed(live, worker_id, now)
         return True
 
@@ -328,7 +370,7 @@ class Engine:
             )
             self._change(live, jobs.move(jobs.with_attempt(live.job, attempt), JobEvent.ASSIGNED, now=now))
             live.heard_at = live.progressed_at = now
-            live.acknowledged, live.stage = 0, ""
+            live.acknowledged, live.stage, live.load_began = 0, "", None
             live.numerics = worker.models[live.job.model].numerics
             if not worker.running:
                 worker.busy_since = now
@@ -356,7 +398,7 @@ class Engine:
                 self._after_fault(live, worker.id, AttemptEvent.FAILED, "worker", "stalled", why, now)
             else:
                 self._acknowledge(live, worker.id)
-                if live.stage in ("downloading", "loading"):
+                if live.stage in LOADING:
                     self._expire(live, now)
         for worker in self.fleet.workers.values():
             if worker.missed_at is not None:
@@ -378,15 +420,33 @@ class Engine:
         since = live.queued_at if live.output.begun else job.created_at
         if not job.stored:
             ends_at = min(ends_at, since + self.rules.wait_s)
+        loading = self._loading(live, now)
         if now < ends_at:
             return
-        loading = live.stage in ("downloading", "loading")
-        code = "model_loading" if loading else "no_worker_available"
+        code = "no_worker_available"
         why = f"no worker was free for {job.model} within {now - since:.0f} s"
-        if loading:
-            why = f"{job.model} is still {live.stage} on a worker"
+        if loading is not None:
+            code, why = "model_loading", f"{job.model} is still {loading.state} on a worker"
+            live.job = replace(live.job, loading=loading)
         self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
         self._close(live, JobEvent.EXPIRED, now, why=why, code=code)
+
+    def _loading(self, live: Live, now: float) -> Loading | None:
+        """How far the model is on the worker that holds the job, if that is what the job waits for."""
+        holder = self._holder(live)
+        if holder is None or live.stage not in LOADING:
+            return None
+        served = self.fleet.workers[holder[0]].models.get(live.job.model)
+        if served is None:
+            return Loading(live.stage)
+        if live.load_began is None or live.load_began.state != live.stage:
+            live.load_began = LoadMark(live.stage, now, served.bytes_done)
+        return load_of(live.stage, served, live.load_began, now)
+
+    def holds(self, worker_id: WorkerId, job_id: JobId, number: int) -> bool:
+        """Whether this attempt is current and the worker's."""
+        live = self.lives.get(job_id)
+        return live is not None and self._holder(live) == (worker_id, number)
 
     # -- one place each --------------------------------------------------------------------------
 
@@ -422,11 +482,23 @@ class Engine:
         live.job = job
         self.effects.jobs[job.id] = job
 
-    def _begin(self, live: Live, now: float) -> None:
+    def _begin(self, live: Live, now: float) -> bool:
+        """Whether it had not begun before."""
         attempt = live.job.attempt
-        if attempt is not None and attempt.state is jobs.AttemptState.ASSIGNED:
-            moved = jobs.move_attempt(attempt, AttemptEvent.ACCEPTED, now=now)
-            live.job = jobs.with_attempt(live.job, moved)  # not worth a commit of its own
+        if attempt is None or attempt.state is not jobs.AttemptState.ASSIGNED:
+            return False
+        moved = jobs.move_attempt(attempt, AttemptEvent.ACCEPTED, now=now)
+        live.job = jobs.with_attempt(live.job, moved)  # not worth a commit of its own
+        return True
+
+    def _believe(self, live: Live, counts: Sequence[int]) -> None:
+        """Where our own count is only a bound, the worker's is believed up to it: it lowers, never raises."""
+        bounds = live.demand.prompts
+        if live.demand.exact or len(counts) != len(bounds):
+            return
+        prompts = tuple(min(bound, said or bound) for bound, said in zip(bounds, counts, strict=True))
+        live.demand = replace(live.demand, prompts=prompts)
+        live.job = replace(live.job, prompt_tokens=sum(prompts))
 
     def _stop_attempt(
         self, live: Live, event: AttemptEvent, why: str, now: float, *, tell: bool = False

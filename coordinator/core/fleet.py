@@ -8,7 +8,9 @@ is worse than waiting a little.
 
 from dataclasses import dataclass, field
 
-from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
+from coordinator.core.jobs import AccountId, JobId, Kind, Loading, MemberId, WorkerId
+
+LOADING = ("downloading", "loading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,24 @@ class Served:
     bytes_done: int = 0
     bytes_total: int = 0
     why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMark:
+    """Where a model that loads was first seen in this state; its speed is measured from here."""
+
+    state: str
+    at: float
+    bytes_done: int
+
+
+def load_of(state: str, served: Served, mark: LoadMark, now: float) -> Loading:
+    """As its worker says; the time left follows from what came since the mark, and is None without."""
+    done, total = served.bytes_done, served.bytes_total
+    came, eta_s = done - mark.bytes_done, None
+    if came > 0 and now > mark.at and total > done:
+        eta_s = (total - done) * (now - mark.at) / came
+    return Loading(state, min(done, total) if total else done, total, eta_s)
 
 
 Fence = tuple[JobId, int]
@@ -95,15 +115,20 @@ class Fleet:
     def remove(self, worker_id: WorkerId) -> None:
         worker = self.workers.pop(worker_id, None)
         for name in worker.models if worker else ():
-            self.by_model[name].pop(worker_id, None)
+            self._withdraw(worker_id, name)
 
     def serve(self, worker: Worker, models: dict[str, Served]) -> None:
         """Replace what the worker serves."""
         for name in worker.models.keys() - models.keys():
-            self.by_model[name].pop(worker.id, None)
+            self._withdraw(worker.id, name)
         for name in models:
             self.by_model.setdefault(name, {})[worker.id] = None
         worker.models = models
+
+    def _withdraw(self, worker_id: WorkerId, name: str) -> None:
+        self.by_model[name].pop(worker_id, None)
+        if not self.by_model[name]:
+            del self.by_model[name]
 
     def heard(self, worker: Worker, now: float) -> None:
         """A sign of life. Who comes back in time is forgiven."""

@@ -118,6 +118,16 @@ class IllegalTransition(Exception):  # noqa: N818 -- named for what happened, as
     """The event cannot happen in this state: a bug in the caller, not in the world."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a model is that a job waited for. `bytes_total` 0 and `eta_s` None: not known."""
+
+    state: str  # downloading | loading
+    bytes_done: int = 0
+    bytes_total: int = 0
+    eta_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One worker's try. `number` is the fence; times are seconds since the epoch."""
@@ -164,6 +174,7 @@ class Job:
     ended_at: float | None = None
     why: str = ""  # of a job that ended without success
     code: str = ""  # a fixed word for the same
+    loading: Loading | None = None  # where the model was when it expired; not kept in the database
 
     @property
     def attempt(self) -> Attempt | None:

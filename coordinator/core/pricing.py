@@ -35,13 +35,17 @@ class Tariff:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a job asks for. `prompts`: the token counts of its prompts (several only for an embedding)."""
+    """What a job asks for. `prompts`: the token counts of its prompts (several only for an embedding).
+
+    `exact`: they are counted; otherwise they are upper bounds, since the model's tokenizer is not known.
+    """
 
     kind: Kind
     shape: Shape
     prompts: tuple[int, ...]
     max_tokens: int = 0
     choices: int = 1
+    exact: bool = True
 
     @property
     def prompt_tokens(self) -> int:
