@@ -23,6 +23,7 @@ from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
+from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
 from coordinator.pool import Pool
@@ -31,6 +32,7 @@ from coordinator.reports import WorkerReports
 from coordinator.sessions import Sessions, WorkerService
 from coordinator.settings import Settings
 from coordinator.store import Store
+from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
@@ -40,6 +42,7 @@ from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
 log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+LOCK_FILE = "coordinator.lock"
 GRACE_S = 10.0  # for running answers when the coordinator is told to stop
 STREAM_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second coordinator on the port is refused instead of sharing it
@@ -106,6 +109,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     """
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_home_lock(settings))
         http_socket = stack.enter_context(_bound(settings.http, "--http"))
         store = await Store.open(settings.database_url, clock.now())
         stack.push_async_callback(store.close)
@@ -304,6 +308,15 @@ def _background(
 def _fail(failed: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:
     if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
         failed.set_exception(error)
+
+
+def _home_lock(settings: Settings) -> FileLock:
+    """One coordinator for each home, wherever its database lies: the CA and the artifacts are here."""
+    try:
+        return FileLock.acquire(settings.folder / LOCK_FILE)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"the folder {settings.folder} cannot be written to: {reason}") from error
 
 
 def _bound(address: str, flag: str) -> socket.socket:

@@ -52,6 +52,8 @@ class Submission:
     prompt_tokens: int
     max_tokens: int
     choices: int
+    prompts: tuple[int, ...] = ()  # of an embedding: the tokens of each input
+    exact: bool = True  # False: these counts are upper bounds, the model's tokenizer is not known
     stored: bool = False
     workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
     idempotency_key: str | None = None
@@ -114,20 +116,13 @@ class Pool:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def demand(
-        self, kind: Kind, model: str, work: work_pb2.Work, prompt_tokens: int, max_tokens: int
-    ) -> Demand:
+    def demand(self, s: Submission) -> Demand:
         """What is to be priced. Each input of an embedding is a prompt of its own."""
-        prompts: tuple[int, ...] = (prompt_tokens,)
-        if kind is Kind.EMBEDDING:
-            inputs = work.embedding.inputs
-            prompts = tuple(len(i.ids) if i.ids else self.counter.count_text(model, i.text) for i in inputs)
-        choices = 1 if kind is Kind.EMBEDDING else max(1, _sampling(work).choices)
-        return Demand(kind, self.shape(model), prompts, max_tokens, choices)
+        prompts = s.prompts or (s.prompt_tokens,)
+        return Demand(s.kind, self.shape(s.model), prompts, s.max_tokens, max(1, s.choices), exact=s.exact)
 
     def quote(self, submission: Submission) -> int:
-        s = submission
-        return quote(self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens), self.tariff)
+        return quote(self.demand(submission), self.tariff)
 
     async def submit(self, submission: Submission) -> Ticket:
         """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
@@ -138,7 +133,7 @@ class Pool:
             return self._replay(known, s)
         self.names[s.member.id] = s.member.name
         self.know_account(s.member.account, s.member.credit_line)
-        demand = self.demand(s.kind, s.model, s.work, s.prompt_tokens, s.max_tokens)
+        demand = self.demand(s)
         worst = quote(demand, self.tariff)
         own_only = s.workers == "mine"
         job = Job(
@@ -188,7 +183,15 @@ class Pool:
 
     def restore(self, job: Job, work: work_pb2.Work) -> None:
         """Take a stored job up again after a restart. It starts over: what it had delivered was not kept."""
-        demand = self.demand(job.kind, job.model, work, job.prompt_tokens, job.max_tokens)
+        counts = _counts(self.counter, job.model, work)
+        exact = self.counter.exact(job.model)
+        if sum(counts) != job.prompt_tokens:
+            # Counted otherwise then, with a tokenizer that is not there yet. The hold is for that count, and
+            # no other division of it costs less than equal parts.
+            share, rest = divmod(job.prompt_tokens, len(counts))
+            counts = tuple(share + (index < rest) for index in range(len(counts)))
+            exact = True
+        demand = Demand(job.kind, self.shape(job.model), counts, job.max_tokens, job.choices, exact=exact)
         self.works[job.id] = work
         self.answers.expect(job.id)
         entry = self.catalogue().get(job.model)
@@ -217,9 +220,9 @@ class Pool:
         message = (
             f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
             f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, "
-            f"credit line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or earn"
-            " by serving: `potluck coordinator join-token`, then `potluck worker join` on your machine. Your own"
-            " workers serve you for free."
+            f"credit line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or"
+            " earn by serving: `potluck coordinator join-token`, then `potluck worker join` on your machine."
+            " Your own workers serve you for free."
         )
         extra = {"potluck": {"cost": job.quote, **have}}
         return Refusal(402, "insufficient_credits", message, type="insufficient_credits", extra=extra)
@@ -241,8 +244,8 @@ class Pool:
         return self.engine.recent.get(job_id) or await self.store.job(job_id)
 
     def _replay(self, known: Job, s: Submission) -> Ticket:
-        same = (known.kind, known.model, known.prompt_tokens, known.max_tokens, known.stored)
-        if same != (s.kind, s.model, s.prompt_tokens, s.max_tokens, s.stored):
+        same = (known.kind, known.model, known.quote, known.max_tokens, known.choices, known.stored)
+        if same != (s.kind, s.model, self.quote(s), s.max_tokens, max(1, s.choices), s.stored):
             message = f"This Idempotency-Key was used for another request (job {known.id})."
             raise Refusal(409, "idempotency_conflict", message)
         if not known.stored:
@@ -371,8 +374,15 @@ class Pool:
         return count
 
 
-def _sampling(work: work_pb2.Work) -> work_pb2.Sampling:
-    return work.chat.sampling if work.HasField("chat") else work.completion.sampling
+def _counts(counter: TokenCounter, model: str, work: work_pb2.Work) -> tuple[int, ...]:
+    """The tokens of each prompt, as the counter knows them now."""
+    if work.HasField("chat"):
+        return (counter.count_chat(model, list(work.chat.messages)),)
+    if work.HasField("completion"):
+        ids, prompt = work.completion.prompt_ids, work.completion.prompt
+        return (len(ids) or counter.count_text(model, prompt),)
+    inputs = work.embedding.inputs
+    return tuple(len(i.ids) or counter.count_text(model, i.text) for i in inputs)
 
 
 def _memory(entry: ModelEntry) -> int:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from coordinator.core.jobs import Job, JobId, JobState
+from coordinator.core.jobs import Job, JobId, JobState, Loading
 from coordinator.core.output import Piece
 from potluck.v1.work_pb2 import TokenLogprob
 
@@ -30,7 +30,8 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The end. `charge` in microcredits; `code` and `why` of a job that did not succeed."""
+    """The end. `charge` in microcredits; `code` and `why` of a job that did not succeed, and
+    `loading` where it waited in vain for a model."""
 
     state: JobState
     charge: int
@@ -38,6 +39,7 @@ class Closed:
     output_tokens: int
     code: str = ""
     why: str = ""
+    loading: Loading | None = None
 
 
 JobEvent = Output | Embedded | Closed
@@ -113,4 +115,5 @@ def ended(job: Job) -> Closed:
         output_tokens=job.output_tokens,
         code=job.code,
         why=job.why,
+        loading=job.loading,
     )

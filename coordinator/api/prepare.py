@@ -83,6 +83,7 @@ async def chat(context: Context, member: Member, request: ChatRequest, key: str 
         for message in request.messages
     ]
     characters = sum(len(message.content) for message in messages)
+    exact = context.counter.exact(entry.name)
     prompt_tokens = await _count(characters, lambda: context.counter.count_chat(entry.name, messages))
     wanted = request.max_completion_tokens or request.max_tokens
     max_tokens = _room(context, entry, prompt_tokens, wanted, param="messages")
@@ -98,6 +99,7 @@ async def chat(context: Context, member: Member, request: ChatRequest, key: str 
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         choices=sampling.choices,
+        exact=exact,
         workers=_workers(request.potluck),
     )
 
@@ -107,6 +109,7 @@ async def completions(
 ) -> list[Submission]:
     """One submission for each prompt. The API echoes, so that an echo is never counted as output."""
     entry = await _countable(context, request.model, Kind.COMPLETION)
+    exact = context.counter.exact(entry.name)
     counts = await _count_each(context, entry, request.prompt)
     submissions = []
     for prompt, prompt_tokens in zip(request.prompt, counts, strict=True):
@@ -128,6 +131,7 @@ async def completions(
                 prompt_tokens=prompt_tokens,
                 max_tokens=max_tokens,
                 choices=sampling.choices,
+                exact=exact or not isinstance(prompt, str),
                 workers=_workers(request.potluck),
             )
         )
@@ -136,6 +140,7 @@ async def completions(
 
 async def embedding(context: Context, member: Member, request: EmbeddingRequest) -> Submission:
     entry = await _countable(context, request.model, Kind.EMBEDDING)
+    exact = context.counter.exact(entry.name)
     counts = await _count_each(context, entry, request.input)
     for index, tokens in enumerate(counts):
         if tokens > entry.context_tokens:
@@ -152,6 +157,8 @@ async def embedding(context: Context, member: Member, request: EmbeddingRequest)
         prompt_tokens=sum(counts),
         max_tokens=0,
         choices=1,
+        prompts=tuple(counts),
+        exact=exact or not any(isinstance(item, str) for item in request.input),
         workers=_workers(request.potluck),
     )
 

@@ -6,7 +6,7 @@ member's concurrent jobs. A client that goes away cancels them, and pays for wha
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from starlette.types import Receive
 
@@ -14,7 +14,7 @@ from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
 from coordinator.api.limits import Gauge
 from coordinator.api.usage import Usage
-from coordinator.core.jobs import JobState
+from coordinator.core.jobs import JobState, Loading
 from coordinator.pool import Closed, JobEvent, Refusal, Submission, Ticket
 
 GONE = "the client went away"
@@ -49,7 +49,9 @@ def refused(refusal: Refusal) -> ApiError:
 
 def failed(closed: Closed, job_id: str) -> ApiError:
     """A job that ended without success. What was delivered is charged: nothing tries it again by itself."""
-    extra = {"potluck": {"charge": closed.charge, "job_id": job_id}}
+    extra: dict[str, Any] = {"potluck": {"charge": closed.charge, "job_id": job_id}}
+    if closed.loading is not None:
+        extra["loading"] = _loading(closed.loading)
     why = closed.why or "no reason was given"
     if closed.state is JobState.CANCELLED:
         return ApiError(400, "job_cancelled", f"The job was cancelled: {why}.", retry=False, extra=extra)
@@ -59,6 +61,16 @@ def failed(closed: Closed, job_id: str) -> ApiError:
     if status == 503:
         return ApiError(status, code, message, retry_after_s=RETRY_AFTER_S, extra=extra)
     return ApiError(status, code, message, retry=False, extra=extra)
+
+
+def _loading(loading: Loading) -> dict[str, Any]:
+    """How far the model is; `eta_s` only where it is known."""
+    said = {
+        "state": loading.state,
+        "bytes_done": loading.bytes_done,
+        "bytes_total": loading.bytes_total,
+    }
+    return said if loading.eta_s is None else {**said, "eta_s": round(loading.eta_s, 1)}
 
 
 class Running:
