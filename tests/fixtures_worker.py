@@ -220,18 +220,24 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
             case "progress":
                 self.progress.append(message.progress)
             case "frame":
-                told = self._told(message.frame.attempt)
-                if self._fresh(connection, message.frame):
-                    told.frames += 1
-                    told.prompts += message.frame.HasField("prompt")
-                    for delta in message.frame.deltas:
-                        assert delta.text_offset == len(told.text), "text comes without gaps"
-                        told.text += delta.text
+                self._frame(connection, message.frame)
+            case "frames":
+                for frame in message.frames.frames:
+                    self._frame(connection, frame)
             case "result":
                 if self._fresh(connection, message.result):
                     self._told(message.result.attempt).result = message.result
             case "receipt":
                 self._receipt(connection, message.receipt)
+
+    def _frame(self, connection: Connection, frame: session_pb2.Frame) -> None:
+        told = self._told(frame.attempt)
+        if self._fresh(connection, frame):
+            told.frames += 1
+            told.prompts += frame.HasField("prompt")
+            for delta in frame.deltas:
+                assert delta.text_offset == len(told.text), "text comes without gaps"
+                told.text += delta.text
 
     def _fresh(self, connection: Connection, message: session_pb2.Frame | session_pb2.Result) -> bool:
         told = self._told(message.attempt)

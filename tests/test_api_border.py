@@ -63,7 +63,7 @@ async def test_a_mistake_of_ours_is_a_sentence_with_an_id(
     def broken(*_: object) -> None:
         raise RuntimeError("a secret path /home/x")
 
-    monkeypatch.setattr(type(stand.context.pool), "status", broken)
+    monkeypatch.setattr(views, "status", broken)
     with structlog.testing.capture_logs() as logs:
         response = await stand.ask("GET", "/pool/v1/status")
     assert response.status_code == 500
