@@ -6,7 +6,7 @@ import pytest
 
 pytest_plugins = [
     name
-    for name in ("fixtures_api", "fixtures_pool", "fixtures_models", "fixtures_engine")
+    for name in ("fixtures_api", "fixtures_pool", "fixtures_models", "fixtures_engine", "fixtures_tiny")
     if find_spec(name)
 ]
 

@@ -6,6 +6,8 @@ import pytest
 import structlog
 from fixtures_api import Stand, error_of, open_stand
 
+from coordinator import views
+
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8420", "LOCALHOST"])
 async def test_loopback_names_are_answered(stand: Stand, host: str) -> None:

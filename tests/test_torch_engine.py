@@ -16,8 +16,6 @@ from fixtures_engine import Heard, chat, completion, delivered, embedding, going
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines.torch import Torch
 
-pytest_plugins = ("fixtures_tiny",)
-
 ODD = [" bst", "</think>", "###", "🎉"]  # some of them stand in the answers below
 
 
