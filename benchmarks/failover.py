@@ -33,13 +33,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import stand
-from fixtures_engine import chat, hosted, start
+from fixtures_engine import chat
 from fixtures_margin import MARGIN_MAX, Judge
 from fixtures_pool import Member, RealPool
 
 from potluck.catalogue import Catalogue
 from potluck.home import model_cache
-from potluck.v1 import engine_pb2
 
 TOKENS = 200
 QUESTION = "Write a very long and detailed story about a village whose people share everything they own."
@@ -150,6 +149,11 @@ class Bench:
         names = [self.asker.name, *OWNERS.values()]
         return {name: self.pool.members[name].balance()["balance"] for name in names}
 
+    def margin(self, seed: int, text: str) -> float | None:
+        """Of the first token in which this is not the answer that an engine alone gives; torch only."""
+        work = chat(QUESTION, seed=seed, temperature=1.0, max_tokens=TOKENS)
+        return asyncio.run(self.judge.difference(work, text)) if self.judge else None
+
     def revive(self, name: str) -> None:
         self.pool.start_worker(name, *self.flags)
 
@@ -211,25 +215,13 @@ def text_problems(bench: Bench, seed: int, whole: Answer, answer: Answer, job: d
     if bench.engine == "emulator" and len(answer.text.split()) != TOKENS:
         problems.append(f"the answer has {len(answer.text.split())} words")
     if bench.engine != "llamacpp" and answer.text != whole.text:
-        margin = asyncio.run(difference(bench.judge, seed, answer.text)) if bench.judge else None
+        margin = bench.margin(seed, answer.text)
         if margin is not None and margin < MARGIN_MAX:
             bench.narrow += 1
             print(f"     the text differs where the margin is {margin:.1e}")
         else:
             problems.append(f"the text is another (margin {margin})")
     return problems
-
-
-async def difference(judge: Judge, seed: int, text: str) -> float | None:
-    """The margin of the first token in which `text` is not the answer that an engine alone gives."""
-    work = chat(QUESTION, seed=seed, temperature=1.0, max_tokens=TOKENS)
-    load = engine_pb2.Load(
-        engine="torch", model=stand.SMALL, paths=[str(judge.path)], cache_dir=str(judge.cache), threads=1
-    )
-    async with hosted(load) as (host, heard):
-        host.send(start(work))
-        await heard.ended()
-        return judge.narrow(heard.prompt().ids, heard.ids(), text, work.chat.sampling)
 
 
 def one_run(bench: Bench, rng: random.Random, number: int) -> bool:

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from fixtures_engine import hosted, start
 from numpy.typing import NDArray
 
-from potluck.v1 import work_pb2
+from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import noise, weights
+from worker.engines.engine import sampling_of
 from worker.engines.sampling import gumbel, hashes
 from worker.engines.vocabulary import Vocabulary
 
@@ -71,11 +73,14 @@ class Judge:
     ) -> float:
         return margin(self.scores(prompt, ids, sampling, choice))
 
-    def narrow(
-        self, prompt: Sequence[int], ids: Sequence[int], text: str, sampling: work_pb2.Sampling
-    ) -> float | None:
-        """None if `text` is that of `ids`, else the margin of the first id that it has not."""
+    async def difference(self, work: work_pb2.Work, text: str) -> float | None:
+        """None if `text` is what an engine alone answers, else the margin of the first token that it has not."""
+        load = engine_pb2.Load(
+            engine="torch", model="judged", paths=[str(self.path)], cache_dir=str(self.cache), threads=1
+        )
+        async with hosted(load) as (host, heard):
+            host.send(start(work))
+            await heard.ended()
+        ids, prompt = heard.ids(), heard.prompt().ids
         index = first_difference(self.loaded.vocabulary, ids, text)
-        if index is None:
-            return None
-        return self.margin(prompt, ids[:index], sampling)
+        return None if index is None else self.margin(prompt, ids[:index], sampling_of(work))
