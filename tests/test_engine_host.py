@@ -100,14 +100,18 @@ async def test_a_terminal_signal_does_not_end_an_engine_that_its_daemon_still_ne
 
 
 PARENT = """
-import asyncio, os, sys
-from potluck.v1 import engine_pb2
+import asyncio
+from potluck.v1 import engine_pb2, work_pb2
 from worker.hosts.process import EngineHost
 
 async def main():
     heard = lambda event: None
-    load = engine_pb2.Load(engine="emulator", options={"hang_after_tokens": "0"})
+    load = engine_pb2.Load(engine="emulator", options={"ttft_ms": "0", "tpot_ms": "1"})
     host = await EngineHost.start(load, heard)
+    sampling = work_pb2.Sampling(max_tokens=8000)
+    work = work_pb2.Work(completion=work_pb2.CompletionWork(prompt="x", sampling=sampling))
+    start = engine_pb2.Start(attempt=work_pb2.Attempt(job_id="busy", number=1), work=work)
+    host.send(engine_pb2.EngineCommand(start=start))
     print(host.pid, host._directory, flush=True)
     await asyncio.Event().wait()
 
@@ -116,6 +120,7 @@ asyncio.run(main())
 
 
 async def test_the_engine_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    """In the middle of an answer, and it leaves nothing behind."""
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import xllamacpp
 from fixtures_engine import Heard, chat, completion, delivered, embedding, going_on, hosted, start
 from fixtures_models import model_cache
 
-from potluck.v1 import engine_pb2, work_pb2
+from potluck.v1 import engine_pb2
 from worker.engines import weights
 from worker.engines.engine import sampling_of
 from worker.engines.llamacpp import listen_privately
@@ -171,5 +172,5 @@ async def test_many_streams_share_each_step(real: Real) -> None:
         )
     await asyncio.gather(*(real.heard.ended(job) for job in jobs))
     order = [event.output.attempt.job_id for event in real.heard.events if event.HasField("output")]
-    turns = sum(one != other for one, other in zip(order, order[1:], strict=False))
+    turns = sum(one != other for one, other in pairwise(order))
     assert turns > 3 * len(jobs), "streams ran one after the other"

@@ -11,6 +11,7 @@ from fixtures_tiny import write_tiny
 
 from worker.engines import weights
 from worker.engines.batch import Batch, Decoding, Embedding, unit
+from worker.engines.packed import PackedLinear, pack
 from worker.engines.pieces import Pieces
 from worker.engines.rows import Rows
 from worker.engines.sampling import Sampler
@@ -188,6 +189,21 @@ def test_a_batch_that_failed_begins_anew(tiny: weights.Loaded) -> None:
     while not batch.idle:
         batch.step()
     assert_alone(tiny, after)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16, 70])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_layers_compute_what_plain_ones_do(rows: int, bias: bool) -> None:
+    plain = torch.nn.Linear(48, 80, bias=bias)
+    packed = PackedLinear(plain)
+    with torch.inference_mode():
+        values = torch.randn(2, rows, 48)
+        np.testing.assert_allclose(packed(values).numpy(), plain(values).numpy(), atol=1e-5)
+
+
+def test_on_a_cpu_every_linear_layer_is_packed(tiny: weights.Loaded) -> None:
+    assert not [module for module in tiny.model.modules() if type(module) is torch.nn.Linear]
+    assert pack(tiny.model) == 0
 
 
 @pytest.mark.parametrize(

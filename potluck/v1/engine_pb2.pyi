@@ -131,6 +131,8 @@ Global___Load: _TypeAlias = Load  # noqa: Y015
 
 @_typing.final
 class Start(_message.Message):
+    """Answered by exactly one Done or Failed."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -159,6 +161,10 @@ Global___Start: _TypeAlias = Start  # noqa: Y015
 
 @_typing.final
 class Stop(_message.Message):
+    """Answered, when the work has truly ended and the slot is free, by Failed with FAULT_NONE and code `stopped`,
+    unless the attempt's Done or Failed came first.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: _builtins.int

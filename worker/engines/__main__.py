@@ -49,8 +49,9 @@ class Writer:
                 batch.append(self._queue.get())
             try:
                 pipe.write_all(self._fd, b"".join(data for data in batch if data is not None))
-            except OSError:
-                os._exit(0)  # nobody reads any more: the daemon is gone
+            except OSError:  # nobody reads any more: the daemon is gone
+                clean_up()
+                os._exit(0)
             if None in batch:
                 return
 

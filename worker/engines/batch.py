@@ -103,7 +103,7 @@ class Batch:
             self._embedding_turn = not self._embedding_turn
             first = self._embedding_turn or not self.filling
             if not (first and self._embed_together()) and self.filling:
-                self._read(self.filling[0])
+                self._read()
 
     def decode(self) -> None:
         with torch.inference_mode():
@@ -160,31 +160,63 @@ class Batch:
 
     # -- computing -----------------------------------------------------------------------------------------
 
-    def _read(self, member: Member) -> None:
-        """The next piece of the first prompt; at its end the sequence begins to decode."""
-        row = member.row
-        begin = self.rows.lengths[row]
-        end = min(len(member.ids), begin + self.chunk_tokens)
+    def _together(self) -> list[Member]:
+        """Who is read next: the first prompt, and short ones beside it as far as the padding allows.
+
+        They get the rows after those that decode.
+        """
+        taken: list[Member] = []
+        longest = 0
+        for member in self.filling:
+            if taken and type(member) is not type(taken[0]):
+                break
+            longest = max(longest, min(self.chunk_tokens, len(member.ids) - self.rows.lengths[member.row]))
+            if taken and longest * (len(taken) + 1) > self.chunk_tokens:
+                break
+            taken.append(member)
+        for row, member in enumerate(taken, start=len(self.decoding)):
+            if member.row != row:
+                self._exchange(member, next(other for other in self.filling if other.row == row))
+        return taken
+
+    def _read(self) -> None:
+        """The next piece of one prompt or of several; who is at its end begins to decode."""
+        taken = self._together()
+        begins = [self.rows.lengths[member.row] for member in taken]
+        pieces = [
+            member.ids[begin : begin + self.chunk_tokens] for member, begin in zip(taken, begins, strict=True)
+        ]
+        width = max(map(len, pieces))
+        end = max(begin + len(piece) for begin, piece in zip(begins, pieces, strict=True))
         device = self.model.device
-        positions = torch.arange(begin, end, device=device)
-        mask = (torch.arange(end, device=device) <= positions[:, None])[None, None]
-        self.rows.begin(row, 1, begin, end)
-        ids = torch.tensor([member.ids[begin:end]], device=device)
-        whole = end == len(member.ids)
-        logits = None
-        if isinstance(member, Decoding):
-            logits = self._logits(ids, positions[None], mask)
-        else:
-            hidden = self._hidden(ids, positions[None], mask)[0].sum(0, dtype=torch.float32)
-            member.total = hidden if member.total is None else member.total + hidden
-        self.rows.lengths[row] = end
-        if not whole:
-            self.filling = [*self.filling[1:], member]  # a short prompt does not wait for a long one
-        elif isinstance(member, Embedding):
-            self._leave(member)
-            member.heard(member, (member.total / len(member.ids)).cpu().numpy())
-        else:
-            self._begin_decoding(member, logits)
+        # Shorter pieces repeat their first token in front: same place, same values. So all end in one column.
+        ids = [piece[:1] * (width - len(piece)) + piece for piece in pieces]
+        places = [
+            [begin] * (width - len(piece)) + [*range(begin, begin + len(piece))]
+            for begin, piece in zip(begins, pieces, strict=True)
+        ]
+        positions = torch.tensor(places, device=device)
+        mask = (torch.arange(end, device=device) <= positions[:, :, None])[:, None]
+        self.rows.begin(taken[0].row, positions, end)
+        compute = self._logits if isinstance(taken[0], Decoding) else self._hidden
+        results = compute(torch.tensor(ids, device=device), positions, mask)
+        # To the end of the line: a short prompt does not wait for a long one.
+        self.filling = [*(member for member in self.filling if member not in taken), *taken]
+        for member, begin, piece, result in zip(taken, begins, pieces, results, strict=True):
+            self.rows.lengths[member.row] = begin + len(piece)
+            self._have_read(member, len(piece), result)
+
+    def _have_read(self, member: Member, tokens: int, result: Any) -> None:
+        """`result`: logits for a Decoding, hidden states for an Embedding."""
+        whole = self.rows.lengths[member.row] == len(member.ids)
+        if isinstance(member, Embedding):
+            total = result[-tokens:].sum(0, dtype=torch.float32)
+            member.total = total if member.total is None else member.total + total
+            if whole:
+                self._leave(member)
+                member.heard(member, (member.total / len(member.ids)).cpu().numpy())
+        elif whole:
+            self._begin_decoding(member, result)
 
     def _begin_decoding(self, member: Decoding, logits: Any) -> None:
         target = len(self.decoding)  # the first row after those that decode
@@ -192,7 +224,7 @@ class Batch:
             self._exchange(member, next(other for other in self.filling if other.row == target))
         self.filling.remove(member)
         self.decoding.append(member)
-        if not member.heard(member, logits[0]):
+        if not member.heard(member, logits):
             self._leave(member)
 
     def _decode(self) -> None:
@@ -201,11 +233,11 @@ class Batch:
         device = self.model.device
         lengths = self.rows.lengths[: len(members)]
         end = max(lengths) + 1
-        positions = torch.tensor(lengths, device=device)
-        mask = (torch.arange(end, device=device) <= positions[:, None])[:, None, None]
-        self.rows.begin(0, len(members), positions, end)
+        positions = torch.tensor(lengths, device=device)[:, None]
+        mask = (torch.arange(end, device=device) <= positions[:, :, None])[:, None]
+        self.rows.begin(0, positions, end)
         ids = torch.tensor([[member.ids[-1]] for member in members], device=device)
-        logits = self._logits(ids, positions[:, None], mask)
+        logits = self._logits(ids, positions, mask)
         for row in range(len(members)):
             self.rows.lengths[row] += 1
         ended = [member for row, member in enumerate(members) if not member.heard(member, logits[row])]

@@ -26,31 +26,26 @@ class Rows:
         self._keys: list[Any] = [None] * layers
         self._values: list[Any] = [None] * layers
         self._rows = slice(0, 0)  # of the forward pass that is under way
-        self._index: Any = None  # [rows] 0, 1, 2...
-        self._positions: Any = None  # [rows], or the first of a single row
+        self._index: Any = None  # [rows, 1] 0, 1, 2...
+        self._positions: Any = None  # [rows, tokens]
         self._end = 0
 
-    def begin(self, first: int, count: int, positions: Any, end: int) -> None:
-        """The next forward pass is for rows first..first+count, of which the longest then ends at `end`.
+    def begin(self, first: int, positions: Any, end: int) -> None:
+        """The next forward pass is for the rows from `first` on, of which the longest then ends at `end`.
 
-        `positions` has the place of each row's one new token, or is the number of the first of many of one
-        row.
+        `positions` [rows, tokens] are the places of the new tokens. A row with fewer new tokens than others
+        is padded behind its end, where nobody looks before something else is written there.
         """
-        self._rows = slice(first, first + count)
+        self._rows = slice(first, first + positions.shape[0])
         self._positions = positions
+        self._index = torch.arange(positions.shape[0], device=positions.device)[:, None]
         self._end = end
-        if not isinstance(positions, int):
-            self._index = torch.arange(count, device=positions.device)
 
     def update(self, keys: Any, values: Any, layer: int) -> tuple[Any, Any]:
         """Store what a layer computed for the new tokens; returns all that its rows now hold."""
         self._reserve(layer, keys, values)
         for buffers, new in ((self._keys, keys), (self._values, values)):
-            held = buffers[layer][self._rows]
-            if isinstance(self._positions, int):
-                held[:, :, self._positions : self._end] = new
-            else:
-                held[self._index, :, self._positions] = new[:, :, 0]
+            buffers[layer][self._rows][self._index, :, self._positions] = new.transpose(1, 2)
         rows, end = self._rows, self._end
         return self._keys[layer][rows, :, :end], self._values[layer][rows, :, :end]
 

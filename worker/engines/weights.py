@@ -20,6 +20,7 @@ from potluck.gguf import GgufError
 from potluck.vocabulary import VocabularyError, tokenizer_of_gguf
 from worker.engines.engine import EngineError
 from worker.engines.metadata import model_digest, read_metadata, sha256_of
+from worker.engines.packed import pack
 from worker.engines.vocabulary import Vocabulary, read_vocabulary
 
 CONVERTER_VERSION = 1
@@ -109,6 +110,7 @@ def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
         ) from error
     _check(model.config)
     model.eval().to(device.name)
+    pack(model)
     return Loaded(
         model=model,
         text=text,
