@@ -77,6 +77,13 @@ async def test_a_mistake_of_ours_is_a_sentence_with_an_id(
     assert line["request"] == response.headers["x-request-id"]
 
 
+async def test_the_front_door_leads_to_the_description(stand: Stand) -> None:
+    """The address alone, typed into a browser, ends at a page."""
+    response = await stand.http.get(f"{stand.url}/", follow_redirects=True)
+    assert response.status_code == 200
+    assert response.url.path == "/docs"
+
+
 async def test_operations_need_no_key(stand: Stand) -> None:
     """Alive, ready, and described; the page has no script and fetches nothing."""
     assert (await stand.http.get(f"{stand.url}/healthz")).json() == {"status": "ok"}
