@@ -154,6 +154,11 @@ def _unexpected(error: Exception, code: str) -> engine.EngineError:
 def main() -> NoReturn:
     # A library that prints must not corrupt the pipe, one that reads must not eat commands: both get others.
     commands, events = os.dup(0), os.dup(1)
+    if sys.platform == "win32":
+        import msvcrt
+
+        for fd in (commands, events):  # else the C library turns line ends round
+            msvcrt.setmode(fd, os.O_BINARY)
     devnull = os.open(os.devnull, os.O_RDONLY)
     os.dup2(devnull, 0)
     os.close(devnull)
