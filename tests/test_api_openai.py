@@ -51,7 +51,9 @@ async def test_a_streamed_chat_answer(stand: Stand) -> None:
     *pieces, last = chunks
     assert pieces[0].choices[0].delta.role == "assistant"
     assert pieces[0].choices[0].delta.content == ""
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == TEXT  # however many came together
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == TEXT
+    )  # however many came together
     assert [chunk.choices[0].finish_reason for chunk in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].choices[0].finish_reason == "stop"
     assert all(chunk.usage is None for chunk in pieces)
