@@ -15,8 +15,9 @@ Checked in every run:
   paid      each worker's owner has earned what its own tokens are worth by the published formula
   zero      the ledger adds up to nothing
 
-Printed are the time from the kill to the next token at the client, and the survivor's part of it: from its
-assignment (as polled every 10 ms) to its first token. Exit code 1 if any check fails.
+Printed are the time from the kill to the next token at the client, and the survivor's part of it: from the
+start of its attempt, as its signed receipt has it, to its first token at the client. Exit code 1 if any check
+fails.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from fixtures_pool import Member, RealPool
 
 from potluck.catalogue import Catalogue
 from potluck.home import model_cache
+from potluck.receipts import ReceiptBody
 
 TOKENS = 200
 QUESTION = "Write a very long and detailed story about a village whose people share everything they own."
@@ -80,7 +82,7 @@ class Answer:
 class Death:
     worker: str
     at: float
-    taken_over_at: float | None  # None: the answer ended without another attempt
+    survived: bool  # False: the answer ended without another attempt
 
 
 @dataclass(slots=True)
@@ -132,8 +134,8 @@ class Bench:
         self.pool.workers[name].kill()
         while not over.wait(POLL_S):
             if len(self.pool.job(job["id"])["attempts"]) > 1:
-                return Death(name, at, time.perf_counter())
-        return Death(name, at, None)
+                return Death(name, at, survived=True)
+        return Death(name, at, survived=False)
 
     def disturbed(self, seed: int, delay_s: float) -> tuple[Answer, Death | None]:
         over = threading.Event()
@@ -156,6 +158,20 @@ class Bench:
 
     def revive(self, name: str) -> None:
         self.pool.start_worker(name, *self.flags)
+
+
+def started_at(pool: RealPool, job: dict[str, Any]) -> float:
+    """When the last attempt began at its worker, on the clock of perf_counter; its receipt comes later."""
+    found: list[ReceiptBody] = []
+
+    def there() -> bool:
+        receipts = pool.job(job["id"])["receipts"]
+        last = [receipt for receipt in receipts if receipt["attempt"] == len(job["attempts"])]
+        found.extend(ReceiptBody.decode(receipt["body"].encode()) for receipt in last)
+        return bool(found)
+
+    pool.until(there, "the survivor's receipt")
+    return found[0].started_at / 1e3 - time.time() + time.perf_counter()
 
 
 def expected_pay(model: str, job: dict[str, Any]) -> dict[int, float]:
@@ -234,7 +250,7 @@ def one_run(bench: Bench, rng: random.Random, number: int) -> bool:
         before = bench.balances()
         fraction = rng.random()
         answer, death = bench.disturbed(seed, fraction * whole.seconds)
-        if death is not None and death.taken_over_at is not None:
+        if death is not None and death.survived:
             break
         print(f"     seed {seed}: the answer was over before the kill; once more")
         if death is not None:
@@ -251,7 +267,7 @@ def one_run(bench: Bench, rng: random.Random, number: int) -> bool:
     if bench.engine == "emulator" and len(answer.text[:seen].split()) != counts[0]:
         problems.append("the next token is not the survivor's first")
     gap = came_at - death.at
-    survivor = max(0.0, came_at - death.taken_over_at)
+    survivor = came_at - started_at(bench.pool, job)
     bench.gaps.append(gap)
     bench.survivors.append(survivor)
     print(
