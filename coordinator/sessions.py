@@ -116,10 +116,10 @@ class Budget:
     at: float
 
     def spend(self, worth: int, now: float) -> bool:
-        """False: it is used up."""
+        """False: it is used up, and this was once more of no use."""
         forgiven = (now - self.at) * USELESS_PER_S
-        self.left, self.at = min(USELESS_MAX, self.left + forgiven + worth), now
-        return self.left > 0
+        self.left, self.at = min(USELESS_MAX, max(0.0, self.left + forgiven + worth)), now
+        return worth >= 0 or self.left > 0
 
 
 class WorkerService(session_pb2_grpc.WorkerServiceServicer):

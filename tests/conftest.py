@@ -6,7 +6,14 @@ import pytest
 
 pytest_plugins = [
     name
-    for name in ("fixtures_api", "fixtures_pool", "fixtures_models", "fixtures_engine", "fixtures_tiny")
+    for name in (
+        "fixtures_api",
+        "fixtures_sessions",
+        "fixtures_pool",
+        "fixtures_models",
+        "fixtures_engine",
+        "fixtures_tiny",
+    )
     if find_spec(name)
 ]
 

@@ -698,6 +698,34 @@ def test_a_model_that_still_loads_after_a_minute_is_named(pool: Pool, stage: str
     assert pool.main("a") == 0
 
 
+def test_a_job_whose_worker_is_lost_after_long_work_waits_anew(pair: Pool) -> None:
+    """A prefill of two minutes, then silence: the next worker is asked, although nothing was delivered yet."""
+    pair.ask()
+    pair.tick()
+    holder = pair.attempt().worker
+    pair.engine.accepted(holder, JobId("job_1"), 1, pair.now)
+    pair.engine.progress(holder, JobId("job_1"), 1, "prefill", pair.now)
+    pair.spend(120.0, "w1", "w2")
+    pair.spend(5.0, "w1" if holder == "w2" else "w2")
+    assert pair.live().job.state is JobState.RUNNING
+    assert pair.attempt().worker != holder
+
+
+def test_loading_on_one_worker_after_the_other_does_not_wait_twice(pair: Pool) -> None:
+    pair.ask()
+    pair.tick()
+    holder = pair.attempt().worker
+    pair.engine.progress(holder, JobId("job_1"), 1, "loading", pair.now)
+    pair.spend(50.0, "w1", "w2")
+    pair.engine.failed(holder, JobId("job_1"), 1, "worker", "out_of_memory", "no", pair.now)
+    pair.tick()
+    other = pair.attempt().worker
+    assert other != holder
+    pair.engine.progress(other, JobId("job_1"), 2, "loading", pair.now)
+    pair.spend(10.25, "w1", "w2")
+    assert pair.closed().code == "model_loading"
+
+
 def test_a_job_that_runs_does_not_expire(pool: Pool) -> None:
     pool.ask()
     pool.tick()

@@ -60,7 +60,7 @@ class Live:
     demand: Demand
     memory_bytes: int
     output: Output
-    queued_at: float
+    waiting_since: float  # without anybody who works on it
     heard_at: float = 0.0  # of the running attempt
     progressed_at: float = 0.0
     acknowledged: int = 0
@@ -115,7 +115,7 @@ class Engine:
             raise Impossible(why)
         if job.hold:
             self._post(ledger.hold(job))
-        self._enqueue(live, now)
+        self._enqueue(live)
 
     def restore(
         self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
@@ -130,7 +130,7 @@ class Engine:
             live.job = jobs.move(jobs.with_attempt(job, ended), JobEvent.REQUEUED, now=now)
         self.lives[job.id] = live
         if live.job.state is JobState.QUEUED:
-            self._enqueue(live, now)
+            self._enqueue(live)
 
     def abandon(self, job: Job, now: float) -> None:
         """Return the hold of an interactive job that a crash of the coordinator cut off."""
@@ -417,7 +417,7 @@ class Engine:
         """Nobody could serve it in time: the hold is returned, whatever was delivered is free."""
         job = live.job
         ends_at = job.expires_at if job.expires_at is not None else FOREVER
-        since = live.queued_at if live.output.begun else job.created_at
+        since = live.waiting_since
         if not job.stored:
             ends_at = min(ends_at, since + self.rules.wait_s)
         loading = self._loading(live, now)
@@ -469,10 +469,9 @@ class Engine:
         self, job: Job, demand: Demand, count: Callable[[str], int], memory_bytes: int, now: float
     ) -> Live:
         output = Output([Choice() for _ in range(job.choices)], job.max_tokens, count)
-        return Live(job=job, demand=demand, memory_bytes=memory_bytes, output=output, queued_at=now)
+        return Live(job=job, demand=demand, memory_bytes=memory_bytes, output=output, waiting_since=now)
 
-    def _enqueue(self, live: Live, now: float) -> None:
-        live.queued_at = now
+    def _enqueue(self, live: Live) -> None:
         self.lives[live.job.id] = live
         self.queue[live.job.id] = None
         self.effects.jobs[live.job.id] = live.job
@@ -507,6 +506,8 @@ class Engine:
         holder, attempt = self._holder(live), live.job.attempt
         if holder is None or attempt is None:
             return
+        if attempt.state is jobs.AttemptState.RUNNING and live.stage not in LOADING:
+            live.waiting_since = now
         tokens = live.output.settle(attempt.number)
         note = attempt.why if event is AttemptEvent.SUCCEEDED else why
         ended = replace(jobs.move_attempt(attempt, event, now=now, why=note), tokens=tokens)
@@ -564,7 +565,7 @@ class Engine:
             self._close(live, JobEvent.GAVE_UP, now, why=f"{why}; {reason}", code=code)
         else:
             self._change(live, jobs.move(live.job, JobEvent.REQUEUED, now=now))
-            self._enqueue(live, now)
+            self._enqueue(live)
 
     def _impossible(self, live: Live) -> str:
         """As `impossible`, of workers that are out for good; who is only busy may be asked again."""
