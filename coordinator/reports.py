@@ -34,6 +34,7 @@ FRAMES_MAX = 1_024  # in one message
 VECTOR_VALUES_MAX = 65_536
 RUNNING_MAX = 4_096
 RECEIPTS_REMEMBERED_MAX = 20_000
+ATTEMPT_MAX = 2**32 - 1  # what the wire can name
 STAGES = {"downloading", "loading", "prefill", "decode"}
 EXACT_SAMPLERS = {"torch", "emulator"}  # engines whose token counts come from ids
 
@@ -226,6 +227,8 @@ class WorkerReports:
         """
         try:
             body = ReceiptBody.decode(receipt.body)
+            if body.attempt > ATTEMPT_MAX:
+                raise ReceiptError(f"attempt {body.attempt} cannot be named in an answer")
         except ReceiptError as error:
             log.warning("receipt unreadable", action="receipt_unreadable", worker=worker, why=str(error))
             return -1

@@ -194,11 +194,11 @@ class RawWorker:
         self.tasks.append(asyncio.create_task(self.serve()))
 
     def receipt(
-        self, attempt: work_pb2.Attempt, tokens: int, *, signer: WorkerIdentity | None = None, **changes: Any
+        self, of: work_pb2.Attempt, tokens: int, *, signer: WorkerIdentity | None = None, **changes: Any
     ) -> session_pb2.WorkerMessage:
         body = ReceiptBody(
-            job_id=attempt.job_id,
-            attempt=attempt.number,
+            job_id=of.job_id,
+            attempt=of.number,
             worker_id=self.id,
             model=MODEL,
             engine="emulator",
