@@ -11,6 +11,7 @@ from fixtures_core import (
     acknowledged,
     assigned,
     cancelled,
+    cold,
     demand,
     job_of,
     served,
@@ -20,10 +21,10 @@ from fixtures_core import (
 from coordinator.core import ledger
 from coordinator.core.engine import Impossible, Rules
 from coordinator.core.fleet import Patience
-from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, WorkerId
+from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, WorkerId
 from coordinator.core.messages import Effects, SendCancel
-from coordinator.core.output import TEXT_PER_TOKEN_MAX
-from coordinator.core.pricing import output_units, payments, prompt_units
+from coordinator.core.output import TEXT_PER_TOKEN_MAX, Piece
+from coordinator.core.pricing import output_units, payments, prompt_units, quote
 
 QUOTE = 502  # of `demand()`, by hand in test_pricing
 
@@ -923,3 +924,138 @@ def test_the_limits_are_those_of_the_design() -> None:
     assert (rules.tariff.prompt_weight_permille, rules.tariff.fee_permille) == (250, 20)
     assert Patience().lease_s == 4.0
     assert Attempt(number=1, worker=WorkerId("w"), owner=account("b"), assigned_at=0.0).paid == 0
+
+
+# -- counts that are only bounds ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"), [(0, 100), (1, 1), (99, 99), (100, 100), (101, 100), (10**9, 100)]
+)
+def test_where_our_count_is_a_bound_the_workers_lowers_it(pool: Pool, said: int, tokens: int) -> None:
+    """Never above the bound, never to nothing; the hold stands, the charge follows."""
+    job = pool.ask(wanted=replace(demand(tokens=1), exact=False))
+    pool.tick()
+    piece = Piece(0, 0, "one ", (1,), "stop")
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    assert pool.engine.frame(*fence, 1, [piece], "a prompt", pool.now, prompt_tokens=said)
+    closed = pool.closed()
+    exact = replace(demand(tokens=1), prompts=(tokens,))
+    assert (closed.prompt_tokens, closed.hold) == (tokens, job.hold)
+    assert closed.charge == quote(exact, pool.rules.tariff) <= job.hold
+    pool.check()
+
+
+def test_an_exact_count_is_nobodys_to_change(pool: Pool) -> None:
+    pool.ask(wanted=demand(tokens=1))
+    pool.tick()
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    pool.engine.frame(*fence, 1, [Piece(0, 0, "one ", (1,), "stop")], "a prompt", pool.now, prompt_tokens=1)
+    assert pool.closed().prompt_tokens == 100
+
+
+def test_only_the_first_rendered_prompt_is_counted(pair: Pool) -> None:
+    """A later attempt goes on from it; what a stale or wrong frame says of prompts is not heard."""
+    pair.ask(wanted=replace(demand(), exact=False))
+    pair.tick()
+    first = (pair.attempt().worker, JobId("job_1"), 1)
+    other = WorkerId("w1" if first[0] == "w2" else "w2")
+    piece = Piece(0, 0, "one ", (1,))
+    assert not pair.engine.frame(other, JobId("job_1"), 1, 1, [piece], "x", pair.now, prompt_tokens=2)
+    assert pair.live().demand.prompts == (100,)
+    assert pair.engine.frame(*first, 1, [piece], "x", pair.now, prompt_tokens=50)
+    pair.engine.frame(*first, 2, [Piece(0, 99, "y ", (1,))], "x", pair.now, prompt_tokens=3)
+    assert pair.live().demand.prompts == (50,)
+    pair.tick()
+    second = (pair.attempt().worker, JobId("job_1"), 2)
+    pair.engine.frame(*second, 1, [replace(piece, offset=4)], "x", pair.now, prompt_tokens=4)
+    assert (pair.live().demand.prompts, pair.live().job.prompt_tokens) == ((50,), 50)
+
+
+def test_counts_of_inputs_are_believed_one_by_one(pool: Pool) -> None:
+    wanted = replace(demand(Kind.EMBEDDING, (10, 20)), exact=False)
+    for name, said, prompts in (
+        ("job_1", (5, 99), (5, 20)),
+        ("job_2", (5,), (10, 20)),
+        ("job_3", (), (10, 20)),
+        ("job_4", (0, 7), (10, 7)),
+    ):
+        pool.ask(name, wanted=wanted)
+        pool.tick()
+        fence = (WorkerId("w1"), JobId(name), 1)
+        assert pool.engine.completed(*fence, vectors=2, now=pool.now, prompt_tokens=said)
+        assert pool.closed(name).prompt_tokens == sum(prompts)
+        exact = demand(Kind.EMBEDDING, prompts)
+        assert pool.closed(name).charge == quote(exact, pool.rules.tariff)
+    pool.check()
+
+
+# -- signs of life ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stored", "most_s"), [(False, 1_800.0), (True, 21_600.0)])
+def test_signs_of_life_without_output_are_heard_for_a_while(pool: Pool, stored: bool, most_s: float) -> None:
+    """Then the attempt counts as stalled, however lively its worker."""
+    pool.ask(stored=stored)
+    pool.tick()
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    begun = pool.now
+    while not pool.engine.fleet.workers[WorkerId("w1")].faults:
+        pool.beat("w1", ("job_1", 1))
+        assert pool.engine.progress(*fence, "prefill", pool.now)
+        pool.tick(2.0)
+    assert most_s < pool.now - begun <= most_s + pool.patience.stall_s + 4
+
+
+def test_progress_after_output_is_only_a_sign_of_life(pool: Pool) -> None:
+    """A worker cannot make a running answer look as if its model were loading, and expire."""
+    pool.ask()
+    pool.tick()
+    pool.write("one ")
+    pool.engine.progress(WorkerId("w1"), JobId("job_1"), 1, "loading", pool.now)
+    pool.spend(100.0, "w1")
+    assert pool.live().job.state is JobState.RUNNING
+
+
+def test_reports_say_whether_they_were_news(pool: Pool) -> None:
+    pool.ask()
+    pool.tick()
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    assert pool.engine.holds(*fence)
+    assert not pool.engine.holds(WorkerId("w2"), *fence[1:])
+    assert [pool.engine.accepted(*fence, pool.now) for _ in range(2)] == [True, False]
+    assert pool.engine.failed(*fence, "worker", "engine_died", "no", pool.now)
+    assert not pool.engine.failed(*fence, "worker", "engine_died", "no", pool.now)
+    assert not pool.engine.refused(*fence, "none", "busy", "no", pool.now)
+    assert not pool.engine.progress(*fence, "loading", pool.now)
+    assert not pool.engine.holds(*fence)
+
+
+def test_the_time_a_model_needs_follows_from_what_came(pool: Pool) -> None:
+    """30 of 100 came in a minute from 10 to 40: 60 are left, two minutes. No bytes, no time."""
+    pool.ask()
+    pool.tick()
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    pool.beat("w1", ("job_1", 1), served=[cold("downloading", bytes_done=10, bytes_total=100)])
+    pool.engine.progress(*fence, "downloading", pool.now)
+    pool.spend(30.0, "w1")
+    pool.beat("w1", ("job_1", 1), served=[cold("downloading", bytes_done=40, bytes_total=100)])
+    pool.spend(30.0, "w1")
+    loading = pool.closed().loading
+    assert loading is not None
+    assert (loading.state, loading.bytes_done, loading.bytes_total) == ("downloading", 40, 100)
+    assert loading.eta_s == pytest.approx(120.0, rel=0.02)
+
+
+def test_a_stage_begins_its_own_measure(pool: Pool) -> None:
+    """Loading counts other bytes than downloading did; nothing came since, so the time left is not known."""
+    pool.ask()
+    pool.tick()
+    fence = (WorkerId("w1"), JobId("job_1"), 1)
+    pool.beat("w1", ("job_1", 1), served=[cold("downloading", bytes_done=10, bytes_total=100)])
+    pool.engine.progress(*fence, "downloading", pool.now)
+    pool.spend(30.0, "w1")
+    pool.beat("w1", ("job_1", 1), served=[cold("loading", bytes_done=100, bytes_total=100)])
+    pool.engine.progress(*fence, "loading", pool.now)
+    pool.spend(30.0, "w1")
+    assert pool.closed().loading == Loading("loading", 100, 100, None)
