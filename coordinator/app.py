@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from coordinator.pool import Pool
 from coordinator.records import Loaded
 from coordinator.reports import WorkerReports
 from coordinator.sessions import Sessions, WorkerService
-from coordinator.settings import Settings
+from coordinator.settings import Settings, SettingsError
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, Ticker
@@ -104,8 +105,8 @@ class _Server(uvicorn.Server):
 async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     """Start a coordinator; leaving the block drains and stops it.
 
-    Raises PortTaken, AlreadyRunning, StoreError, CertificateError, KeyFileError or ModelsError, all with
-    sentences.
+    Raises PortTaken, AlreadyRunning, StoreError, CertificateError, KeyFileError, ModelsError or
+    SettingsError, all with sentences.
     """
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
@@ -277,6 +278,14 @@ async def _serve_http(
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        reason = error.strerror or str(error)
+        raise SettingsError(
+            f"the TLS files {settings.tls_cert} and {settings.tls_key} cannot be used: {reason}. Give a"
+            " certificate chain and its private key, both PEM, to --tls-cert and --tls-key."
+        ) from error
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listening]))
     task.add_done_callback(lambda t: _fail(failed, t))

@@ -16,7 +16,7 @@ from coordinator.app import coordinator
 from coordinator.ca import CertificateAuthority
 from coordinator.core.ledger import COMMONS
 from coordinator.lock import AlreadyRunning
-from coordinator.settings import Settings
+from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck.identity import JoinToken, WorkerIdentity, renewal_message
 from potluck.v1 import session_pb2, work_pb2
@@ -313,6 +313,22 @@ async def test_a_home_that_is_none_is_said_in_a_sentence(tmp_path: Path) -> None
     (tmp_path / "coordinator" / "coordinator.lock").mkdir(parents=True)
     settings = Settings(home=tmp_path, http="127.0.0.1:0", grpc="127.0.0.1:0")
     with pytest.raises(StoreError, match=re.escape(f"{tmp_path / 'coordinator'} cannot be written to")):
+        async with coordinator(settings):
+            pass
+
+
+async def test_tls_files_that_are_none_are_said_in_a_sentence(tmp_path: Path) -> None:
+    """And not waited for without end."""
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).write_text("no PEM", encoding="utf-8")
+    settings = Settings(
+        home=tmp_path,
+        http="127.0.0.1:0",
+        grpc="127.0.0.1:0",
+        tls_cert=tmp_path / "cert.pem",
+        tls_key=tmp_path / "key.pem",
+    )
+    with pytest.raises(SettingsError, match=r"cert\.pem and .*key\.pem cannot be used"):
         async with coordinator(settings):
             pass
 
