@@ -117,7 +117,7 @@ async def test_revoked_between_certificate_and_hello(house: House) -> None:
     worker.open()
     await worker.call.wait_for_connection()
     assert (await house.api("DELETE", f"/pool/v1/workers/{worker.id}")).status_code == 200
-    await worker.send(session_pb2.WorkerMessage(hello=session_pb2.Hello(protocol=1)))
+    await worker.flood(session_pb2.WorkerMessage(hello=session_pb2.Hello(protocol=1)), 1)
     assert (await worker.end())[0] is grpc.StatusCode.PERMISSION_DENIED
     assert worker.id not in house.running.pool.engine.fleet.workers
 
