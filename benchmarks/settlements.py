@@ -15,11 +15,13 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from coordinator.core import ledger
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from coordinator.core import entries, ledger
 from coordinator.core.jobs import (
     AccountId,
     Attempt,
@@ -37,6 +39,8 @@ from coordinator.core.receipts import ReceiptState
 from coordinator.ids import new_id
 from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, Role
 from coordinator.store import Store
+from coordinator.tick import ReceiptChain
+from potluck.chain import GENESIS
 
 MEMBERS = 64
 WORKERS = 8
@@ -52,12 +56,15 @@ class Pool:
     workers: list[EnrolledWorker]
     book: ledger.Book
     number: int = 0
-    hash: str = ledger.GENESIS
+    hash: str = GENESIS
+    receipts: ReceiptChain = field(default_factory=lambda: ReceiptChain(Ed25519PrivateKey.generate().sign))
+
+    def at(self) -> str:
+        return datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def record(self, entry: ledger.Entry) -> ledger.Recorded:
         self.book.post(entry)
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        recorded = ledger.record(self.number + 1, at, entry, self.hash)
+        recorded = ledger.record(self.number + 1, self.at(), entry, self.hash)
         self.number, self.hash = recorded.number, recorded.hash
         return recorded
 
@@ -66,7 +73,7 @@ async def found_pool(folder: Path) -> Pool:
     """A new pool with members who may spend and workers who may earn."""
     now = time.time()
     store = await Store.open(f"sqlite:///{folder / 'potluck.db'}", now)
-    await store.create_commons(0)
+    await store.create_own_accounts(0)
     members = [
         (await store.create_member(f"member-{n}", Role.MEMBER, CREDIT_LINE, "key", now))[0]
         for n in range(MEMBERS)
@@ -85,7 +92,10 @@ async def found_pool(folder: Path) -> Pool:
         )
         workers.append(worker)
     book = ledger.Book({account.id: account for account in (await store.load()).accounts})
-    return Pool(store, members, workers, book)
+    pool = Pool(store, members, workers, book)
+    lines = [pool.record(entries.opening(*waiting)) for waiting in await store.unopened()]
+    await store.commit(Batch(records=lines, accounts=list(book.accounts.values())))
+    return pool
 
 
 def start(pool: Pool, n: int) -> Job:
@@ -113,9 +123,9 @@ def start(pool: Pool, n: int) -> Job:
 def finish(pool: Pool, job: Job) -> tuple[Job, ledger.Recorded, ReceiptRow]:
     now = time.time()
     attempt = job.attempts[-1]
-    payment = ledger.Payment(1, AccountId(attempt.owner), CHARGE, CHARGE * 20 // 1000)
+    payment = entries.Payment(1, AccountId(attempt.owner), CHARGE, CHARGE * 20 // 1000)
     details = '{"model":"smollm2-135m-instruct","prompt_tokens":40,"output_tokens":200}'
-    recorded = pool.record(ledger.close(job, [payment], details))
+    recorded = pool.record(entries.close(job, [payment], details))
     attempt = replace(move_attempt(attempt, AttemptEvent.SUCCEEDED, now=now), tokens=200, paid=CHARGE)
     ended = replace(with_attempt(move(job, JobEvent.SUCCEEDED, now=now), attempt), charge=CHARGE)
     receipt = ReceiptRow(
@@ -125,7 +135,6 @@ def finish(pool: Pool, job: Job) -> tuple[Job, ledger.Recorded, ReceiptRow]:
         body=bytes(300),
         signature=bytes(64),
         state=ReceiptState.MATCHED,
-        at=now,
     )
     return ended, recorded, receipt
 
@@ -142,7 +151,7 @@ async def run(pool: Pool, group: int, seconds: float) -> tuple[float, list[float
     while (elapsed := time.perf_counter() - began) < seconds or running:
         ends = [finish(pool, job) for job in running]
         running = [start(pool, settled + n) for n in range(group)] if elapsed < seconds else []
-        holds = [pool.record(ledger.hold(job)) for job in running]
+        holds = [pool.record(entries.hold(job)) for job in running]
         records = [recorded for _, recorded, _ in ends] + holds
         touched = {posting.account for recorded in records for posting in recorded.entry.postings}
         asked = time.perf_counter()
@@ -151,7 +160,7 @@ async def run(pool: Pool, group: int, seconds: float) -> tuple[float, list[float
                 records=records,
                 accounts=[pool.book.accounts[account] for account in touched],
                 jobs=[job for job, _, _ in ends] + running,
-                receipts=[receipt for _, _, receipt in ends],
+                receipts=pool.receipts.extend([receipt for _, _, receipt in ends], pool.at()),
             )
         )
         waits.append(time.perf_counter() - asked)

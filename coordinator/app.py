@@ -20,6 +20,7 @@ from coordinator.artifacts import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
+from coordinator.core import entries
 from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
@@ -34,7 +35,7 @@ from coordinator.sessions import Sessions, WorkerService
 from coordinator.settings import Settings, SettingsError
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
-from coordinator.tick import Chain, Ticker
+from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
@@ -190,10 +191,11 @@ async def _pool(
         engine=pool.engine,
         store=store,
         chain=Chain(loaded.last_number, loaded.last_hash),
+        receipts=ReceiptChain(ca.sign, loaded.last_receipt_number, loaded.last_receipt_hash),
         now=clock.now,
         send=pool.send,
         tell=pool.tell,
-        acknowledge=pool.acknowledge,
+        acknowledge=pool.receipts.recorded,
         result_of=pool.answers.close,
         on_trouble=pool.storage_trouble,
     )
@@ -208,6 +210,8 @@ async def _remember(pool: Pool, loaded: Loaded) -> None:
     for row in await pool.store.workers():
         if row.revoked_at is None:
             pool.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
+    for account, line in await pool.store.unopened():
+        pool.engine.post(entries.opening(account, line))
     for job in loaded.open_jobs:
         request = loaded.requests.get(job.id)
         if job.stored and request is not None and pool.catalogue().get(job.model) is not None:
@@ -237,6 +241,7 @@ async def _serve_grpc(
         now=clock.now,
         pool_name=settings.pool_name,
         catalogue_json=models.catalogue.to_wire,
+        receipts=pool.receipts,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)

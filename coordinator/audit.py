@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
 from coordinator.core.jobs import JOB_ENDED
-from coordinator.core.ledger import GENESIS, Code, Posting, canonical
+from coordinator.core.ledger import LINES, MONEY, Bucket, Code, Posting, canonical
 from coordinator.database import Database
 from coordinator.history import entry_rows, postings_between
 from coordinator.records import Finding
 from coordinator.rows import entry_of
 from coordinator.tables import table_of
+from potluck import chain
+from potluck.chain import GENESIS
 
 FINDINGS_MAX: Final = 100
 _PAGE_ENTRIES: Final = 5_000
@@ -28,6 +30,7 @@ _PAGE_ENTRIES: Final = 5_000
 _ACCOUNTS = table_of(tables.Account)
 _ENTRIES = table_of(tables.Entry)
 _JOBS = table_of(tables.Job)
+_RECEIPTS = table_of(tables.Receipt)
 
 
 @dataclass(slots=True)
@@ -38,7 +41,8 @@ class _Tally:
     number: int = 0
     hash: str = GENESIS
     sums: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    open_holds: dict[str, int] = field(default_factory=dict)  # by job
+    holds: dict[str, int] = field(default_factory=dict)  # by job, as they were made
+    open_holds: dict[str, int] = field(default_factory=dict)  # what is left of each
     closed: set[str] = field(default_factory=set)
 
     def blame(self, subject: str, message: str) -> None:
@@ -57,6 +61,7 @@ class Audit(Database):
                 postings = await postings_between(connection, after=tally.number, rows=rows)
                 for row in rows:
                     _check_entry(tally, row, postings.get(row.number, []))
+            await _check_receipts(connection, tally)
             await _check_accounts(connection, tally)
             await _check_jobs(connection, tally)
         return tally.findings
@@ -70,34 +75,69 @@ def _check_entry(tally: _Tally, row: Row[Any], postings: list[Posting]) -> None:
     tally.number, tally.hash = row.number, row.hash
     for posting in postings:
         tally.sums[posting.account, posting.bucket.value] += posting.amount
-    if len(postings) < 2 or sum(posting.amount for posting in postings) != 0:
+    money = sum(posting.amount for posting in postings if posting.bucket in MONEY)
+    lines = sum(posting.amount for posting in postings if posting.bucket not in MONEY)
+    if len(postings) < 2 or money or lines:
         tally.blame(row.id, f"entry {row.number} does not balance")
         return
     entry = entry_of(row, postings)
     if hashlib.sha256(canonical(row.number, row.at, entry, row.previous)).hexdigest() != row.hash:
         tally.blame(row.id, f"entry {row.number} is not what its hash was made of")
-    if entry.code is Code.HOLD and entry.job is not None:
-        tally.open_holds[entry.job] = max(posting.amount for posting in postings)
-    elif entry.code is Code.CLOSE and entry.job is not None:
-        tally.closed.add(entry.job)
-        if tally.open_holds.pop(entry.job, None) is None:
-            tally.blame(entry.job, f"entry {row.number} closes a hold that was not open")
+    if entry.job is not None:
+        _check_hold(tally, row.number, entry.job, entry.code, postings)
+
+
+def _check_hold(tally: _Tally, number: int, job: str, code: Code, postings: list[Posting]) -> None:
+    """A hold is opened once, paid out of along the way, and emptied by its close."""
+    reserved = sum(posting.amount for posting in postings if posting.bucket is Bucket.RESERVED)
+    if code is Code.HOLD:
+        tally.open_holds[job] = tally.holds[job] = reserved
+        return
+    if job not in tally.open_holds:
+        tally.blame(job, f"entry {number} closes a hold that was not open")
+        return
+    tally.open_holds[job] += reserved
+    if code is Code.CLOSE:
+        tally.closed.add(job)
+        if left := tally.open_holds.pop(job):
+            tally.blame(job, f"entry {number} closes the hold and leaves {left} of it")
+
+
+async def _check_receipts(connection: AsyncConnection, tally: _Tally) -> None:
+    number, previous = 0, GENESIS
+    async for row in await connection.stream(select(_RECEIPTS).order_by(_RECEIPTS.c.number)):
+        number += 1
+        covered = chain.receipt_bytes(
+            number=row.number,
+            at=row.at,
+            worker=row.worker_id,
+            body=row.body,
+            signature=row.signature,
+            state=row.state,
+            previous=row.previous,
+        )
+        if row.number != number or row.previous != previous or chain.hash_of(covered) != row.hash:
+            tally.blame(row.job_id, f"receipt {row.number} is not the one that its chain was made of")
+        number, previous = row.number, row.hash
 
 
 async def _check_accounts(connection: AsyncConnection, tally: _Tally) -> None:
-    total = 0
+    totals = dict.fromkeys(Bucket, 0)
     for row in (await connection.execute(select(_ACCOUNTS).order_by(_ACCOUNTS.c.id))).all():
-        for bucket in ("main", "reserved", "held"):
-            cached, posted = getattr(row, bucket), tally.sums.pop((row.id, bucket), 0)
-            total += cached
+        for bucket in Bucket:
+            cached, posted = getattr(row, bucket.value), tally.sums.pop((row.id, bucket.value), 0)
+            totals[bucket] += cached
             if cached != posted:
                 tally.blame(row.id, f"{bucket} is {cached}, but its postings add up to {posted}")
-        if row.main < -row.credit_line or row.reserved < 0 or row.held < 0:
+        below = row.id != LINES and row.main < -row.credit_line
+        if below or row.reserved < 0 or row.held < 0:
             tally.blame(row.id, f"the account is below its floor of {-row.credit_line}")
-    for (account, bucket), amount in tally.sums.items():
-        tally.blame(account, f"postings of {amount} to {bucket} of an account that does not exist")
-    if total != 0:
+    for (account, kind), amount in tally.sums.items():
+        tally.blame(account, f"postings of {amount} to {kind} of an account that does not exist")
+    if total := sum(totals[bucket] for bucket in MONEY):
         tally.blame("accounts", f"all accounts add up to {total}, not to zero")
+    if lent := totals[Bucket.CREDIT_LINE]:
+        tally.blame("accounts", f"all credit lines add up to {lent}, not to zero")
 
 
 async def _check_jobs(connection: AsyncConnection, tally: _Tally) -> None:
@@ -112,5 +152,5 @@ async def _check_jobs(connection: AsyncConnection, tally: _Tally) -> None:
             tally.blame(row.id, f"the job is {row.state}, but its hold is still open")
         elif row.state not in ended and row.id in tally.closed:
             tally.blame(row.id, f"the job is {row.state}, but its hold was closed")
-        if tally.open_holds.get(row.id, row.hold) != row.hold:
-            tally.blame(row.id, f"the hold is {tally.open_holds[row.id]}, but the job says {row.hold}")
+        if tally.holds.get(row.id, row.hold) != row.hold:
+            tally.blame(row.id, f"the hold is {tally.holds[row.id]}, but the job says {row.hold}")

@@ -15,7 +15,7 @@ async def ensure_first_start(store: Store, settings: Settings, now: float) -> st
     can delete a file must not be handed a key by it. The file comes before the admin, so that a crash in
     between leaves a key that the next start gives to the admin. Raises KeyFileError, StoreError or OSError.
     """
-    await store.create_commons(settings.commons_credit_line)
+    await store.create_own_accounts(settings.commons_credit_line)
     if any(member.role is Role.ADMIN for member in await store.members()):
         return None
     try:

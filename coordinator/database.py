@@ -70,8 +70,7 @@ class Database:
             dialect.prepare_sqlite(reader.sync_engine, writer=False)
         database = cls(writer, reader, _Books.open(parsed) if sqlite else None, lock)
         try:
-            async with database.writing() as connection:
-                await connection.run_sync(migrate)
+            await _migrate(parsed)
         except BaseException:
             await database.close()
             raise
@@ -123,6 +122,21 @@ class Database:
         async with self.writing() as connection, AsyncSession(bind=connection) as session:
             yield session
             await session.flush()
+
+
+async def _migrate(url: URL) -> None:
+    """On an engine of its own: SQLite makes tables anew only where it does not watch what refers to them."""
+    migrator = create_async_engine(url, pool_size=1, max_overflow=0)
+    if url.get_backend_name() == "sqlite":
+        dialect.prepare_sqlite(migrator.sync_engine, writer=True, references=False)
+    try:
+        with _translated():
+            async with migrator.begin() as connection:
+                changed = await connection.run_sync(migrate)
+                if changed and (damage := await dialect.orphans(connection)):
+                    raise StoreError(f"the database cannot be brought to its new shape: {damage[0]}")
+    finally:
+        await migrator.dispose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,11 +46,12 @@ def append_only(table: Table, taken: str) -> None:
             event.listen(table, "after_create", ddl.execute_if(dialect=name))
 
 
-def prepare_sqlite(engine: Engine, *, writer: bool) -> None:
+def prepare_sqlite(engine: Engine, *, writer: bool, references: bool = True) -> None:
     """WAL, so that readers never wait for the writer nor it for them; FULL, so that a commit is on the disk.
 
     The driver's own transaction control begins too late (at the first write) and not at all before a SELECT,
     so it is switched off and BEGIN is ours: IMMEDIATE for the writer, which then can only fail at its start.
+    `references`: whether foreign keys are watched, as they are except while tables are made anew.
     """
 
     def connected(connection: DBAPIConnection, _record: object) -> None:
@@ -59,7 +60,7 @@ def prepare_sqlite(engine: Engine, *, writer: bool) -> None:
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA foreign_keys = {'ON' if references else 'OFF'}")
         if not writer:
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()
@@ -102,8 +103,14 @@ async def damage(connection: AsyncConnection) -> list[str]:
     if connection.dialect.name != "sqlite":
         return []
     found = (await connection.exec_driver_sql("PRAGMA integrity_check")).scalars().all()
-    orphans = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().all()
-    damaged = [str(line) for line in found if line != "ok"]
-    return damaged + [
-        f"row {row['rowid']} of {row['table']} refers to a missing row of {row['parent']}" for row in orphans
+    return [str(line) for line in found if line != "ok"] + await orphans(connection)
+
+
+async def orphans(connection: AsyncConnection) -> list[str]:
+    """Rows that refer to nothing; PostgreSQL lets none be."""
+    if connection.dialect.name != "sqlite":
+        return []
+    rows = (await connection.exec_driver_sql("PRAGMA foreign_key_check")).mappings().all()
+    return [
+        f"row {row['rowid']} of {row['table']} refers to a missing row of {row['parent']}" for row in rows
     ]

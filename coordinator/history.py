@@ -7,10 +7,10 @@ from sqlalchemy import Row, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
-from coordinator.core.jobs import Attempt, Job, JobId, JobState, MemberId
+from coordinator.core.jobs import Attempt, Job, JobId, JobState, MemberId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.database import Database
-from coordinator.records import ReceiptRow
+from coordinator.records import RecordedReceipt
 from coordinator.rows import attempt_of, job_of, postings_of, receipt_of, recorded_of
 from coordinator.tables import table_of
 
@@ -64,11 +64,29 @@ class History(Database):
         job = await self.job(job_id)
         return () if job is None else job.attempts
 
-    async def receipts_of(self, job_id: JobId) -> list[ReceiptRow]:
+    async def receipts_of(self, job_id: JobId) -> list[RecordedReceipt]:
         statement = select(_RECEIPTS).where(_RECEIPTS.c.job_id == job_id)
         statement = statement.order_by(_RECEIPTS.c.attempt, _RECEIPTS.c.worker_id)
         async with self.reading() as connection:
             return [receipt_of(row) for row in (await connection.execute(statement)).all()]
+
+    async def receipt(self, job_id: JobId, attempt: int, worker: WorkerId) -> RecordedReceipt | None:
+        """What is recorded of this worker's word on this attempt."""
+        found = select(_RECEIPTS).where(
+            _RECEIPTS.c.job_id == job_id, _RECEIPTS.c.attempt == attempt, _RECEIPTS.c.worker_id == worker
+        )
+        async with self.reading() as connection:
+            row = (await connection.execute(found)).one_or_none()
+            return None if row is None else receipt_of(row)
+
+    async def entry(self, entry_id: str) -> Recorded | None:
+        found = select(_ENTRIES).where(_ENTRIES.c.id == entry_id)
+        async with self.reading() as connection:
+            row = (await connection.execute(found)).one_or_none()
+            if row is None:
+                return None
+            postings = await postings_between(connection, after=row.number - 1, rows=[row])
+            return recorded_of(row, postings[row.number])
 
     async def put_result(self, job_id: JobId, result: bytes) -> None:
         """Keep the answer of a stored job; a later one replaces it."""

@@ -6,11 +6,12 @@ from typing import Any, Final
 from sqlmodel import col, func, select
 
 from coordinator import keys, tables
+from coordinator.core.entries import OPENED
 from coordinator.core.jobs import AccountId, MemberId
-from coordinator.core.ledger import COMMONS, Account
+from coordinator.core.ledger import COMMONS, LINES
 from coordinator.database import Database
 from coordinator.ids import new_id
-from coordinator.records import ApiKey, Authenticated, Member, Role
+from coordinator.records import ApiKey, Authenticated, Member, MemberState, Role
 from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
 
 NAME_CHARS_MAX: Final = 64
@@ -18,22 +19,19 @@ KEYS_PER_MEMBER_MAX: Final = 100
 
 
 class Members(Database):
-    async def create_commons(self, credit_line: int) -> Account:
-        """The pool's own account, once; a later call sets its line, though never below what it owes."""
-        _check_line(credit_line)
+    async def create_own_accounts(self, commons_line: int) -> None:
+        """The pool's own two accounts: the commons, and the one that lends credit lines. Once."""
+        _check_line(commons_line)
         async with self.changing() as session:
-            row = await session.get(tables.Account, COMMONS)
-            if row is None:
-                row = tables.Account(id=COMMONS, credit_line=credit_line)
-            row.credit_line = max(credit_line, -row.main)
-            session.add(row)
-            return Account(COMMONS, row.credit_line, row.main, row.reserved, row.held)
+            for account, line in ((LINES, 0), (COMMONS, commons_line)):
+                if await session.get(tables.Account, account) is None:
+                    session.add(tables.Account(id=account, opening_line=line))
 
     async def create_member(
         self,
         name: str,
         role: Role,
-        credit_line: int,
+        opening_line: int,
         key_name: str,
         now: float,
         *,
@@ -41,15 +39,15 @@ class Members(Database):
     ) -> tuple[Member, str]:
         """A member with an account and a first key; the key's text is known only here and now.
 
-        The caller tells its book: `Account(member.account, credit_line)`. Raises NameTaken, or StoreError
-        for a name or a line that cannot be one.
+        The line is lent by an entry that the caller posts; until then it stands in `unopened`. Raises
+        NameTaken, or StoreError for a name or a line that cannot be one.
         """
         name = clean_name(name)
-        _check_line(credit_line)
+        _check_line(opening_line)
         row = tables.Member(
             id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
         )
-        account = tables.Account(id=new_id("acc"), member_id=row.id, credit_line=credit_line)
+        account = tables.Account(id=new_id("acc"), member_id=row.id, opening_line=opening_line)
         key = key or keys.generate()
         key_row = _key_row(MemberId(row.id), key_name, key, now)
         async with self.changing() as session:
@@ -74,24 +72,16 @@ class Members(Database):
         """Alice is found by alice."""
         return await self._one(tables.Member.name_folded == _folded(name))
 
-    async def set_credit_line(self, member_id: MemberId, credit_line: int) -> Account:
-        """The account as it is now, for the caller's book.
-
-        Raises Unknown, or StoreConflict if the account owes more than that.
-        """
-        _check_line(credit_line)
-        async with self.changing() as session:
-            found = select(tables.Account).where(tables.Account.member_id == member_id)
-            row = (await session.exec(found)).first()
-            if row is None:
-                raise Unknown(f"there is no member {member_id}")
-            if row.main < -credit_line:
-                raise StoreConflict(
-                    f"the credit line cannot be {credit_line} microcredits: the account owes {-row.main}"
-                )
-            row.credit_line = credit_line
-            session.add(row)
-            return Account(AccountId(row.id), credit_line, row.main, row.reserved, row.held)
+    async def unopened(self) -> list[tuple[AccountId, int]]:
+        """Accounts whose opening line is not yet in the ledger, as a crash may leave them."""
+        opened = select(tables.Entry.id)
+        waiting = select(tables.Account.id, tables.Account.opening_line).where(
+            col(tables.Account.opening_line) > 0,
+            (col(tables.Account.id) + OPENED).not_in(opened),
+        )
+        async with self.viewing() as session:
+            rows = await session.exec(waiting.order_by(tables.Account.id))
+            return [(AccountId(account), line) for account, line in rows.all()]
 
     async def authenticate(self, key_digest: str, now: float) -> Authenticated | None:
         """Whose key this is; None if it is unknown, revoked or expired."""
@@ -199,8 +189,9 @@ def _member_of(row: tables.Member, account: tables.Account) -> Member:
         name=row.name,
         role=Role(row.role),
         account=AccountId(account.id),
-        credit_line=account.credit_line,
         created_at=row.created_at,
+        state=MemberState(row.state),
+        why=row.why,
     )
 
 

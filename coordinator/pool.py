@@ -16,14 +16,16 @@ import structlog
 
 from coordinator import translate
 from coordinator.answers import Answers
+from coordinator.core import entries
 from coordinator.core.engine import Engine, Impossible, Live
 from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
-from coordinator.core.ledger import Account, Overdrawn
+from coordinator.core.ledger import Account, Entry, IdConflict, Overdrawn, Posted
 from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.ids import new_id
-from coordinator.records import Member, ReceiptRow
+from coordinator.receipts import Receipts
+from coordinator.records import Member, ReceiptRow, RecordedReceipt
 from coordinator.relay import Closed, Embedded, JobEvent, Output, Relay, ended
 from coordinator.sessions import Sessions
 from coordinator.settings import Settings
@@ -106,6 +108,7 @@ class Pool:
     public_key: str
     now: Callable[[], float]
     ticker: Ticker = field(init=False)  # the composition root ties the knot
+    receipts: Receipts = field(init=False)
     relay: Relay = field(default_factory=Relay)
     answers: Answers = field(default_factory=Answers)
     works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
@@ -113,6 +116,12 @@ class Pool:
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
     closing: bool = False
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        def keep(row: ReceiptRow) -> None:
+            self.ticker.extras.receipts.append(row)
+
+        self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -132,7 +141,7 @@ class Pool:
         if s.idempotency_key is not None and (known := await self._known(job_id)) is not None:
             return self._replay(known, s)
         self.names[s.member.id] = s.member.name
-        self.know_account(s.member.account, s.member.credit_line)
+        self.know_account(s.member.account)
         demand = self.demand(s)
         worst = quote(demand, self.tariff)
         own_only = s.workers == "mine"
@@ -272,11 +281,30 @@ class Pool:
 
     # -- accounts ------------------------------------------------------------------------------------
 
-    def know_account(self, account: AccountId, credit_line: int = 0) -> None:
+    def know_account(self, account: AccountId) -> None:
         """Members may be newer than this process; their first entry finds the account here."""
-        known = self.engine.book.accounts.setdefault(account, Account(account))
-        if credit_line:
-            known.credit_line = credit_line
+        self.engine.book.accounts.setdefault(account, Account(account))
+
+    async def open_account(self, account: AccountId, line: int) -> None:
+        """A new account is in the book from now on, and has its credit line when this returns."""
+        self.know_account(account)
+        if line:
+            await self.record(entries.opening(account, line))
+
+    async def record(self, entry: Entry) -> Posted:
+        """Write an entry that belongs to no job, and wait until it is on the disk.
+
+        Raises IdConflict if its cause had another effect before, Overdrawn, or Refusal while the pool
+        cannot write.
+        """
+        self._check_open()
+        if entry.id not in self.engine.book.entries and (known := await self.store.entry(entry.id)):
+            if known.entry != entry:
+                raise IdConflict(entry.id)
+            return Posted.EXISTS
+        posted = self.engine.post(entry)
+        await self.ticker.committed()
+        return posted
 
     def balance(self, account_id: AccountId) -> dict[str, Any]:
         account = self.engine.book.accounts.get(account_id) or Account(account_id)
@@ -327,10 +355,14 @@ class Pool:
             message.cancel.CopyFrom(session_pb2.Cancel(attempt=attempt, why=send.why))
         self.sessions.send(send.worker, message)
 
-    def acknowledge(self, row: ReceiptRow) -> None:
+    def acknowledge(self, row: ReceiptRow, recorded: RecordedReceipt | None = None) -> None:
+        """`recorded`: its place in the chain, which the worker may keep; none if it was not worth one."""
         ack = session_pb2.ReceiptAck(
             attempt=translate.attempt(row.job_id, row.attempt), state=row.state.value, why=row.why
         )
+        if recorded is not None:
+            ack.number, ack.at, ack.previous = recorded.number, recorded.at, recorded.previous
+            ack.hash, ack.countersignature = recorded.hash, recorded.countersignature
         self.sessions.send(row.worker_id, session_pb2.CoordinatorMessage(receipt_ack=ack))
 
     def tell(self, job: Job) -> None:

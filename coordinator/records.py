@@ -8,13 +8,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
-from coordinator.core.ledger import GENESIS, Account, Entry, Recorded
+from coordinator.core.ledger import Account, Entry, Recorded
 from coordinator.core.receipts import ReceiptState
+from potluck.chain import GENESIS
 
 
 class Role(StrEnum):
     MEMBER = "member"
     ADMIN = "admin"
+
+
+class MemberState(StrEnum):
+    ACTIVE = "active"
+    FROZEN = "frozen"  # may look, and earn, and nothing else
+    CLOSED = "closed"  # for good
+
+
+class HeadReason(StrEnum):
+    DAILY = "daily"
+    REQUEST = "request"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +40,57 @@ class ReceiptRow:
     signature: bytes
     state: ReceiptState
     why: str = ""
-    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedReceipt:
+    """A receipt in its place in the chain of receipts; `countersignature` is the pool's, over `hash`."""
+
+    number: int  # from 1, without gaps
+    at: str  # RFC 3339 UTC
+    receipt: ReceiptRow
+    previous: str  # hash of the receipt before, or GENESIS
+    hash: str
+    countersignature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The ends of the ledger and of the receipts at a moment, signed by the pool (`potluck.chain.head`)."""
+
+    number: int
+    hash: str
+    receipts_number: int
+    receipts_hash: str
+    at: str  # RFC 3339 UTC
+    reason: HeadReason
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How far a worker is on its way to being trusted with its earnings at once."""
+
+    worker: WorkerId
+    good_jobs: int
+    first_job_at: float | None
+    proven_at: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """All that one tick changes; it is committed whole or not at all.
 
-    `records` continue the chain. `accounts` carry the new cached sums of every account that the records
-    touch (their credit lines are not written). `jobs` are written with all their attempts. `requests` and
+    `records` and `receipts` continue their chains. `accounts` carry the new cached sums of every account that
+    the records touch. `jobs` are written with all their attempts. `requests` and
     `results` belong to stored jobs and travel with them, so that neither is without the other after a crash.
     """
 
     records: Sequence[Recorded] = ()
     accounts: Sequence[Account] = ()
     jobs: Sequence[Job] = ()
-    receipts: Sequence[ReceiptRow] = ()
+    receipts: Sequence[RecordedReceipt] = ()
+    standings: Sequence[Standing] = ()
     requests: Mapping[JobId, bytes] = field(default_factory=dict)
     results: Mapping[JobId, bytes] = field(default_factory=dict)
 
@@ -58,6 +105,8 @@ class Loaded:
     accounts: tuple[Account, ...]
     last_number: int = 0
     last_hash: str = GENESIS
+    last_receipt_number: int = 0
+    last_receipt_hash: str = GENESIS
     open_jobs: tuple[Job, ...] = ()
     entries: tuple[Entry, ...] = ()
     requests: Mapping[JobId, bytes] = field(default_factory=dict)
@@ -69,8 +118,9 @@ class Member:
     name: str
     role: Role
     account: AccountId
-    credit_line: int
     created_at: float
+    state: MemberState = MemberState.ACTIVE
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

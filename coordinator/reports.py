@@ -10,17 +10,16 @@ import structlog
 from coordinator import translate
 from coordinator.core.engine import Engine, Live
 from coordinator.core.fleet import Served, Worker
-from coordinator.core.jobs import Job, JobId, WorkerId
+from coordinator.core.jobs import WorkerId
 from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
-from coordinator.core.receipts import ReceiptState, Verdict, judge
 from coordinator.pool import Pool
-from coordinator.records import EnrolledWorker, ReceiptRow
+from coordinator.receipts import Receipts
+from coordinator.records import EnrolledWorker
 from coordinator.sessions import Unwelcome
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
-from potluck.receipts import ReceiptBody, ReceiptError, verify
 from potluck.v1 import session_pb2, work_pb2
 from potluck.version import version
 
@@ -33,10 +32,7 @@ HEARTBEAT_S_MIN = 0.05  # more often, they are noise
 FRAMES_MAX = 1_024  # in one message
 VECTOR_VALUES_MAX = 65_536
 RUNNING_MAX = 4_096
-RECEIPTS_REMEMBERED_MAX = 20_000
-ATTEMPT_MAX = 2**32 - 1  # what the wire can name
 STAGES = {"downloading", "loading", "prefill", "decode"}
-EXACT_SAMPLERS = {"torch", "emulator"}  # engines whose token counts come from ids
 
 
 @dataclass(slots=True)
@@ -51,9 +47,8 @@ class WorkerReports:
     now: Callable[[], float]
     pool_name: str
     catalogue_json: Callable[[], bytes]
-    receipt_keys: dict[WorkerId, bytes] = field(default_factory=dict)  # of those that are or were here
+    receipts: Receipts
     beats: dict[WorkerId, float] = field(default_factory=dict)  # when each was last heard to beat
-    receipts: dict[tuple[WorkerId, JobId, int], None] = field(default_factory=dict)  # judged of late
 
     async def enrolled(self, worker: WorkerId) -> EnrolledWorker:
         """Raises Unwelcome if the worker was shut out after its certificate was looked at."""
@@ -69,7 +64,7 @@ class WorkerReports:
     def hello(self, row: EnrolledWorker, hello: session_pb2.Hello) -> session_pb2.Welcome:
         """At once, without awaiting: what holds of the stream when this begins still holds at its end."""
         worker = row.id
-        self.receipt_keys[worker] = row.receipt_key
+        self.receipts.keys[worker] = row.receipt_key
         self.pool.know_account(row.account)
         self.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
         hardware, models = translate.hardware(hello.hardware), self._served(hello.models)
@@ -120,7 +115,7 @@ class WorkerReports:
         if body == "heartbeat":
             return self._heartbeat(worker, message.heartbeat, now)
         if body == "receipt":
-            return await self._receipt(worker, message.receipt, now)
+            return await self.receipts.receive(worker, message.receipt)
         if body == "accepted":
             return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
         if body == "refused":
@@ -219,59 +214,6 @@ class WorkerReports:
             now=now,
         )
         return -1 if often else 0
-
-    async def _receipt(self, worker: WorkerId, receipt: session_pb2.Receipt, now: float) -> int:
-        """Judge, keep, acknowledge: always, so that no worker carries one for ever.
-
-        One for a job that the pool never had is acknowledged and not kept: it could fill the disk.
-        """
-        try:
-            body = ReceiptBody.decode(receipt.body)
-            if body.attempt > ATTEMPT_MAX:
-                raise ReceiptError(f"attempt {body.attempt} cannot be named in an answer")
-        except ReceiptError as error:
-            log.warning("receipt unreadable", action="receipt_unreadable", worker=worker, why=str(error))
-            return -1
-        job_id, key = JobId(body.job_id), (worker, JobId(body.job_id), body.attempt)
-        job = await self._job(job_id)
-        verdict = self._judge(job, worker, body, receipt)
-        row = ReceiptRow(
-            job_id=job_id,
-            attempt=body.attempt,
-            worker_id=worker,
-            body=receipt.body,
-            signature=receipt.signature,
-            state=verdict.state,
-            why=verdict.why,
-            at=now,
-        )
-        if job is None:
-            self.pool.acknowledge(row)
-            return -1
-        self.ticker.extras.receipts.append(row)
-        if key in self.receipts:
-            return -1
-        self.receipts[key] = None
-        if len(self.receipts) > RECEIPTS_REMEMBERED_MAX:
-            del self.receipts[next(iter(self.receipts))]
-        if verdict.blame and worker in self.engine.fleet.workers:
-            self.engine.fleet.workers[worker].faults += 1
-        return -1 if verdict.state is ReceiptState.REFUSED else 0
-
-    def _judge(
-        self, job: Job | None, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt
-    ) -> Verdict:
-        if body.worker_id != worker:
-            return Verdict(ReceiptState.REFUSED, "it names another worker", blame=True)
-        if not verify(self.receipt_keys[worker], receipt.body, receipt.signature):
-            return Verdict(ReceiptState.REFUSED, "its signature is not the worker's", blame=True)
-        exact = body.engine in EXACT_SAMPLERS
-        return judge(job, worker, body.attempt, body.output_tokens, exact=exact)
-
-    async def _job(self, job_id: JobId) -> Job | None:
-        if (live := self.engine.lives.get(job_id)) is not None:
-            return live.job
-        return self.engine.recent.get(job_id) or await self.store.job(job_id)
 
 
 def _failure(failure: work_pb2.Failure) -> tuple[str, str, str]:

@@ -22,7 +22,7 @@ from coordinator.core.jobs import (
 )
 from coordinator.core.ledger import Account, Bucket, Code, Entry, Posting, Recorded
 from coordinator.core.receipts import ReceiptState
-from coordinator.records import ReceiptRow
+from coordinator.records import ReceiptRow, RecordedReceipt, Standing
 
 
 def job_values(job: Job) -> tuple[Any, ...]:
@@ -38,6 +38,9 @@ def job_values(job: Job) -> tuple[Any, ...]:
         job.prompt_tokens,
         job.max_tokens,
         job.choices,
+        job.key,
+        job.settled,
+        job.settlements,
         job.stored,
         job.own_only,
         json.dumps(sorted(job.only)) if job.only else "[]",
@@ -65,6 +68,9 @@ def job_of(row: Row[Any], attempts: Iterable[Attempt]) -> Job:
         prompt_tokens=row.prompt_tokens,
         max_tokens=row.max_tokens,
         choices=row.choices,
+        key=row.key_id,
+        settled=row.settled,
+        settlements=row.settlements,
         stored=row.stored,
         own_only=row.own_only,
         only=frozenset(WorkerId(worker) for worker in json.loads(row.only_workers)),
@@ -92,6 +98,7 @@ def attempt_values(job: JobId, attempt: Attempt) -> tuple[Any, ...]:
         attempt.ended_at,
         attempt.tokens,
         attempt.paid,
+        attempt.held,
     )
 
 
@@ -106,6 +113,7 @@ def attempt_of(row: Row[Any]) -> Attempt:
         ended_at=row.ended_at,
         tokens=row.tokens,
         paid=row.paid,
+        held=row.held,
     )
 
 
@@ -152,8 +160,10 @@ def recorded_of(row: Row[Any], postings: Iterable[Posting]) -> Recorded:
     return Recorded(row.number, row.at, entry_of(row, postings), row.previous, row.hash)
 
 
-def receipt_values(receipt: ReceiptRow) -> tuple[Any, ...]:
+def receipt_values(recorded: RecordedReceipt) -> tuple[Any, ...]:
+    receipt = recorded.receipt
     return (
+        recorded.number,
         receipt.job_id,
         receipt.attempt,
         receipt.worker_id,
@@ -161,12 +171,15 @@ def receipt_values(receipt: ReceiptRow) -> tuple[Any, ...]:
         receipt.signature,
         receipt.state.value,
         receipt.why,
-        receipt.at,
+        recorded.at,
+        recorded.previous,
+        recorded.hash,
+        recorded.countersignature,
     )
 
 
-def receipt_of(row: Row[Any]) -> ReceiptRow:
-    return ReceiptRow(
+def receipt_of(row: Row[Any]) -> RecordedReceipt:
+    receipt = ReceiptRow(
         job_id=JobId(row.job_id),
         attempt=row.attempt,
         worker_id=WorkerId(row.worker_id),
@@ -174,5 +187,16 @@ def receipt_of(row: Row[Any]) -> ReceiptRow:
         signature=row.signature,
         state=ReceiptState(row.state),
         why=row.why,
-        at=row.at,
     )
+    return RecordedReceipt(
+        number=row.number,
+        at=row.at,
+        receipt=receipt,
+        previous=row.previous,
+        hash=row.hash,
+        countersignature=row.countersignature,
+    )
+
+
+def standing_values(standing: Standing) -> tuple[Any, ...]:
+    return standing.good_jobs, standing.first_job_at, standing.proven_at, standing.worker

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Executable, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Dialect, Executable, Table, bindparam, func, or_, select, update
 
 from coordinator import dialect, tables
+from coordinator.core.ledger import Bucket
 from coordinator.tables import table_of
 
-BUCKETS: Final = ("main", "reserved", "held")
+BUCKETS: Final = tuple(bucket.value for bucket in Bucket)
+STANDING: Final = ("good_jobs", "first_job_at", "proven_at")
 ACCOUNTS_AT_ONCE: Final = 64  # a fixed number of parameters, so that the statement is always the same
 
 
@@ -27,9 +29,11 @@ class Statements:
     receipts: str
     requests: str
     results: str
-    moves: str  # parameters: what to add to main, reserved and held, and the account
+    standings: str  # parameters: good jobs, first job, proven, and the worker
+    moves: str  # parameters: what to add to each bucket, and the account
     head: str  # number and hash of the last entry
-    sums: str  # id, main, reserved and held of ACCOUNTS_AT_ONCE accounts
+    receipts_head: str  # the same of the last receipt
+    sums: str  # id and buckets of ACCOUNTS_AT_ONCE accounts
 
 
 def compile_statements(spoken: Dialect) -> Statements:
@@ -43,29 +47,34 @@ def compile_statements(spoken: Dialect) -> Statements:
         table = table_of(model)
         return _compiled(table.insert(), spoken, table.columns.keys())
 
-    accounts, receipts = table_of(tables.Account), table_of(tables.Receipt)
+    accounts, workers = table_of(tables.Account), table_of(tables.Worker)
     move = update(accounts).where(accounts.c.id == bindparam("account"))
     move = move.values({bucket: accounts.c[bucket] + bindparam(f"by_{bucket}") for bucket in BUCKETS})
     asked = [f"id_{n}" for n in range(ACCOUNTS_AT_ONCE)]
     sums = select(accounts.c.id, *(accounts.c[bucket] for bucket in BUCKETS))
     sums = sums.where(or_(*(accounts.c.id == bindparam(name) for name in asked)))
-    entries = table_of(tables.Entry)
-    last = select(func.max(entries.c.number)).scalar_subquery()
-    head = select(entries.c.number, entries.c.hash).where(entries.c.number == last)
-    # A worker repeats a receipt until it is acknowledged; the first one stands.
-    receive = dialect.insert_into(spoken, receipts).on_conflict_do_nothing()
+    standing = update(workers).where(workers.c.id == bindparam("worker"))
+    standing = standing.values({name: bindparam(f"new_{name}") for name in STANDING})
     return Statements(
         jobs=upsert(tables.Job),
         attempts=upsert(tables.Attempt),
         entries=insert(tables.Entry),
         postings=insert(tables.Posting),
-        receipts=_compiled(receive, spoken, receipts.columns.keys()),
+        receipts=insert(tables.Receipt),
         requests=insert(tables.StoredRequest),
         results=upsert(tables.StoredResult),
         moves=_compiled(move, spoken, [*(f"by_{bucket}" for bucket in BUCKETS), "account"]),
-        head=_compiled(head, spoken, []),
+        standings=_compiled(standing, spoken, [*(f"new_{name}" for name in STANDING), "worker"]),
+        head=_compiled(_last(table_of(tables.Entry)), spoken, []),
+        receipts_head=_compiled(_last(table_of(tables.Receipt)), spoken, []),
         sums=_compiled(sums, spoken, asked),
     )
+
+
+def _last(chain: Table) -> Executable:
+    """Number and hash of a chain's last record."""
+    last = select(func.max(chain.c.number)).scalar_subquery()
+    return select(chain.c.number, chain.c.hash).where(chain.c.number == last)
 
 
 def _compiled(statement: Executable, spoken: Dialect, order: Sequence[str]) -> str:

@@ -15,12 +15,12 @@ from sqlalchemy import Connection, select
 from coordinator import tables
 from coordinator.audit import Audit
 from coordinator.core.jobs import JobId
-from coordinator.core.ledger import GENESIS, Recorded
+from coordinator.core.ledger import Recorded
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
 from coordinator.members import Members
-from coordinator.records import Batch, Loaded
+from coordinator.records import Batch, Loaded, RecordedReceipt
 from coordinator.registry import Registry
 from coordinator.rows import (
     account_of,
@@ -31,10 +31,12 @@ from coordinator.rows import (
     posting_values,
     postings_of,
     receipt_values,
+    standing_values,
 )
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements, execute
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
+from potluck.chain import GENESIS
 
 _ACCOUNTS = table_of(tables.Account)
 _ENTRIES = table_of(tables.Entry)
@@ -84,7 +86,8 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         """All that a starting coordinator needs, as of one moment."""
         async with self.reading() as connection:
             accounts = (await connection.execute(select(_ACCOUNTS).order_by(_ACCOUNTS.c.id))).all()
-            number, last_hash = await connection.run_sync(_head, self._spoken())
+            number, last_hash = await connection.run_sync(_head, self._spoken().head)
+            receipt_number, receipt_hash = await connection.run_sync(_head, self._spoken().receipts_head)
             unended = select(_JOBS).where(_JOBS.c.ended_at.is_(None)).order_by(_JOBS.c.created_at, _JOBS.c.id)
             jobs = await with_attempts(connection, (await connection.execute(unended)).all())
             open_ids = select(_JOBS.c.id).where(_JOBS.c.ended_at.is_(None))
@@ -100,6 +103,8 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
             accounts=tuple(account_of(row) for row in accounts),
             last_number=number,
             last_hash=last_hash,
+            last_receipt_number=receipt_number,
+            last_receipt_hash=receipt_hash,
             open_jobs=tuple(jobs),
             entries=tuple(entry_of(row, postings[row.number]) for row in entries),
             requests={JobId(row.job_id): row.request for row in requests},
@@ -111,12 +116,14 @@ class _Writes:
     """A batch as rows, taken at one moment: accounts go on changing in memory while the disk is busy."""
 
     records: tuple[Recorded, ...]
-    sums: dict[str, tuple[int, int, int]]  # main, reserved, held
+    chained: tuple[RecordedReceipt, ...]
+    sums: dict[str, tuple[int, ...]]  # of each bucket
     jobs: list[tuple[Any, ...]]
     attempts: list[tuple[Any, ...]]
     entries: list[tuple[Any, ...]]
     postings: list[tuple[Any, ...]]
     receipts: list[tuple[Any, ...]]
+    standings: list[tuple[Any, ...]]
     requests: list[tuple[Any, ...]]
     results: list[tuple[Any, ...]]
     moves: list[tuple[Any, ...]]
@@ -126,12 +133,14 @@ class _Writes:
         """Raises StoreConflict if an account that moves is not given."""
         return cls(
             records=tuple(batch.records),
-            sums={account.id: (account.main, account.reserved, account.held) for account in batch.accounts},
+            chained=tuple(batch.receipts),
+            sums={a.id: tuple(getattr(a, bucket) for bucket in BUCKETS) for a in batch.accounts},
             jobs=[job_values(job) for job in batch.jobs],
             attempts=[attempt_values(job.id, attempt) for job in batch.jobs for attempt in job.attempts],
             entries=[entry_values(recorded) for recorded in batch.records],
             postings=[row for recorded in batch.records for row in posting_values(recorded)],
             receipts=[receipt_values(receipt) for receipt in batch.receipts],
+            standings=[standing_values(standing) for standing in batch.standings],
             requests=list(batch.requests.items()),
             results=list(batch.results.items()),
             moves=_moves(batch),
@@ -139,7 +148,7 @@ class _Writes:
 
 
 def _moves(batch: Batch) -> list[tuple[Any, ...]]:
-    """What the records add to main, reserved and held of each account that they touch."""
+    """What the records add to each bucket of each account that they touch."""
     known = {account.id for account in batch.accounts}
     moves: dict[str, dict[str, int]] = {}
     for recorded in batch.records:
@@ -157,7 +166,9 @@ def _moves(batch: Batch) -> list[tuple[Any, ...]]:
 def _write(connection: Connection, writes: _Writes, statements: Statements) -> None:
     """One transaction's work, those referred to before those that refer."""
     if writes.records:
-        _check_continues(connection, statements, writes.records)
+        _check_continues(connection, statements.head, writes.records)
+    if writes.chained:
+        _check_continues(connection, statements.receipts_head, writes.chained)
     execute(connection, statements.jobs, writes.jobs)
     execute(connection, statements.attempts, writes.attempts)
     execute(connection, statements.requests, writes.requests)
@@ -165,35 +176,38 @@ def _write(connection: Connection, writes: _Writes, statements: Statements) -> N
     execute(connection, statements.entries, writes.entries)
     execute(connection, statements.postings, writes.postings)
     execute(connection, statements.receipts, writes.receipts)
+    execute(connection, statements.standings, writes.standings)
     execute(connection, statements.moves, writes.moves)
     _check_sums(connection, statements, writes.sums)
 
 
-def _head(connection: Connection, statements: Statements) -> tuple[int, str]:
-    """Number and hash of the last entry; 0 and GENESIS before the first."""
-    row = connection.exec_driver_sql(statements.head).one_or_none()
+def _head(connection: Connection, statement: str) -> tuple[int, str]:
+    """Number and hash of a chain's last record; 0 and GENESIS before the first."""
+    row = connection.exec_driver_sql(statement).one_or_none()
     return (0, GENESIS) if row is None else (row.number, row.hash)
 
 
-def _check_continues(connection: Connection, statements: Statements, records: Sequence[Recorded]) -> None:
-    number, last_hash = _head(connection, statements)
+def _check_continues(
+    connection: Connection, head: str, records: Sequence[Recorded] | Sequence[RecordedReceipt]
+) -> None:
+    number, last_hash = _head(connection, head)
     for recorded in records:
         if recorded.number <= number and recorded is records[0]:
             raise StoreConflict(
-                f"entry {recorded.number} ({recorded.entry.id}) was recorded before; the last is {number};"
-                " nothing was changed"
+                f"{_named(recorded)} was recorded before; the last is {number}; nothing was changed"
             )
         if recorded.number != number + 1 or recorded.previous != last_hash:
-            raise StoreConflict(
-                f"entry {recorded.number} ({recorded.entry.id}) does not follow entry {number}; nothing was"
-                " changed"
-            )
+            raise StoreConflict(f"{_named(recorded)} does not follow number {number}; nothing was changed")
         number, last_hash = recorded.number, recorded.hash
 
 
-def _check_sums(
-    connection: Connection, statements: Statements, sums: Mapping[str, tuple[int, int, int]]
-) -> None:
+def _named(recorded: Recorded | RecordedReceipt) -> str:
+    if isinstance(recorded, Recorded):
+        return f"entry {recorded.number} ({recorded.entry.id})"
+    return f"receipt {recorded.number} ({recorded.receipt.job_id})"
+
+
+def _check_sums(connection: Connection, statements: Statements, sums: Mapping[str, tuple[int, ...]]) -> None:
     """The sums that the postings made must be those that memory holds."""
     ids = list(sums)
     found = 0
@@ -204,8 +218,8 @@ def _check_sums(
             found += 1
             if tuple(made) != sums[account]:
                 raise StoreConflict(
-                    f"main, reserved and held of account {account} would be {tuple(made)} by its postings,"
-                    f" but {sums[account]} by the batch; nothing was changed"
+                    f"{', '.join(BUCKETS)} of account {account} would be {tuple(made)} by its postings, but"
+                    f" {sums[account]} by the batch; nothing was changed"
                 )
     if found != len(sums):
         raise StoreConflict("the batch names an account that does not exist; nothing was changed")

@@ -22,10 +22,10 @@ from sqlalchemy import (
 from sqlmodel import Field, SQLModel
 
 from coordinator.core.jobs import AttemptState, JobState, Kind
-from coordinator.core.ledger import Bucket, Code
+from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState
 from coordinator.dialect import append_only
-from coordinator.records import Role
+from coordinator.records import HeadReason, MemberState, Role
 
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
@@ -77,30 +77,41 @@ class Setting(Base, table=True):
 
 class Member(Base, table=True):
     __tablename__ = "members"
-    __table_args__ = (_one_of("role", Role),)
+    __table_args__ = (_one_of("role", Role), _one_of("state", MemberState))
     id: str = _key()
     name: str
     name_folded: str = Field(unique=True)  # alice and Alice are one name
     role: str
     created_at: float
+    state: str = MemberState.ACTIVE.value
+    why: str = Field(default="", sa_type=Text)  # in words, of a state that is not active
+    limits: str = Field(default="{}", sa_type=Text)  # JSON, where they differ from the pool's
 
 
 class Account(Base, table=True):
-    """Cached sums of postings. The commons belongs to nobody."""
+    """Cached sums of postings. The commons belongs to nobody, and neither does what lends for the pool.
+
+    `opening_line` is what is lent to it at its opening, in an entry of its own; `lent` of its line came from
+    `lender_id`, who answers for as much, and the rest from the pool.
+    """
 
     __tablename__ = "accounts"
     __table_args__ = (
-        _check("credit_line >= 0", "credit_line"),
-        _check("main >= -credit_line", "floor"),
+        _check(f"id = '{LINES}' OR credit_line >= 0", "credit_line"),
+        _check(f"id = '{LINES}' OR main >= -credit_line", "floor"),
         _check("reserved >= 0", "reserved"),
         _check("held >= 0", "held"),
+        _check("opening_line >= 0 AND lent >= 0", "lines"),
     )
     id: str = _key()
     member_id: str | None = Field(default=None, foreign_key="members.id", unique=True)
-    credit_line: int = _integer()
+    opening_line: int = Field(default=0, sa_type=BigInteger)
+    lender_id: str | None = Field(default=None, foreign_key="accounts.id", index=True)
+    lent: int = Field(default=0, sa_type=BigInteger)
     main: int = Field(default=0, sa_type=BigInteger)
     reserved: int = Field(default=0, sa_type=BigInteger)
     held: int = Field(default=0, sa_type=BigInteger)
+    credit_line: int = Field(default=0, sa_type=BigInteger)
 
 
 class ApiKey(Base, table=True):
@@ -113,6 +124,30 @@ class ApiKey(Base, table=True):
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    scopes: str = Field(default="[]", sa_type=Text)  # JSON list; empty: all that its member may
+    models: str = Field(default="[]", sa_type=Text)  # JSON list; empty: all
+    limits: str = Field(default="{}", sa_type=Text)  # JSON, beside the member's own
+
+
+class Invite(Base, table=True):
+    """An invitation: single-use. Its credit line is set aside when it is made."""
+
+    __tablename__ = "invites"
+    __table_args__ = (
+        _check("credit_line >= 0", "credit_line"),
+        _check("accepted_at IS NULL OR revoked_at IS NULL", "ended"),
+    )
+    id: str = _key()
+    member_id: str = Field(foreign_key="members.id", index=True)  # who invites
+    digest: str = Field(unique=True)
+    credit_line: int = _integer()
+    from_pool: bool  # lent by the pool, not by whoever invites
+    note: str = _text()
+    created_at: float
+    expires_at: float
+    accepted_by: str | None = Field(default=None, foreign_key="members.id", unique=True)
+    accepted_at: float | None = None
+    revoked_at: float | None = None  # taken back, or expired
 
 
 class JoinToken(Base, table=True):
@@ -139,6 +174,9 @@ class Worker(Base, table=True):
     certificate_until: float
     created_at: float
     revoked_at: float | None = None
+    good_jobs: int = 0  # in a row, without a dispute
+    first_job_at: float | None = None
+    proven_at: float | None = None
 
 
 class Certificate(Base, table=True):
@@ -166,8 +204,10 @@ class Job(Base, table=True):
         _one_of("state", JobState),
         _check("hold >= 0 AND quote >= 0", "amounts"),
         _check("charge IS NULL OR (charge >= 0 AND charge <= hold)", "charge"),
+        _check("settled >= 0 AND settled <= hold", "settled"),
         _check("(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", "ended"),
         Index(None, "member_id", "created_at"),
+        Index(None, "ended_at"),
         # What a starting coordinator looks for is a handful among all jobs that ever were.
         Index("ix_jobs_open", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
     )
@@ -182,6 +222,9 @@ class Job(Base, table=True):
     prompt_tokens: int = _integer()
     max_tokens: int = _integer()
     choices: int
+    key_id: str  # of the API key that asked; empty if it came without one
+    settled: int = _integer()
+    settlements: int
     stored: bool
     own_only: bool
     only_workers: str = _text()  # JSON list of worker ids
@@ -208,6 +251,7 @@ class Attempt(Base, table=True):
     ended_at: float | None
     tokens: int = _integer()
     paid: int = _integer()
+    held: bool
 
 
 class StoredRequest(Base, table=True):
@@ -243,27 +287,52 @@ class Entry(Base, table=True):
 
 class Posting(Base, table=True):
     __tablename__ = "postings"
-    __table_args__ = (_one_of("bucket", Bucket),)
+    __table_args__ = (_one_of("bucket", Bucket), Index(None, "account_id", "entry_number"))
     entry_number: int = _key(foreign_key="entries.number", sa_type=_NUMBER)
     position: int = _key()
-    account_id: str = Field(foreign_key="accounts.id", index=True)
+    account_id: str = Field(foreign_key="accounts.id")
     bucket: str
     amount: int = _integer()
 
 
 class Receipt(Base, table=True):
-    """Evidence, not money: nothing about it may stop a batch, so it names its job without a constraint."""
+    """Evidence, not money, so it names its job without a constraint: a job may be unknown to the pool.
+
+    A chain of its own: `hash` covers the receipt, what was made of it and the hash before; the pool signs it.
+    """
 
     __tablename__ = "receipts"
-    __table_args__ = (_one_of("state", ReceiptState),)
-    job_id: str = _key()
-    attempt: int = _key(sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
-    worker_id: str = _key()
+    __table_args__ = (
+        _one_of("state", ReceiptState),
+        _check("number >= 1", "number"),
+        UniqueConstraint("job_id", "attempt", "worker_id"),
+    )
+    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    job_id: str
+    attempt: int = _integer()
+    worker_id: str = Field(index=True)
     body: bytes
     signature: bytes
     state: str
     why: str = _text()
-    at: float
+    at: str
+    previous: str
+    hash: str
+    countersignature: bytes
+
+
+class Head(Base, table=True):
+    """The ends of both chains at a moment, signed by the pool."""
+
+    __tablename__ = "heads"
+    __table_args__ = (_one_of("reason", HeadReason),)
+    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    hash: str
+    receipts_number: int = _key(sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    receipts_hash: str
+    at: str
+    reason: str
+    signature: bytes
 
 
 def table_of(model: type[Base]) -> Table:
@@ -275,3 +344,8 @@ def table_of(model: type[Base]) -> Table:
 
 append_only(table_of(Entry), "number = NEW.number OR id = NEW.id")
 append_only(table_of(Posting), "entry_number = NEW.entry_number AND position = NEW.position")
+append_only(
+    table_of(Receipt),
+    "number = NEW.number OR (job_id = NEW.job_id AND attempt = NEW.attempt AND worker_id = NEW.worker_id)",
+)
+append_only(table_of(Head), "number = NEW.number AND receipts_number = NEW.receipts_number")

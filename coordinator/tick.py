@@ -6,7 +6,7 @@ is told before what was decided is safe; if the disk refuses, the same batch is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -14,11 +14,13 @@ import structlog
 from coordinator.clock import rfc3339
 from coordinator.core.engine import Engine
 from coordinator.core.jobs import Job, JobId
-from coordinator.core.ledger import GENESIS, Recorded, record
+from coordinator.core.ledger import Recorded, record
 from coordinator.core.messages import Effects, Send
-from coordinator.records import Batch, ReceiptRow
+from coordinator.records import Batch, ReceiptRow, RecordedReceipt
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreError
+from potluck import chain
+from potluck.chain import GENESIS
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +46,41 @@ class Chain:
 
 
 @dataclass(slots=True)
+class ReceiptChain:
+    """The end of the receipts' own chain. Each receipt is signed by the pool in its place."""
+
+    sign: Callable[[bytes], bytes]
+    number: int = 0
+    hash: str = GENESIS
+
+    def extend(self, receipts: Sequence[ReceiptRow], at: str) -> list[RecordedReceipt]:
+        recorded = []
+        for receipt in receipts:
+            number, previous = self.number + 1, self.hash
+            covered = chain.receipt_bytes(
+                number=number,
+                at=at,
+                worker=receipt.worker_id,
+                body=receipt.body,
+                signature=receipt.signature,
+                state=receipt.state.value,
+                previous=previous,
+            )
+            self.number, self.hash = number, chain.hash_of(covered)
+            recorded.append(
+                RecordedReceipt(
+                    number=number,
+                    at=at,
+                    receipt=receipt,
+                    previous=previous,
+                    hash=self.hash,
+                    countersignature=self.sign(chain.countersigned(self.hash)),
+                )
+            )
+        return recorded
+
+
+@dataclass(slots=True)
 class Extras:
     """What travels with the next batch without the core knowing: texts of stored jobs, receipts and answers
     to them."""
@@ -51,14 +88,15 @@ class Extras:
     requests: dict[JobId, bytes] = field(default_factory=dict)
     results: dict[JobId, bytes] = field(default_factory=dict)
     receipts: list[ReceiptRow] = field(default_factory=list)
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)  # for whatever was posted until now
 
     def __bool__(self) -> bool:
-        return bool(self.requests or self.results or self.receipts)
+        return bool(self.requests or self.results or self.receipts or self.waiting)
 
     @property
     def urgent(self) -> bool:
         """Receipts are evidence: they ride with the next commit instead of making the next hold wait."""
-        return bool(self.requests or self.results)
+        return bool(self.requests or self.results or self.waiting)
 
 
 @dataclass(slots=True)
@@ -66,10 +104,11 @@ class Ticker:
     engine: Engine
     store: Store
     chain: Chain
+    receipts: ReceiptChain
     now: Callable[[], float]
     send: Callable[[Send], None]
     tell: Callable[[Job], None]
-    acknowledge: Callable[[ReceiptRow], None]
+    acknowledge: Callable[[RecordedReceipt], None]
     result_of: Callable[[Job], bytes | None]  # of a stored job that ended
     on_trouble: Callable[[str], None]  # the disk refuses: called once when it begins
     trouble: str = ""  # why nothing can be committed just now
@@ -87,6 +126,13 @@ class Ticker:
             await self._wait()
             await self.turn()
 
+    async def committed(self) -> None:
+        """Return when all that the core has decided until now is on the disk."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.extras.waiting.append(waiter)
+        self.wake()
+        await waiter
+
     async def turn(self) -> None:
         """One tick. Also called on its own at start and at the end."""
         self._wake.clear()
@@ -100,8 +146,11 @@ class Ticker:
             await self._commit(batch)
         for send in effects.sends:
             self.send(send)
-        for row in extras.receipts:
-            self.acknowledge(row)
+        for waiter in extras.waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+        for receipt in batch.receipts:
+            self.acknowledge(receipt)
         for job in effects.closed:
             self.tell(job)
 
@@ -127,12 +176,12 @@ class Ticker:
                 return
 
     def _batch(self, effects: Effects, extras: Extras) -> Batch:
-        accounts = self.engine.book.accounts
+        accounts, at = self.engine.book.accounts, rfc3339(self.now())
         return Batch(
-            records=self.chain.extend(effects, rfc3339(self.now())),
+            records=self.chain.extend(effects, at),
             accounts=[replace(accounts[a]) for a in sorted(effects.accounts)],
             jobs=list(effects.jobs.values()),
-            receipts=extras.receipts,
+            receipts=self.receipts.extend(extras.receipts, at),
             requests=extras.requests,
             results=extras.results,
         )

@@ -19,6 +19,7 @@ from coordinator.api.context import Clock, Context
 from coordinator.artifacts import ArtifactStore
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
+from coordinator.core import entries
 from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
@@ -30,7 +31,7 @@ from coordinator.reports import WorkerReports
 from coordinator.sessions import Sessions, Stream
 from coordinator.settings import Settings
 from coordinator.store import Store
-from coordinator.tick import Chain, Ticker
+from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
@@ -208,10 +209,11 @@ def new_pool(
         engine=pool.engine,
         store=store,
         chain=Chain(),
+        receipts=ReceiptChain(lambda message: message[:64]),
         now=clock.now,
         send=pool.send,
         tell=pool.tell,
-        acknowledge=pool.acknowledge,
+        acknowledge=pool.receipts.recorded,
         result_of=pool.answers.close,
         on_trouble=pool.storage_trouble,
     )
@@ -268,14 +270,17 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         counter = TokenCounter(folder / "tokenizers", lambda: catalogue)
         pool = new_pool(store, config, counter, catalogue, steady)
         stack.push_async_callback(pool.vocabularies.close)
-        commons = await store.create_commons(CREDIT_LINE)
-        pool.know_account(commons.id, commons.credit_line)
+        await store.create_own_accounts(CREDIT_LINE)
+        for account in (await store.load()).accounts:
+            pool.know_account(account.id)
         members, keys = {}, {}
         for name, role in (("admin", Role.ADMIN), ("alice", Role.MEMBER), ("bob", Role.MEMBER)):
             members[name], keys[name] = await store.create_member(
                 name, role, CREDIT_LINE, "first", clock.now()
             )
-            pool.know_account(members[name].account, CREDIT_LINE)
+            pool.know_account(members[name].account)
+        for account_id, line in await store.unopened():
+            pool.engine.post(entries.opening(account_id, line))
         worker = await enrol(store, members["bob"], "rig", clock.now())
         reports = WorkerReports(
             engine=pool.engine,
@@ -286,6 +291,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             now=steady.now,
             pool_name=config.pool_name,
             catalogue_json=lambda: b"{}",
+            receipts=pool.receipts,
         )
         bench, stream = Bench(), pool.sessions.open(worker)
         hardware = session_pb2.Hardware(memory_bytes=2**33)

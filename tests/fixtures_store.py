@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from coordinator.core import ledger
+from coordinator.core import entries, ledger
 from coordinator.core.jobs import (
     AccountId,
     Attempt,
@@ -25,9 +25,13 @@ from coordinator.core.receipts import ReceiptState
 from coordinator.ids import new_id
 from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, Role
 from coordinator.store import Store
+from coordinator.tick import ReceiptChain
+from potluck.chain import GENESIS
 
 NOW = 1_800_000_000.0
+AT = "2027-01-15T08:00:00.000Z"
 LINE = 1_000_000_000
+OPENED = 4  # entries with which a world of three begins: the lines of the members and the commons
 
 
 def url_in(folder: Path) -> str:
@@ -41,11 +45,12 @@ class World:
     workers: list[EnrolledWorker] = field(default_factory=list)
     book: ledger.Book = field(default_factory=ledger.Book)
     number: int = 0
-    hash: str = ledger.GENESIS
+    hash: str = GENESIS
+    receipts: ReceiptChain = field(default_factory=lambda: ReceiptChain(lambda message: message[:64]))
 
     def record(self, entry: ledger.Entry) -> ledger.Recorded:
         self.book.post(entry)
-        recorded = ledger.record(self.number + 1, "2027-01-15T08:00:00.000Z", entry, self.hash)
+        recorded = ledger.record(self.number + 1, AT, entry, self.hash)
         self.number, self.hash = recorded.number, recorded.hash
         return recorded
 
@@ -80,13 +85,13 @@ class World:
 
     def held(self, job: Job) -> Batch:
         """The batch that sets a job's hold aside."""
-        return self.batch([self.record(ledger.hold(job))], [job])
+        return self.batch([self.record(entries.hold(job))], [job])
 
     def closed(self, job: Job, charge: int) -> tuple[Job, Batch]:
         """The job's end, paid to the owner of its newest attempt, and the batch that says so."""
         assert job.attempt is not None
-        payment = ledger.Payment(job.attempt.number, job.attempt.owner, charge, charge // 50)
-        recorded = self.record(ledger.close(job, [payment], '{"tokens": 3}'))
+        payment = entries.Payment(job.attempt.number, job.attempt.owner, charge, charge // 50)
+        recorded = self.record(entries.close(job, [payment], '{"tokens": 3}'))
         attempt = replace(
             move_attempt(job.attempt, AttemptEvent.SUCCEEDED, now=NOW + 2), tokens=3, paid=charge
         )
@@ -99,9 +104,15 @@ class World:
             body=b'{"job":1}',
             signature=bytes(64),
             state=ReceiptState.MATCHED,
-            at=NOW + 2,
         )
-        return ended, self.batch([recorded], [ended], receipts=[receipt])
+        return ended, self.batch([recorded], [ended], receipts=self.receipts.extend([receipt], AT))
+
+    async def open_lines(self) -> None:
+        """The members' credit lines, as the coordinator lends them at its start."""
+        waiting = await self.store.unopened()
+        records = [self.record(entries.opening(account, line)) for account, line in waiting]
+        if records:
+            await self.store.commit(self.batch(records, []))
 
 
 async def enrolled(store: Store, member: MemberId, name: str, seed: int) -> EnrolledWorker:
@@ -126,13 +137,14 @@ async def world(folder: Path, members: int = 3, line: int = LINE) -> AsyncIterat
     store = await Store.open(url_in(folder), NOW)
     pool = World(store)
     try:
-        await store.create_commons(line)
+        await store.create_own_accounts(line)
         for n in range(members):
             member, _ = await store.create_member(f"member-{n}", Role.MEMBER, line, "key", NOW)
             pool.members.append(member)
         for n in range(min(members, 2)):
             pool.workers.append(await enrolled(store, pool.members[n].id, f"worker-{n}", n + 1))
         pool.book.accounts = {account.id: account for account in (await store.load()).accounts}
+        await pool.open_lines()
         yield pool
     finally:
         await pool.store.close()

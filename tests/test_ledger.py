@@ -8,10 +8,10 @@ from fixtures_core import demand, job_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.core.entries import Payment, close, grant, hold
 from coordinator.core.jobs import AccountId, JobId
 from coordinator.core.ledger import (
     COMMONS,
-    GENESIS,
     Account,
     Book,
     Bucket,
@@ -19,16 +19,13 @@ from coordinator.core.ledger import (
     Entry,
     IdConflict,
     Overdrawn,
-    Payment,
     Posted,
     Posting,
     UnknownAccount,
     canonical,
-    close,
-    grant,
-    hold,
     record,
 )
+from potluck.chain import GENESIS
 
 A, B, C = (AccountId(f"acc_{n}") for n in "abc")
 JOB = job_of(demand(), quote=1_000, hold=1_000)

@@ -22,7 +22,7 @@ async def test_a_new_member_has_an_account_and_a_key_that_opens(tmp_path: Path) 
         assert found.member == member == await pool.store.member(member.id)
         assert (found.key.name, found.key.display) == ("laptop", key[:17] + "…")
         accounts = {a.id: a for a in (await pool.store.load()).accounts}
-        assert accounts[member.account] == ledger.Account(member.account, 5)
+        assert accounts[member.account] == ledger.Account(member.account)
         raw = (tmp_path / "potluck.db").read_bytes() + (tmp_path / "potluck.db-wal").read_bytes()
         assert key.encode() not in raw
         assert keys.digest_of(key).encode() in raw
@@ -80,29 +80,28 @@ async def test_keys_of_a_member_are_limited(tmp_path: Path, monkeypatch: pytest.
         await pool.store.create_key(mine, "third", NOW)
 
 
-async def test_a_credit_line_cannot_be_set_below_the_debt(tmp_path: Path) -> None:
+async def test_a_line_stands_in_unopened_until_it_is_in_the_ledger(tmp_path: Path) -> None:
+    """What a crash between the two would leave, the next start lends; what is lent is not lent again."""
     async with world(tmp_path) as pool:
-        job = pool.assigned(pool.job(2, hold=900))
-        await pool.store.commit(pool.held(job))
-        member = pool.members[2]
-        with pytest.raises(StoreConflict, match="the account owes 900"):
-            await pool.store.set_credit_line(member.id, 899)
-        account = await pool.store.set_credit_line(member.id, 900)
-        assert account == ledger.Account(member.account, 900, -900, 900, 0)
-        for line in (-1, 2**63):
-            with pytest.raises(StoreError):
-                await pool.store.set_credit_line(member.id, line)
-        with pytest.raises(Unknown):
-            await pool.store.set_credit_line(MemberId("mem_nobody"), 1)
+        assert await pool.store.unopened() == []
+        rich, _ = await pool.store.create_member("rich", Role.MEMBER, 700, "key", NOW)
+        await pool.store.create_member("poor", Role.MEMBER, 0, "key", NOW)
+        assert await pool.store.unopened() == [(rich.account, 700)]
+        pool.book.accounts[rich.account] = ledger.Account(rich.account)
+        await pool.open_lines()
+        assert await pool.store.unopened() == []
+        loaded = {account.id: account for account in (await pool.store.load()).accounts}
+        assert loaded[rich.account] == ledger.Account(rich.account, 700)
+        assert loaded[ledger.LINES].credit_line == -(4 * LINE + 700)
+        with pytest.raises(StoreError, match="0 or more"):
+            await pool.store.create_member("odd", Role.MEMBER, -1, "key", NOW)
         assert await pool.store.verify() == []
 
 
-async def test_the_commons_is_made_once(tmp_path: Path) -> None:
-    """A later start with another line sets it, though never below what the commons owes."""
+async def test_the_pools_own_accounts_are_made_once(tmp_path: Path) -> None:
+    """A later start with another line leaves them alone."""
     async with world(tmp_path) as pool:
-        assert (await pool.store.create_commons(7)).credit_line == 7
-        await pool.store.create_commons(LINE)
-        recorded = pool.record(ledger.grant("gift", pool.members[0].account, 300))
-        await pool.store.commit(pool.batch([recorded], []))
-        assert (await pool.store.create_commons(0)).credit_line == 300
-        assert await pool.store.verify() == []
+        await pool.store.create_own_accounts(7)
+        assert await pool.store.unopened() == []
+        commons = {account.id: account for account in (await pool.store.load()).accounts}[ledger.COMMONS]
+        assert commons.credit_line == LINE

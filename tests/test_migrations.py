@@ -11,10 +11,13 @@ from alembic.script import ScriptDirectory
 from fixtures_store import NOW, url_in
 from sqlalchemy import Connection, create_engine
 
+from coordinator.core.ledger import LINES
 from coordinator.migrations import configuration, migrate
 from coordinator.store import Store
 from coordinator.store_errors import DatabaseNewer
 from coordinator.tables import Base
+
+DATA = Path(__file__).parent / "data"
 
 
 def normal(sql: str) -> str:
@@ -45,7 +48,9 @@ def test_migrations_make_what_the_tables_say(tmp_path: Path) -> None:
         expected = schema(connection)
     assert found == expected
     assert "trigger entries_no_update" in found
-    assert "CONSTRAINT ck_accounts_floor CHECK (main >= -credit_line)" in found["table accounts"]
+    assert (
+        "CONSTRAINT ck_accounts_floor CHECK (id = 'lines' OR main >= -credit_line)" in found["table accounts"]
+    )
     migrated.dispose()
     described.dispose()
 
@@ -71,7 +76,39 @@ async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
     assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("9999",)
     connection.close()
     connection = sqlite3.connect(tmp_path / "potluck.db")
-    connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.execute("UPDATE alembic_version SET version_num = '0002'")
     connection.commit()
     connection.close()
     await (await Store.open(url_in(tmp_path), NOW)).close()  # the lock was let go
+
+
+async def test_a_database_of_the_first_shape_is_brought_forward(tmp_path: Path) -> None:
+    """Nothing is lost, credit lines have become entries, receipts a chain, and the books still add up."""
+    connection = sqlite3.connect(tmp_path / "potluck.db")
+    connection.executescript((DATA / "revision_0001.sql").read_text())
+    before = dict(connection.execute("SELECT id, credit_line FROM accounts").fetchall())
+    spent = dict(connection.execute("SELECT id, main FROM accounts").fetchall())
+    entries = connection.execute("SELECT number, hash FROM entries").fetchall()
+    receipts = connection.execute("SELECT job_id, body, signature FROM receipts").fetchall()
+    connection.close()
+    store = await Store.open(url_in(tmp_path), NOW)
+    try:
+        assert await store.verify() == []
+        assert await store.unopened() == []
+        loaded = await store.load()
+        accounts = {account.id: account for account in loaded.accounts}
+        assert accounts.pop(LINES).credit_line == -sum(before.values())
+        assert {account.id: account.credit_line for account in accounts.values()} == before
+        assert {account.id: account.main for account in accounts.values()} == spent
+        recorded = await store.recorded()
+        assert [(r.number, r.hash) for r in recorded][: len(entries)] == entries
+        assert len(recorded) == len(entries) + len(before)
+        assert loaded.last_receipt_number == len(receipts) > 1
+        assert await store.setting("marker") == "kept"
+        (waiting,) = loaded.open_jobs
+        assert (waiting.key, waiting.settled) == ("", 0)
+        kept = [(r.receipt.job_id, r.receipt.body, r.receipt.signature) for row in receipts
+                for r in await store.receipts_of(row[0])]  # fmt: skip
+        assert kept == receipts
+    finally:
+        await store.close()

@@ -8,8 +8,8 @@ from fixtures_core import SHAPE, account, demand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.core.entries import Payment
 from coordinator.core.jobs import Attempt, Kind, WorkerId
-from coordinator.core.ledger import Payment
 from coordinator.core.pricing import (
     Demand,
     Segment,

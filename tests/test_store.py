@@ -6,16 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures_store import NOW, World, url_in, world
+from fixtures_store import AT, NOW, OPENED, World, url_in, world
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from coordinator.core import ledger
-from coordinator.core.jobs import AccountId, JobEvent, JobId, JobState, WorkerId, move
+from coordinator.core import entries, ledger
+from coordinator.core.jobs import AccountId, JobEvent, JobId, JobState, move
 from coordinator.core.receipts import ReceiptState
 from coordinator.records import Batch
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull
+from coordinator.tick import ReceiptChain
 
 
 async def raw(pool: World, statement: str) -> None:
@@ -35,12 +36,12 @@ async def test_what_was_committed_is_loaded_again(tmp_path: Path) -> None:
     try:
         loaded = await store.load()
         assert {a.id: a for a in loaded.accounts} == pool.book.accounts
-        assert (loaded.last_number, loaded.last_hash) == (3, pool.hash)
+        assert (loaded.last_number, loaded.last_hash) == (OPENED + 3, pool.hash)
         assert loaded.open_jobs == (waits,)
-        assert loaded.entries == (ledger.hold(waits),)
+        assert loaded.entries == (entries.hold(waits),)
         assert loaded.requests == {waits.id: b'{"messages": []}'}
         assert await store.job(done.id) == ended
-        assert [r.state for r in await store.receipts_of(done.id)] == [ReceiptState.MATCHED]
+        assert [r.receipt.state for r in await store.receipts_of(done.id)] == [ReceiptState.MATCHED]
         assert await store.setting("created_at") == repr(NOW)
         assert await store.verify() == []
     finally:
@@ -53,7 +54,7 @@ async def test_the_same_batch_twice_is_refused_and_changes_nothing(tmp_path: Pat
         await pool.store.commit(batch)
         with pytest.raises(StoreConflict, match="was recorded before"):
             await pool.store.commit(batch)
-        assert (await pool.store.load()).last_number == 1
+        assert (await pool.store.load()).last_number == OPENED + 1
         assert await pool.store.verify() == []
 
 
@@ -62,7 +63,7 @@ async def test_an_id_is_recorded_once_whatever_its_number(tmp_path: Path) -> Non
     async with world(tmp_path) as pool:
         job = pool.job()
         await pool.store.commit(pool.held(job))
-        again = ledger.record(2, "2027-01-15T08:00:00.000Z", ledger.hold(job), pool.hash)
+        again = ledger.record(pool.number + 1, AT, entries.hold(job), pool.hash)
         account = replace(pool.book.accounts[job.account])
         account.main -= job.hold
         account.reserved += job.hold
@@ -75,7 +76,7 @@ async def test_an_id_is_recorded_once_whatever_its_number(tmp_path: Path) -> Non
 async def test_a_record_that_does_not_follow_is_refused(tmp_path: Path, wrong: str) -> None:
     async with world(tmp_path) as pool:
         batch = pool.held(pool.job())
-        change = {"number": 2} if wrong == "number" else {"previous": "f" * 64}
+        change = {"number": OPENED + 2} if wrong == "number" else {"previous": "f" * 64}
         broken = replace(batch, records=[replace(batch.records[0], **change)])
         with pytest.raises(StoreConflict, match="does not follow"):
             await pool.store.commit(broken)
@@ -103,12 +104,12 @@ async def test_an_overdrawn_account_is_refused_by_sql(tmp_path: Path) -> None:
     """Even with consistent sums: CHECK knows the floor."""
     async with world(tmp_path, line=500) as pool:
         job = pool.job(hold=501)
-        entry = ledger.record(1, "2027-01-15T08:00:00.000Z", ledger.hold(job), ledger.GENESIS)
+        entry = ledger.record(OPENED + 1, AT, entries.hold(job), pool.hash)
         account = ledger.Account(job.account, 500, main=-501, reserved=501)
         with pytest.raises(StoreConflict, match="floor"):
             await pool.store.commit(Batch(records=[entry], accounts=[account], jobs=[job]))
         assert await pool.store.job(job.id) is None
-        assert (await pool.store.load()).last_number == 0
+        assert (await pool.store.load()).last_number == OPENED
 
 
 async def test_a_full_disk_changes_nothing_and_the_same_batch_works_later(tmp_path: Path) -> None:
@@ -123,16 +124,16 @@ async def test_a_full_disk_changes_nothing_and_the_same_batch_works_later(tmp_pa
     async with world(tmp_path) as pool:
         await pool.store.transact(limit(1))  # becomes the present size: it never shrinks below
         jobs = [pool.job(hold=10) for _ in range(400)]
-        batch = pool.batch([pool.record(ledger.hold(job)) for job in jobs], jobs)
+        batch = pool.batch([pool.record(entries.hold(job)) for job in jobs], jobs)
         for _ in range(2):
             with pytest.raises(StoreFull, match="full"):
                 await pool.store.commit(batch)
             assert await pool.store.jobs() == []
-            assert (await pool.store.load()).last_number == 0
+            assert (await pool.store.load()).last_number == OPENED
             assert await pool.store.verify() == []
         await pool.store.transact(limit(1_000_000))
         await pool.store.commit(batch)
-        assert (await pool.store.load()).last_number == 400
+        assert (await pool.store.load()).last_number == OPENED + 400
         assert await pool.store.verify() == []
 
 
@@ -231,17 +232,33 @@ async def test_a_cancelled_caller_does_not_tear_a_commit(tmp_path: Path) -> None
         assert await pool.store.verify() == []
 
 
-async def test_a_repeated_receipt_is_kept_once(tmp_path: Path) -> None:
-    """A worker repeats itself until it is acknowledged; the first stands, and no batch fails by it."""
+async def test_receipts_are_recorded_once_and_in_their_chain(tmp_path: Path) -> None:
+    """A second place for the same receipt, a gap and another past are refused, and nothing is changed."""
     async with world(tmp_path) as pool:
         job = pool.assigned(pool.job(2))
         await pool.store.commit(pool.held(job))
         _, batch = pool.closed(job, 10)
         await pool.store.commit(batch)
-        late = replace(batch.receipts[0], state=ReceiptState.LATE, body=b"other")
-        stranger = replace(late, job_id=JobId("job_unknown"), worker_id=WorkerId("wrk_unknown"), attempt=99)
-        await pool.store.commit(Batch(receipts=[late, stranger]))
-        assert [r.state for r in await pool.store.receipts_of(job.id)] == [ReceiptState.MATCHED]
+        (first,) = batch.receipts
+        with pytest.raises(StoreConflict, match=r"receipt 1 .* was recorded before"):
+            await pool.store.commit(Batch(receipts=[first]))
+        with pytest.raises(StoreConflict, match=r"receipt 3 .* does not follow number 1"):
+            await pool.store.commit(Batch(receipts=[replace(first, number=3)]))
+        with pytest.raises(StoreConflict, match=r"receipt 2 .* does not follow number 1"):
+            await pool.store.commit(Batch(receipts=[replace(first, number=2)]))
+        (twice,) = ReceiptChain(bytes, 1, first.hash).extend([first.receipt], AT)
+        with pytest.raises(StoreConflict, match="recorded once"):
+            await pool.store.commit(Batch(receipts=[twice]))
+        stranger = replace(first.receipt, job_id=JobId("job_unknown"), attempt=99)
+        (second,) = pool.receipts.extend([stranger], AT)
+        await pool.store.commit(Batch(receipts=[second]))
+        assert await pool.store.receipts_of(job.id) == [first]
+        row = first.receipt
+        assert await pool.store.receipt(row.job_id, row.attempt, row.worker_id) == first
+        assert await pool.store.receipt(row.job_id, 2, row.worker_id) is None
+        loaded = await pool.store.load()
+        assert (loaded.last_receipt_number, loaded.last_receipt_hash) == (2, second.hash)
+        assert await pool.store.verify() == []
 
 
 async def test_results_of_stored_jobs(tmp_path: Path) -> None:
@@ -284,9 +301,9 @@ async def test_entries_are_read_in_pages_as_they_were_recorded(tmp_path: Path) -
         for batch in [pool.held(job) for job in jobs] + [pool.closed(job, 700)[1] for job in jobs]:
             await pool.store.commit(batch)
             written += batch.records
-        first = await pool.store.recorded(limit=4)
-        assert [*first, *await pool.store.recorded(after=4)] == written
-        assert await pool.store.recorded(after=6) == []
+        first = await pool.store.recorded(after=OPENED, limit=4)
+        assert [*first, *await pool.store.recorded(after=OPENED + 4)] == written
+        assert await pool.store.recorded(after=OPENED + 6) == []
         again = ledger.record(first[3].number, first[3].at, first[3].entry, first[3].previous)
         assert again == first[3]
 

@@ -10,7 +10,7 @@ from coordinator.store import Store
 
 NO_TRIGGERS = [
     f"DROP TRIGGER {table}_no_{what}"
-    for table in ("entries", "postings")
+    for table in ("entries", "postings", "receipts", "heads")
     for what in ("update", "delete", "replace")
 ]
 
@@ -40,16 +40,19 @@ async def findings(folder: Path) -> str:
     ("statements", "expected"),
     [
         (["UPDATE accounts SET main = main + 5 WHERE id = 'commons'"], ["commons: main is", "not to zero"]),
-        (["UPDATE postings SET amount = amount + 1 WHERE entry_number = 2 AND position = 0"], ["entry 2 does not balance"]),
-        (["UPDATE postings SET amount = amount * 2 WHERE entry_number = 1"], ["entry 1 is not what its hash"]),
-        (["UPDATE entries SET details = '{}' WHERE number = 4"], ["entry 4 is not what its hash"]),
-        (["UPDATE entries SET at = '2020-01-01T00:00:00Z' WHERE number = 3"], ["entry 3 is not what its hash"]),
-        (["DELETE FROM postings WHERE entry_number = 5", "DELETE FROM entries WHERE number = 5"], ["its hold is still open"]),
-        (["DELETE FROM postings WHERE entry_number = 2", "DELETE FROM entries WHERE number = 2"], ["entry 3 follows entry 1", "entry 3 does not carry the hash"]),
-        (["UPDATE entries SET number = 99 WHERE number = 1", "UPDATE entries SET number = 1 WHERE number = 2", "UPDATE entries SET number = 2 WHERE number = 99"], ["entry 1 does not carry the hash"]),
+        (["UPDATE postings SET amount = amount + 1 WHERE entry_number = 6 AND position = 0"], ["entry 6 does not balance"]),
+        (["UPDATE postings SET amount = amount * 2 WHERE entry_number = 5"], ["entry 5 is not what its hash"]),
+        (["UPDATE entries SET details = '{}' WHERE number = 8"], ["entry 8 is not what its hash"]),
+        (["UPDATE entries SET at = '2020-01-01T00:00:00Z' WHERE number = 7"], ["entry 7 is not what its hash"]),
+        (["DELETE FROM postings WHERE entry_number = 9", "DELETE FROM entries WHERE number = 9"], ["its hold is still open"]),
+        (["DELETE FROM postings WHERE entry_number = 6", "DELETE FROM entries WHERE number = 6"], ["entry 7 follows entry 5", "entry 7 does not carry the hash"]),
+        (["UPDATE entries SET number = 99 WHERE number = 5", "UPDATE entries SET number = 5 WHERE number = 6", "UPDATE entries SET number = 6 WHERE number = 99"], ["entry 5 does not carry the hash"]),
         (["UPDATE jobs SET state = 'failed', ended_at = 1 WHERE ended_at IS NULL"], ["the job is failed, but its hold is still open"]),
         (["UPDATE jobs SET state = 'queued', ended_at = NULL WHERE rowid = 1"], ["the job is queued, but its hold was closed"]),
         (["UPDATE jobs SET hold = 999 WHERE ended_at IS NULL"], ["the hold is 1000, but the job says 999"]),
+        (["UPDATE accounts SET credit_line = credit_line + 5 WHERE id = 'commons'"], ["commons: credit_line is", "all credit lines add up to 5"]),
+        (["UPDATE receipts SET state = 'late' WHERE number = 2"], ["receipt 2 is not the one"]),
+        (["DELETE FROM receipts WHERE number = 1"], ["receipt 2 is not the one"]),
         (["PRAGMA foreign_keys = OFF", "DELETE FROM accounts WHERE id = 'commons'"], ["does not exist", "not to zero"]),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from coordinator.core import ledger
+from coordinator.core import entries, ledger
 from coordinator.core.jobs import Job
 from coordinator.core.ledger import Overdrawn
 from coordinator.records import Batch, Loaded
@@ -68,11 +68,11 @@ async def overdraw(pool: World, member: int) -> None:
     account = pool.book.accounts[pool.members[member].account]
     job = pool.job(member, hold=account.available + 1)
     with pytest.raises(Overdrawn):
-        pool.book.post(ledger.hold(job))
+        pool.book.post(entries.hold(job))
     forced = replace(account)
     forced.main -= job.hold
     forced.reserved += job.hold
-    entry = ledger.record(pool.number + 1, "2027-01-15T08:00:00.000Z", ledger.hold(job), pool.hash)
+    entry = ledger.record(pool.number + 1, "2027-01-15T08:00:00.000Z", entries.hold(job), pool.hash)
     with pytest.raises(StoreConflict, match="floor"):
         await pool.store.commit(Batch(records=[entry], accounts=[forced], jobs=[job]))
 
@@ -98,7 +98,7 @@ async def play(folder: Path, moves: list[Step]) -> None:
                     if pool.book.accounts[ledger.COMMONS].available < amount:
                         continue
                     to = pool.members[member].account
-                    recorded = pool.record(ledger.grant(f"gift-{pool.number}", to, amount))
+                    recorded = pool.record(entries.grant(f"gift-{pool.number}", to, amount))
                     batches.append(pool.batch([recorded], []))
                 case "repeat" if batches:
                     with pytest.raises(StoreConflict):

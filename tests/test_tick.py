@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.core import entries
 from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import Job, JobId, JobState, Kind
@@ -14,11 +15,12 @@ from coordinator.core.ledger import Book
 from coordinator.core.messages import Send, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
-from coordinator.records import EnrolledWorker, Issued, Member, ReceiptRow, Role
+from coordinator.records import EnrolledWorker, Issued, Member, RecordedReceipt, Role
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreFull
-from coordinator.tick import Chain, Ticker
+from coordinator.tick import Chain, ReceiptChain, Ticker
 
+OPENED = 2  # entries that lend the lines of alice and bob
 NOW = 1_800_000_000.0
 SHAPE = Shape(1_000_000, 100_000, 1_000)
 
@@ -61,7 +63,7 @@ class World:
 async def _world(url: str) -> World:
     store = await Store.open(url, NOW)
     if not await store.members():
-        await store.create_commons(0)
+        await store.create_own_accounts(0)
         for name in ("alice", "bob"):
             await store.create_member(name, Role.MEMBER, 10**9, "first", NOW)
         await _enrol(store)
@@ -70,6 +72,8 @@ async def _world(url: str) -> World:
     loaded = await store.load()
     book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
     engine = Engine(Rules(), book, Fleet())
+    for account, line in await store.unopened():
+        engine.post(entries.opening(account, line))
     sent: list[Send] = []
     told: list[Job] = []
     troubles: list[str] = []
@@ -77,6 +81,7 @@ async def _world(url: str) -> World:
         engine=engine,
         store=store,
         chain=Chain(loaded.last_number, loaded.last_hash),
+        receipts=ReceiptChain(bytes, loaded.last_receipt_number, loaded.last_receipt_hash),
         now=lambda: NOW,
         send=sent.append,
         tell=told.append,
@@ -84,6 +89,7 @@ async def _world(url: str) -> World:
         result_of=lambda job: None,
         on_trouble=troubles.append,
     )
+    await ticker.turn()
     return World(store, ticker, alice, worker, sent, told, troubles)
 
 
@@ -153,7 +159,7 @@ async def test_a_full_disk_holds_everything_back_and_loses_nothing(world: World)
     assert world.ticker.on_trouble.__self__ == ["the disk is full"]  # type: ignore[attr-defined]  # list.append
     assert world.ticker.trouble == ""
     assert len(world.sent) == 1
-    assert (await world.store.load()).last_number == 1
+    assert (await world.store.load()).last_number == OPENED + 1
     assert await world.store.job(job.id) is not None
 
 
@@ -164,7 +170,7 @@ async def test_books_that_disagree_stop_the_writer(world: World) -> None:
     world.ticker.chain.number = 7
     with pytest.raises(StoreConflict):
         await world.ticker.run()
-    assert (await world.store.load()).last_number == 0
+    assert (await world.store.load()).last_number == OPENED
 
 
 async def test_a_restart_returns_the_hold_of_what_it_cut_off(world: World, tmp_path: Path) -> None:
@@ -182,7 +188,7 @@ async def test_a_restart_returns_the_hold_of_what_it_cut_off(world: World, tmp_p
     loaded = await again.store.load()
     assert [a.reserved for a in loaded.accounts if a.reserved] == []
     assert sum(a.main + a.reserved + a.held for a in loaded.accounts) == 0
-    assert loaded.last_number == 2
+    assert loaded.last_number == OPENED + 2
     assert [(job.state, job.charge) for job in again.told] == [(JobState.FAILED, 0)]
     assert await again.store.verify() == []
 
@@ -195,7 +201,7 @@ async def test_results_and_receipts_travel_with_the_close(world: World) -> None:
     await world.ticker.turn()
     piece = Piece(0, 0, "abc", (1, 2, 3), "length")
     world.engine.frame(world.worker.id, job.id, 1, 1, [piece], None, NOW)
-    rows: list[ReceiptRow] = []
+    rows: list[RecordedReceipt] = []
     world.ticker.acknowledge = rows.append
     await world.ticker.turn()
     assert await world.store.result(job.id) == b'{"answer": 1}'

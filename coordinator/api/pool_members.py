@@ -54,15 +54,16 @@ class Members:
 
     async def list(self, request: Request) -> Response:
         """All members: `{data: [{id, name, role, account, credit_line, created_at}]}`. For admins."""
+        context = self._desk.context
         await self._desk.auth.admin(request)
         data = [
             {
                 **member_body(member),
                 "account": member.account,
-                "credit_line": member.credit_line,
+                "credit_line": context.pool.balance(member.account)["credit_line"],
                 "created_at": when(member.created_at),
             }
-            for member in await self._desk.context.store.members()
+            for member in await context.store.members()
         ]
         return Json({"data": data})
 
@@ -80,7 +81,7 @@ class Members:
             raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
         except StoreError as error:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        context.pool.know_account(member.account, member.credit_line)
+        await context.pool.open_account(member.account, line)
         return Json({"id": member.id, "name": member.name, "role": member.role.value, "key": key}, 201)
 
     async def list_keys(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ from typing import Any
 
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import Attempt, Job
-from coordinator.records import ApiKey, Member, ReceiptRow
+from coordinator.records import ApiKey, Member, RecordedReceipt
 
 
 def when(seconds: float | None) -> str | None:
@@ -55,17 +55,28 @@ def job_body(job: Job, member_name: str) -> dict[str, Any]:
     }
 
 
-def receipt_body(receipt: ReceiptRow) -> dict[str, Any]:
-    """`body` is the signed text as it came, `signature` Ed25519 over it in base64."""
+def receipt_body(recorded: RecordedReceipt) -> dict[str, Any]:
+    """`body` is the signed text as it came, `signature` Ed25519 over it in base64, `countersignature` the
+    pool's, over its place in the chain of receipts (`potluck.chain`).
+    """
+    receipt = recorded.receipt
     return {
+        "number": recorded.number,
         "attempt": receipt.attempt,
         "worker": receipt.worker_id,
         "state": receipt.state.value,
         "why": receipt.why,
-        "at": when(receipt.at),
+        "at": recorded.at,
         "body": receipt.body.decode("ascii", "replace"),
-        "signature": base64.b64encode(receipt.signature).decode("ascii"),
+        "signature": _base64(receipt.signature),
+        "previous": recorded.previous,
+        "hash": recorded.hash,
+        "countersignature": _base64(recorded.countersignature),
     }
+
+
+def _base64(raw: bytes) -> str:
+    return base64.b64encode(raw).decode("ascii")
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

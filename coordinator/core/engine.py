@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coordinator.core import jobs, ledger
+from coordinator.core import details, entries, jobs, ledger
 from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, load_of
 from coordinator.core.jobs import (
     AttemptEvent,
@@ -114,7 +114,7 @@ class Engine:
         if why := self._impossible(live):
             raise Impossible(why)
         if job.hold:
-            self._post(ledger.hold(job))
+            self._post(entries.hold(job, details.of_hold(job)))
         self._enqueue(live)
 
     def restore(
@@ -139,10 +139,10 @@ class Engine:
                 job,
                 jobs.move_attempt(job.attempt, AttemptEvent.LOST, now=now, why="the coordinator restarted"),
             )
-        if job.hold:
-            self._post(ledger.close(job, []))
         why = "the coordinator restarted while it ran; nothing was charged"
-        job = replace(job, charge=0)
+        if job.hold:
+            self._post(entries.close(job, [], details.of_refund(job, why)))
+        job = replace(job, charge=job.settled)
         self._remember(jobs.move(job, JobEvent.GAVE_UP, now=now, why=why, code="coordinator_restarted"))
 
     def cancel(self, job_id: JobId, now: float, why: str) -> bool:
@@ -159,6 +159,21 @@ class Engine:
         if (live := self.lives.get(job_id)) is not None:
             self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
             self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
+
+    def post(self, entry: ledger.Entry) -> ledger.Posted:
+        """An entry that belongs to no job. Raises Overdrawn, IdConflict or UnknownAccount."""
+        assert entry.job is None, "jobs post their own"
+        return self._post(entry)
+
+    def settle(self, job_id: JobId, payments: Sequence[entries.Payment], details: str = "{}") -> bool:
+        """Pay a part of a long job along the way. False: the job has ended."""
+        if (live := self.lives.get(job_id)) is None:
+            return False
+        self._post(entries.settle(live.job, payments, details))
+        paid = sum(p.amount for p in payments)
+        job = replace(live.job, settled=live.job.settled + paid, settlements=live.job.settlements + 1)
+        self._change(live, job)
+        return True
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -583,20 +598,22 @@ class Engine:
         finisher: int | None = None,
     ) -> None:
         """The job's one end: pay or refund, by one entry, whatever happened behind."""
-        job, tariff = live.job, self.rules.tariff
-        paid: list[ledger.Payment] = []
+        job, tariff, segments = live.job, self.rules.tariff, live.output.segments
+        paid: list[entries.Payment] = []
+        said = details.of_refund(job, why)
         if pay and job.hold:
-            units = charge_units(live.demand, tariff, live.output.segments, finisher)
+            units = charge_units(live.demand, tariff, segments, finisher)
             paid = payments(units, job.attempts, job.account, tariff)
-        amounts = {p.attempt: p.amount - p.fee for p in paid}
+            said = details.of_work(job, live.demand, tariff, segments, finisher, paid)
+        if job.hold:
+            self._post(entries.close(job, paid, said))
+        earned = {p.attempt: p for p in paid}
         job = replace(
             job,
-            charge=sum(p.amount for p in paid),
+            charge=job.settled + sum(p.amount for p in paid),
             output_tokens=live.output.tokens,
-            attempts=tuple(replace(a, paid=amounts.get(a.number, 0)) for a in job.attempts),
+            attempts=tuple(_paid(attempt, earned.get(attempt.number)) for attempt in job.attempts),
         )
-        if job.hold:
-            self._post(ledger.close(job, paid))
         del self.lives[job.id]
         self.queue.pop(job.id, None)
         self._remember(jobs.move(job, event, now=now, why=why, code=code))
@@ -607,10 +624,18 @@ class Engine:
         self.recent[job.id] = job
         while len(self.recent) > self.rules.recent_max:
             old = self.recent.pop(next(iter(self.recent)))
-            for cause in ("hold", "close"):
-                self.book.entries.pop(f"{old.id}/{cause}", None)
+            self.book.forget(old.id, old.settlements)
 
-    def _post(self, entry: ledger.Entry) -> None:
-        if self.book.post(entry) is ledger.Posted.CREATED:
+    def _post(self, entry: ledger.Entry) -> ledger.Posted:
+        posted = self.book.post(entry)
+        if posted is ledger.Posted.CREATED:
             self.effects.entries.append(entry)
             self.effects.accounts.update(p.account for p in entry.postings)
+        return posted
+
+
+def _paid(attempt: jobs.Attempt, payment: entries.Payment | None) -> jobs.Attempt:
+    if payment is None:
+        return attempt
+    held = payment.bucket is ledger.Bucket.HELD
+    return replace(attempt, paid=payment.amount - payment.fee, held=held)

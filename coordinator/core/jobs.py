@@ -141,6 +141,7 @@ class Attempt:
     ended_at: float | None = None
     tokens: int = 0  # output tokens delivered, by the coordinator's count
     paid: int = 0  # microcredits, known at the close
+    held: bool = False  # what it was paid is held back: its worker was unproven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,9 @@ class Job:
     """What the pool knows of one request without its text. Amounts are microcredits.
 
     `hold` is what was set aside (0 for a job that may only run on its member's own workers), `quote` the
-    most it can cost. `only` limits it to certain workers; empty means any.
+    most it can cost, `settled` what was paid out of the hold along the way, by so many
+    `settlements`. `only` limits it to certain
+    workers; empty means any. `key` is the API key that asked, whose own limits count too.
     """
 
     id: JobId
@@ -162,6 +165,9 @@ class Job:
     prompt_tokens: int
     max_tokens: int  # for each choice; 0 for an embedding
     choices: int = 1
+    key: str = ""
+    settled: int = 0
+    settlements: int = 0
     stored: bool = False  # survives a restart of the coordinator; interactive answers do not
     own_only: bool = False  # may run on its member's own workers only
     only: frozenset[WorkerId] = frozenset()

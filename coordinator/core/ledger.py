@@ -1,36 +1,45 @@
 """Double entry in microcredits. Entries are never changed; corrections are entries.
 
-Every account has three buckets. `main` is what can be spent, `reserved` what lies in open holds, `held`
-what an unproven worker earned and may not spend yet. The balance that a member sees is main + reserved;
-what is available is main + credit line. The sum over all buckets of all accounts is zero at every moment.
+Every account has four buckets. `main` is what can be spent, `reserved` what lies in open holds, `held`
+what an unproven worker earned and may not spend yet: these are money. `credit_line` is how far main may fall
+below zero; it is lent, by a member or by the pool, so that it too has two sides. The balance that a member
+sees is main + reserved; what is available is main + credit line. The sum of all money is zero at every
+moment, and so is the sum of all credit lines: `lines`, which lends for the pool, holds their minus.
 
 An entry's id is derived from its cause (`<job>/hold`, `<job>/close`), so that a retry repeats it: paying
 twice, or paying and refunding one job, is impossible by construction (after TigerBeetle's transfers).
 """
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from coordinator.core.jobs import AccountId, Job, JobId
+from coordinator.core.jobs import AccountId, JobId
+from potluck.chain import digest, entry_bytes, hash_of
 
 COMMONS = AccountId("commons")
-GENESIS = "0" * 64
+LINES = AccountId("lines")  # lends what the pool lends; it has no money and no floor
 
 
 class Bucket(StrEnum):
     MAIN = "main"
     RESERVED = "reserved"
     HELD = "held"
+    CREDIT_LINE = "credit_line"
+
+
+MONEY = (Bucket.MAIN, Bucket.RESERVED, Bucket.HELD)
 
 
 class Code(StrEnum):
     HOLD = "hold"
+    SETTLE = "settle"  # a part of a long job is paid, out of its hold
     CLOSE = "close"
     GRANT = "grant"
     TRANSFER = "transfer"
+    LINE = "line"  # a credit line was lent, changed or given back
+    RELEASE = "release"  # what a worker earned while it was unproven is free
+    RETIRE = "retire"  # an account was closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,9 @@ class Entry:
 
     def __post_init__(self) -> None:
         assert len(self.postings) >= 2, "an entry moves something from somewhere to somewhere"
-        assert sum(p.amount for p in self.postings) == 0, "an entry must balance"
+        assert sum(p.amount for p in self.postings if p.bucket in MONEY) == 0, "an entry must balance"
+        lent = sum(p.amount for p in self.postings if p.bucket is Bucket.CREDIT_LINE)
+        assert lent == 0, "what one may owe, another answers for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,7 @@ class Recorded:
     number: int  # from 1, without gaps
     at: str  # RFC 3339 UTC
     entry: Entry
-    previous: str  # hash of the entry before, or GENESIS
+    previous: str  # hash of the entry before; chain.GENESIS before the first
     hash: str
 
 
@@ -108,11 +119,16 @@ class UnknownAccount(Exception):  # noqa: N818 -- named for what happened
 
 @dataclass(slots=True)
 class Book:
-    """All accounts, and the ids that are taken. `recent` holds the entries of open jobs and a tail of closed
-    ones; the database holds them all and repeats the uniqueness."""
+    """All accounts, and the ids that are taken: of the entries of open jobs, and of the newest others.
+
+    The database holds them all and repeats the uniqueness. Whoever posts an entry whose id is not of an open
+    job asks there first, so that a retry after long is answered, too.
+    """
 
     accounts: dict[AccountId, Account] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
+    others: deque[str] = field(default_factory=deque)  # ids that are no job's
+    others_max: int = 20_000
 
     def post(self, entry: Entry) -> Posted:
         """Apply the entry, or change nothing and raise Overdrawn, IdConflict or UnknownAccount."""
@@ -120,87 +136,59 @@ class Book:
             if known != entry:
                 raise IdConflict(entry.id)
             return Posted.EXISTS
-        changes: dict[tuple[AccountId, Bucket], int] = {}
+        changed: dict[AccountId, Account] = {}
         for posting in entry.postings:
-            key = (posting.account, posting.bucket)
-            changes[key] = changes.get(key, 0) + posting.amount
-        for (account_id, bucket), amount in changes.items():
-            account = self.accounts.get(account_id)
-            if account is None:
-                raise UnknownAccount(account_id)
-            if amount >= 0:
-                continue
-            after = getattr(account, bucket.value) + amount
-            if bucket is Bucket.MAIN and after < -account.credit_line:
-                raise Overdrawn(account_id, -amount, account.available)
-            assert bucket is Bucket.MAIN or after >= 0, f"{bucket} of {account_id} fell below zero"
-        for (account_id, bucket), amount in changes.items():
+            before = self.accounts.get(posting.account)
+            if before is None:
+                raise UnknownAccount(posting.account)
+            after = changed.setdefault(posting.account, replace(before))
+            setattr(after, posting.bucket.value, getattr(after, posting.bucket.value) + posting.amount)
+        for account_id, after in changed.items():
+            _check_floor(self.accounts[account_id], after)
+        for account_id, after in changed.items():
             account = self.accounts[account_id]
-            setattr(account, bucket.value, getattr(account, bucket.value) + amount)
+            for bucket in Bucket:
+                setattr(account, bucket.value, getattr(after, bucket.value))
         self.entries[entry.id] = entry
+        if entry.job is None:
+            self.others.append(entry.id)
+            if len(self.others) > self.others_max:
+                del self.entries[self.others.popleft()]
         return Posted.CREATED
 
+    def forget(self, job: JobId, settlements: int) -> None:
+        """The entries of a job that ended long ago."""
+        for cause in ("hold", "close", *(f"settle/{n}" for n in range(1, settlements + 1))):
+            self.entries.pop(f"{job}/{cause}", None)
+
     def total(self) -> int:
+        """All money; 0 at every moment."""
         return sum(a.main + a.reserved + a.held for a in self.accounts.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Payment:
-    """What one attempt earned: `amount` is gross, the fee is taken from it."""
-
-    attempt: int
-    account: AccountId
-    amount: int
-    fee: int
-    bucket: Bucket = Bucket.MAIN
-
-
-def hold(job: Job) -> Entry:
-    """Set the worst case aside before any work leaves."""
-    postings = (
-        Posting(job.account, Bucket.MAIN, -job.hold),
-        Posting(job.account, Bucket.RESERVED, job.hold),
-    )
-    return Entry(f"{job.id}/hold", Code.HOLD, postings, job.id)
-
-
-def close(job: Job, payments: Iterable[Payment], details: str = "{}") -> Entry:
-    """End the hold, once: workers paid, fee to the commons, the rest returned. No payments means a refund."""
-    paid = tuple(payments)
-    charge = sum(p.amount for p in paid)
-    assert 0 <= charge <= job.hold, f"{job.id}: charge {charge} outside its hold {job.hold}"
-    postings = [
-        Posting(job.account, Bucket.RESERVED, -job.hold),
-        Posting(job.account, Bucket.MAIN, job.hold - charge),
-    ]
-    postings += [Posting(p.account, p.bucket, p.amount - p.fee) for p in paid if p.amount - p.fee]
-    if fee := sum(p.fee for p in paid):
-        postings.append(Posting(COMMONS, Bucket.MAIN, fee))
-    return Entry(f"{job.id}/close", Code.CLOSE, tuple(postings), job.id, details)
-
-
-def grant(cause: str, account: AccountId, amount: int, details: str = "{}") -> Entry:
-    """Out of the commons, in the open; the commons has a floor like everybody."""
-    postings = (Posting(COMMONS, Bucket.MAIN, -amount), Posting(account, Bucket.MAIN, amount))
-    return Entry(f"{cause}/grant", Code.GRANT, postings, None, details)
+def _check_floor(before: Account, after: Account) -> None:
+    """Nobody sinks below the floor, whether money left or the line was shortened. Raises Overdrawn."""
+    assert after.reserved >= 0, f"reserved of {after.id} fell below zero"
+    assert after.held >= 0, f"held of {after.id} fell below zero"
+    sinks = after.available < before.available or after.credit_line < before.credit_line
+    if after.id != LINES and sinks and (after.available < 0 or after.credit_line < 0):
+        raise Overdrawn(after.id, before.available - after.available, before.available)
 
 
 def canonical(number: int, at: str, entry: Entry, previous: str) -> bytes:
-    """The bytes that an entry's hash covers: compact JSON with sorted keys; details by their digest only."""
-    content = {
-        "number": number,
-        "at": at,
-        "id": entry.id,
-        "code": entry.code.value,
-        "job": entry.job,
-        "postings": [[p.account, p.bucket.value, p.amount] for p in entry.postings],
-        "details": hashlib.sha256(entry.details.encode()).hexdigest(),
-        "previous": previous,
-    }
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    """The bytes that an entry's hash covers."""
+    return entry_bytes(
+        number=number,
+        at=at,
+        id=entry.id,
+        code=entry.code.value,
+        job=entry.job,
+        postings=[(p.account, p.bucket.value, p.amount) for p in entry.postings],
+        details_sha256=digest(entry.details),
+        previous=previous,
+    )
 
 
 def record(number: int, at: str, entry: Entry, previous: str) -> Recorded:
     """Put the entry at the end of the chain."""
-    digest = hashlib.sha256(canonical(number, at, entry, previous)).hexdigest()
-    return Recorded(number, at, entry, previous, digest)
+    return Recorded(number, at, entry, previous, hash_of(canonical(number, at, entry, previous)))

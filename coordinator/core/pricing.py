@@ -8,8 +8,8 @@ up once, at the end. The quote is the same formula at its largest arguments, so 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from coordinator.core.entries import Payment
 from coordinator.core.jobs import AccountId, Attempt, Kind
-from coordinator.core.ledger import Payment
 
 UNITS_PER_FLOP = 2_000
 UNITS_PER_MICROCREDIT = UNITS_PER_FLOP * 1_000_000

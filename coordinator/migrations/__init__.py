@@ -19,8 +19,8 @@ def configuration(connection: Connection) -> Config:
     return config
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the database to the newest revision, inside the caller's transaction.
+def migrate(connection: Connection) -> bool:
+    """Bring the database to the newest revision, inside the caller's transaction; whether anything was to do.
 
     Raises DatabaseNewer if a later version of Potluck has been here.
     """
@@ -33,3 +33,4 @@ def migrate(connection: Connection) -> None:
             f" {known.get_current_head()}). Upgrade Potluck, or restore a backup made with this version."
         )
     command.upgrade(config, "head")
+    return current != known.get_current_head()

@@ -821,9 +821,22 @@ class ReceiptAck(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    COUNTERSIGNATURE_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """matched | late | refused | void"""
     why: _builtins.str
+    number: _builtins.int
+    """Its place in the pool's chain of receipts (potluck.chain), countersigned: the worker's own proof that
+    the pool has it. Absent where the pool keeps none, because it never had such a job.
+    """
+    at: _builtins.str
+    previous: _builtins.str
+    hash: _builtins.str
+    countersignature: _builtins.bytes
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     def __init__(
@@ -832,10 +845,15 @@ class ReceiptAck(_message.Message):
         attempt: _work_pb2.Attempt | None = ...,
         state: _builtins.str = ...,
         why: _builtins.str = ...,
+        number: _builtins.int = ...,
+        at: _builtins.str = ...,
+        previous: _builtins.str = ...,
+        hash: _builtins.str = ...,
+        countersignature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "state", b"state", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "countersignature", b"countersignature", "hash", b"hash", "number", b"number", "previous", b"previous", "state", b"state", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,65 @@
+"""What an entry says beside its amounts, as JSON: enough to recompute a charge, and to put it into words.
+
+Only the parties to an entry see its details; to all others they are a digest (`potluck.chain`). They name
+accounts and workers by id, and hold no text of any job.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from coordinator.core.entries import Payment
+from coordinator.core.jobs import Job
+from coordinator.core.ledger import Bucket
+from coordinator.core.pricing import Demand, Segment, Tariff
+
+
+def written(**facts: Any) -> str:
+    """One spelling for one meaning: sorted, compact, ASCII."""
+    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def of_hold(job: Job) -> str:
+    return written(kind=job.kind.value, model=job.model)
+
+
+def of_refund(job: Job, why: str) -> str:
+    """Of a close without a charge."""
+    return written(kind=job.kind.value, model=job.model, why=why)
+
+
+def of_work(
+    job: Job,
+    demand: Demand,
+    tariff: Tariff,
+    segments: Sequence[Segment],
+    finisher: int | None,
+    paid: Sequence[Payment],
+) -> str:
+    """Of a close with a charge: the arguments of `pricing.charge_units` and what came of them.
+
+    `shape` is [N, H, a], `tariff` [permille of a prompt's work, permille of the fee], a segment
+    [attempt, choice, start, tokens].
+    """
+    shape, attempts = demand.shape, {attempt.number: attempt for attempt in job.attempts}
+    return written(
+        kind=job.kind.value,
+        model=job.model,
+        prompts=demand.prompts,
+        shape=[shape.active_parameters, shape.head_parameters, shape.attention],
+        tariff=[tariff.prompt_weight_permille, tariff.fee_permille],
+        segments=[[s.attempt, s.choice, s.start, s.tokens] for s in segments],
+        finisher=finisher,
+        paid=[
+            {
+                "attempt": p.attempt,
+                "worker": attempts[p.attempt].worker,
+                "account": p.account,
+                "tokens": attempts[p.attempt].tokens,
+                "amount": p.amount,
+                "fee": p.fee,
+                "held": p.bucket is Bucket.HELD,
+            }
+            for p in paid
+        ],
+    )
