@@ -10,90 +10,34 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
 import structlog
 
 from coordinator import translate
+from coordinator.accounts import Accounts
 from coordinator.answers import Answers
-from coordinator.core import entries
 from coordinator.core.engine import Engine, Impossible, Live
-from coordinator.core.jobs import AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
-from coordinator.core.ledger import Account, Entry, IdConflict, Overdrawn, Posted
+from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
+from coordinator.core.ledger import Overdrawn
 from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.ids import new_id
 from coordinator.receipts import Receipts
-from coordinator.records import Member, ReceiptRow, RecordedReceipt
-from coordinator.relay import Closed, Embedded, JobEvent, Output, Relay, ended
+from coordinator.records import ReceiptRow, RecordedReceipt
+from coordinator.refusal import Refusal, credits_of
+from coordinator.relay import JobEvent, Relay, ended
 from coordinator.sessions import Sessions
 from coordinator.settings import Settings
 from coordinator.store import Store
+from coordinator.submission import Submission, Ticket
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
 
-__all__ = ["Closed", "Embedded", "JobEvent", "Output", "Pool", "Refusal", "Submission", "Ticket"]
-
 log = structlog.get_logger(__name__)
-
-MICRO = 1_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """One job as the API understood it. The seed is drawn already; `model` is the catalogue's name."""
-
-    kind: Kind
-    model: str
-    member: Member
-    work: work_pb2.Work
-    prompt_tokens: int
-    max_tokens: int
-    choices: int
-    prompts: tuple[int, ...] = ()  # of an embedding: the tokens of each input
-    exact: bool = True  # False: these counts are upper bounds, the model's tokenizer is not known
-    stored: bool = False
-    workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
-    idempotency_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """`events` end with one Closed. Leaving them early does not cancel the job. `replayed`: the job was
-    submitted before under the same Idempotency-Key; it is not a new one."""
-
-    job_id: str
-    quote: int
-    replayed: bool
-    events: AsyncIterator[JobEvent]
-
-
-class Refusal(Exception):  # noqa: N818 -- a result for the member, not a fault
-    """A request the pool will not take, as an HTTP status and an OpenAI-shaped error."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        type: str = "invalid_request_error",  # noqa: A002 -- the API's own word
-        param: str | None = None,
-        retry_after_s: float | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.type, self.code, self.message = status, type, code, message
-        self.param, self.retry_after_s, self.extra = param, retry_after_s, extra or {}
-
-
-def credits_of(amount: int) -> str:
-    """Microcredits as credits, for sentences."""
-    return f"{amount / MICRO:,.3f}"
 
 
 @dataclass(slots=True)
@@ -109,12 +53,12 @@ class Pool:
     now: Callable[[], float]
     ticker: Ticker = field(init=False)  # the composition root ties the knot
     receipts: Receipts = field(init=False)
+    accounts: Accounts = field(init=False)
     relay: Relay = field(default_factory=Relay)
     answers: Answers = field(default_factory=Answers)
     works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
-    closing: bool = False
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -122,6 +66,7 @@ class Pool:
             self.ticker.extras.receipts.append(row)
 
         self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep)
+        self.accounts = Accounts(self.engine, self.store, lambda: self.ticker)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -136,12 +81,15 @@ class Pool:
     async def submit(self, submission: Submission) -> Ticket:
         """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
         s = submission
-        self._check_open()
+        self.accounts.check_open()
+        if len(self.engine.lives) >= self.settings.queue_jobs_max:
+            message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
+            raise Refusal(503, "pool_busy", message, type="server_error", retry_after_s=2)
         job_id = _job_id(s)
         if s.idempotency_key is not None and (known := await self._known(job_id)) is not None:
             return self._replay(known, s)
         self.names[s.member.id] = s.member.name
-        self.know_account(s.member.account)
+        self.accounts.know(s.member.account)
         demand = self.demand(s)
         worst = quote(demand, self.tariff)
         own_only = s.workers == "mine"
@@ -179,7 +127,7 @@ class Pool:
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, let running answers end for a while, then return the holds of what is left."""
-        self.closing = True
+        self.accounts.closing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 while any(not live.job.stored for live in self.engine.lives.values()):
@@ -225,7 +173,7 @@ class Pool:
             raise Refusal(400, "no_worker_could_serve", message, param="model") from None
 
     def _too_poor(self, job: Job, short: Overdrawn) -> Refusal:
-        have = self.balance(job.account)
+        have = self.accounts.balance(job.account)
         message = (
             f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
             f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, "
@@ -235,17 +183,6 @@ class Pool:
         )
         extra = {"potluck": {"cost": job.quote, **have}}
         return Refusal(402, "insufficient_credits", message, type="insufficient_credits", extra=extra)
-
-    def _check_open(self) -> None:
-        if self.closing:
-            message = "The coordinator is shutting down; try again in a moment."
-            raise Refusal(503, "shutting_down", message, type="server_error", retry_after_s=5)
-        if self.ticker.trouble:
-            message = f"The pool cannot write its books just now: {self.ticker.trouble}"
-            raise Refusal(503, "storage_unavailable", message, type="server_error", retry_after_s=10)
-        if len(self.engine.lives) >= self.settings.queue_jobs_max:
-            message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
-            raise Refusal(503, "pool_busy", message, type="server_error", retry_after_s=2)
 
     async def _known(self, job_id: JobId) -> Job | None:
         if (live := self.engine.lives.get(job_id)) is not None:
@@ -278,44 +215,6 @@ class Pool:
         if isinstance(s.workers, tuple):
             return frozenset(WorkerId(w) for w in s.workers)
         return frozenset()  # "trusted": in a pool of friends every worker is
-
-    # -- accounts ------------------------------------------------------------------------------------
-
-    def know_account(self, account: AccountId) -> None:
-        """Members may be newer than this process; their first entry finds the account here."""
-        self.engine.book.accounts.setdefault(account, Account(account))
-
-    async def open_account(self, account: AccountId, line: int) -> None:
-        """A new account is in the book from now on, and has its credit line when this returns."""
-        self.know_account(account)
-        if line:
-            await self.record(entries.opening(account, line))
-
-    async def record(self, entry: Entry) -> Posted:
-        """Write an entry that belongs to no job, and wait until it is on the disk.
-
-        Raises IdConflict if its cause had another effect before, Overdrawn, or Refusal while the pool
-        cannot write.
-        """
-        self._check_open()
-        if entry.id not in self.engine.book.entries and (known := await self.store.entry(entry.id)):
-            if known.entry != entry:
-                raise IdConflict(entry.id)
-            return Posted.EXISTS
-        posted = self.engine.post(entry)
-        await self.ticker.committed()
-        return posted
-
-    def balance(self, account_id: AccountId) -> dict[str, Any]:
-        account = self.engine.book.accounts.get(account_id) or Account(account_id)
-        return {
-            "account": account.id,
-            "balance": account.balance,
-            "reserved": account.reserved,
-            "held": account.held,
-            "credit_line": account.credit_line,
-            "available": account.available,
-        }
 
     # -- workers -------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class WorkerReports:
         """At once, without awaiting: what holds of the stream when this begins still holds at its end."""
         worker = row.id
         self.receipts.keys[worker] = row.receipt_key
-        self.pool.know_account(row.account)
+        self.pool.accounts.know(row.account)
         self.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
         hardware, models = translate.hardware(hello.hardware), self._served(hello.models)
         memory = max([g.memory_bytes for g in hardware.gpus] or [hardware.memory_bytes])

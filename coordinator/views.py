@@ -24,7 +24,7 @@ def status(pool: Pool) -> dict[str, Any]:
         "models": sorted(
             {m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}
         ),
-        "commons": pool.balance(COMMONS)["balance"],
+        "commons": pool.accounts.balance(COMMONS)["balance"],
         "ledger_sum": pool.engine.book.total(),
         "coordinator_public_key": pool.public_key,
     }

@@ -173,7 +173,7 @@ class Stand:
         return await self.ask("POST", "/v1/chat/completions", json=chat_body(**more))
 
     def available(self, name: str = "alice") -> dict[str, Any]:
-        return self.context.pool.balance(self.members[name].account)
+        return self.context.pool.accounts.balance(self.members[name].account)
 
 
 def chat_body(**more: Any) -> dict[str, Any]:
@@ -272,15 +272,16 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         stack.push_async_callback(pool.vocabularies.close)
         await store.create_own_accounts(CREDIT_LINE)
         for account in (await store.load()).accounts:
-            pool.know_account(account.id)
+            pool.accounts.know(account.id)
         members, keys = {}, {}
         for name, role in (("admin", Role.ADMIN), ("alice", Role.MEMBER), ("bob", Role.MEMBER)):
             members[name], keys[name] = await store.create_member(
                 name, role, CREDIT_LINE, "first", clock.now()
             )
-            pool.know_account(members[name].account)
+            pool.accounts.know(members[name].account)
         for account_id, line in await store.unopened():
             pool.engine.post(entries.opening(account_id, line))
+        await pool.ticker.turn()
         worker = await enrol(store, members["bob"], "rig", clock.now())
         reports = WorkerReports(
             engine=pool.engine,

@@ -390,6 +390,7 @@ async def test_a_stored_job_keeps_its_count_over_a_restart(
     async with open_house(tmp_path, monkeypatch, keys) as again:
         await again.honest()
         await again.eventually(lambda: again.no_longer(job_id), "the stored job to end")
+        await again.running.ticker.committed()
         job = await again.job(job_id)
         assert (job["state"], 0 < job["charge"] <= quoted) == ("succeeded", True)
         result = await again.get(f"/pool/v1/jobs/{job_id}/result", "alice")

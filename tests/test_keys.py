@@ -53,7 +53,11 @@ async def test_the_first_start_makes_a_commons_an_admin_and_a_key(first: Any, tm
     found = await store.authenticate(keys.digest_of(key), NOW)
     assert found is not None
     assert (found.member.name, found.member.role) == ("admin", Role.ADMIN)
-    assert {account.id for account in (await store.load()).accounts} == {"commons", found.member.account}
+    assert {account.id for account in (await store.load()).accounts} == {
+        "commons",
+        "lines",
+        found.member.account,
+    }
     if sys.platform != "win32":
         assert file.stat().st_mode & 0o777 == 0o600
     assert await ensure_first_start(store, settings, NOW + 1) is None

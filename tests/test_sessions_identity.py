@@ -343,7 +343,7 @@ async def test_the_commons_takes_its_fee_whatever_the_workers_say(house: House) 
     await liar.send(frame(assign, 1, delta(0, 3)), frame(assign, 9, delta(3, 4)))
     await asking
     job = await house.job(assign.attempt.job_id)
-    fee = house.running.pool.balance(COMMONS)["balance"]
+    fee = house.running.pool.accounts.balance(COMMONS)["balance"]
     assert job["charge"] == sum(a["paid"] for a in job["attempts"]) + fee
     assert (await house.get("/pool/v1/balance", "bob"))["balance"] == job["charge"] - fee
     await house.settled()

@@ -39,11 +39,14 @@ async def cached_and_posted(store: Store) -> tuple[dict[str, int], dict[str, int
     cached: dict[str, int] = {}
     posted: dict[str, int] = {}
     async with store.reading() as connection:
-        for row in (await connection.execute(text("SELECT id, main, reserved, held FROM accounts"))).all():
+        for row in (
+            await connection.execute(text("SELECT id, main, reserved, held, credit_line FROM accounts"))
+        ).all():
             cached |= {
                 f"{row.id} main": row.main,
                 f"{row.id} reserved": row.reserved,
                 f"{row.id} held": row.held,
+                f"{row.id} credit_line": row.credit_line,
             }
         sums = "SELECT account_id, bucket, SUM(amount) AS total FROM postings GROUP BY account_id, bucket"
         for row in (await connection.execute(text(sums))).all():

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from coordinator.pool import Embedded, JobEvent, Output
+from coordinator.relay import Embedded, JobEvent, Output
 from potluck.v1.work_pb2 import TokenLogprob
 
 

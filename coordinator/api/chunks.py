@@ -9,7 +9,7 @@ import orjson
 
 from coordinator.api import logprobs
 from coordinator.api.usage import Usage
-from coordinator.pool import Output
+from coordinator.relay import Output
 
 DONE = b"data: [DONE]\n\n"
 PLAIN_END = b'},"logprobs":null,"finish_reason":null}]}\n\n'

@@ -14,7 +14,7 @@ from coordinator.api.errors import ApiError
 from coordinator.api.limits import Gauge
 from coordinator.api.running import Running
 from coordinator.api.schema import Schema, validated
-from coordinator.pool import Submission
+from coordinator.submission import Submission
 
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 

@@ -17,7 +17,7 @@ from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import key_body, member_body
 from coordinator.core.jobs import Kind
-from coordinator.pool import Refusal
+from coordinator.refusal import Refusal
 
 
 class JobRequest(Schema):
@@ -56,7 +56,7 @@ class Account:
     async def balance(self, request: Request) -> Response:
         """In microcredits: `{account, balance, reserved, held, credit_line, available}`."""
         caller = await self._desk.auth.look(request)
-        return Json(self._desk.context.pool.balance(caller.member.account))
+        return Json(self._desk.context.pool.accounts.balance(caller.member.account))
 
     async def quote(self, request: Request) -> Response:
         """The most a job can cost: `{quote, prompt_tokens, max_tokens, model}`; nothing is run or set aside.

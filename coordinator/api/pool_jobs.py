@@ -18,7 +18,7 @@ from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.shapes import job_body, receipt_body
 from coordinator.core.jobs import Job, JobId, JobState
-from coordinator.pool import Refusal
+from coordinator.refusal import Refusal
 
 LISTED_MAX = 100
 LISTED = 20

@@ -60,7 +60,7 @@ class Members:
             {
                 **member_body(member),
                 "account": member.account,
-                "credit_line": context.pool.balance(member.account)["credit_line"],
+                "credit_line": context.pool.accounts.balance(member.account)["credit_line"],
                 "created_at": when(member.created_at),
             }
             for member in await context.store.members()
@@ -81,7 +81,7 @@ class Members:
             raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
         except StoreError as error:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        await context.pool.open_account(member.account, line)
+        await context.pool.accounts.open(member.account, line)
         return Json({"id": member.id, "name": member.name, "role": member.role.value, "key": key}, 201)
 
     async def list_keys(self, request: Request) -> Response:

@@ -17,8 +17,8 @@ from coordinator.api.requests import (
 )
 from coordinator.api.schema import validated
 from coordinator.core.jobs import Kind
-from coordinator.pool import Submission
 from coordinator.records import Member
+from coordinator.submission import Submission
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import work_pb2
 

@@ -15,7 +15,9 @@ from coordinator.api.errors import ApiError
 from coordinator.api.limits import Gauge
 from coordinator.api.usage import Usage
 from coordinator.core.jobs import JobState, Loading
-from coordinator.pool import Closed, JobEvent, Refusal, Submission, Ticket
+from coordinator.refusal import Refusal
+from coordinator.relay import Closed, JobEvent
+from coordinator.submission import Submission, Ticket
 
 GONE = "the client went away"
 

@@ -8,7 +8,7 @@ from coordinator.api.chunks import DONE, Chunks, error_event
 from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
 from coordinator.api.running import Running
-from coordinator.pool import Output
+from coordinator.relay import Output
 
 HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"))
 

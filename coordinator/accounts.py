@@ -1,0 +1,66 @@
+"""The accounts as the API sees them: balances, and entries of no job. Amounts are microcredits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.core import entries
+from coordinator.core.engine import Engine
+from coordinator.core.jobs import AccountId
+from coordinator.core.ledger import Account, Entry, IdConflict, Posted
+from coordinator.refusal import Refusal
+from coordinator.store import Store
+from coordinator.tick import Ticker
+
+
+@dataclass(slots=True)
+class Accounts:
+    engine: Engine
+    store: Store
+    ticker: Callable[[], Ticker]  # made after the pool
+    closing: bool = False  # the coordinator stops: nothing new begins
+
+    def know(self, account: AccountId) -> None:
+        """Members may be newer than this process; their first entry finds the account here."""
+        self.engine.book.accounts.setdefault(account, Account(account))
+
+    def balance(self, account_id: AccountId) -> dict[str, Any]:
+        account = self.engine.book.accounts.get(account_id) or Account(account_id)
+        return {
+            "account": account.id,
+            "balance": account.balance,
+            "reserved": account.reserved,
+            "held": account.held,
+            "credit_line": account.credit_line,
+            "available": account.available,
+        }
+
+    async def open(self, account: AccountId, line: int) -> None:
+        """A new account is in the book from now on, and has its credit line when this returns."""
+        self.know(account)
+        if line:
+            await self.record(entries.opening(account, line))
+
+    async def record(self, entry: Entry) -> Posted:
+        """Write an entry that belongs to no job, and wait until it is on the disk.
+
+        Raises IdConflict if its cause had another effect before, Overdrawn, or Refusal while the pool
+        cannot write.
+        """
+        self.check_open()
+        if entry.id not in self.engine.book.entries and (known := await self.store.entry(entry.id)):
+            if known.entry != entry:
+                raise IdConflict(entry.id)
+            return Posted.EXISTS
+        posted = self.engine.post(entry)
+        await self.ticker().committed()
+        return posted
+
+    def check_open(self) -> None:
+        """Raises Refusal while nothing new can be taken."""
+        if self.closing:
+            message = "The coordinator is shutting down; try again in a moment."
+            raise Refusal(503, "shutting_down", message, type="server_error", retry_after_s=5)
+        if trouble := self.ticker().trouble:
+            message = f"The pool cannot write its books just now: {trouble}"
+            raise Refusal(503, "storage_unavailable", message, type="server_error", retry_after_s=10)

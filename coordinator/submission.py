@@ -1,0 +1,39 @@
+"""A job as the API hands it to the pool, and what it gets back."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal
+
+from coordinator.core.jobs import Kind
+from coordinator.records import Member
+from coordinator.relay import JobEvent
+from potluck.v1 import work_pb2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One job as the API understood it. The seed is drawn already; `model` is the catalogue's name."""
+
+    kind: Kind
+    model: str
+    member: Member
+    work: work_pb2.Work
+    prompt_tokens: int
+    max_tokens: int
+    choices: int
+    prompts: tuple[int, ...] = ()  # of an embedding: the tokens of each input
+    exact: bool = True  # False: these counts are upper bounds, the model's tokenizer is not known
+    stored: bool = False
+    workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """`events` end with one Closed. Leaving them early does not cancel the job. `replayed`: the job was
+    submitted before under the same Idempotency-Key; it is not a new one."""
+
+    job_id: str
+    quote: int
+    replayed: bool
+    events: AsyncIterator[JobEvent]
