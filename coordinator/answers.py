@@ -53,7 +53,7 @@ def _usage(job: Job) -> dict[str, Any]:
         "prompt_tokens": job.prompt_tokens,
         "completion_tokens": job.output_tokens,
         "total_tokens": job.prompt_tokens + job.output_tokens,
-        "potluck": {"charge": job.charge, "job_id": job.id},
+        "potluck": {"charge": job.charge, "job_id": job.id, "state": job.state.value},
     }
 
 

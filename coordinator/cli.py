@@ -22,7 +22,14 @@ from potluck.logs import configure
 
 TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, ModelsError, StoreError, SettingsError)
 
-app = typer.Typer(no_args_is_help=True, help="Run the coordinator of a pool.")
+app = typer.Typer(
+    help="Run the coordinator of a pool.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.callback()
@@ -30,7 +37,7 @@ def service() -> None:
     """Run the coordinator of a pool."""
 
 
-@app.command()
+@app.command(epilog="Example:  potluck coordinator start --http 127.0.0.1:8420")
 def start(
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where members connect. Default 127.0.0.1:8420.")
@@ -47,30 +54,27 @@ def start(
         typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME."),
     ] = None,
     behind_proxy: Annotated[
-        bool | None, typer.Option("--behind-proxy", help="A reverse proxy in front of HTTP terminates TLS.")
-    ] = None,
+        bool, typer.Option("--behind-proxy", help="A reverse proxy in front of HTTP terminates TLS.")
+    ] = False,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Certificate for HTTPS (PEM).")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key (PEM).")] = None,
     emulator: Annotated[
-        bool | None,
+        bool,
         typer.Option("--emulator", help="Offer the model `emulator-small`, for tests and benchmarks."),
-    ] = None,
+    ] = False,
 ) -> None:
-    """Start the coordinator of a pool: the API for members, the door for workers, the ledger.
-
-    Example: potluck coordinator start --http 127.0.0.1:8420
-    """
+    """Start the coordinator of a pool: the API for members, the door for workers, the ledger."""
     flags = {
         "http": http,
         "grpc": grpc,
         "public_host": public_host,
         "database": database,
-        "behind_proxy": behind_proxy,
+        "behind_proxy": behind_proxy or None,  # not given is not the same as no: a file may say it
         "tls_cert": tls_cert,
         "tls_key": tls_key,
-        "emulator": emulator,
+        "emulator": emulator or None,
     }
     try:
         settings = Settings.load({name: value for name, value in flags.items() if value is not None})

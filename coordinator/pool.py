@@ -108,6 +108,7 @@ class Pool:
             stored=s.stored,
             own_only=own_only,
             only=self._only(s),
+            expires_at=None if s.wait_s is None else self.now() + s.wait_s,
         )
         self._admit(job, demand)
         self.works[job_id] = s.work
@@ -213,7 +214,8 @@ class Pool:
 
     def _only(self, s: Submission) -> frozenset[WorkerId]:
         if isinstance(s.workers, tuple):
-            return frozenset(WorkerId(w) for w in s.workers)
+            named = {w.name: w.id for w in self.engine.fleet.workers.values()}
+            return frozenset(named.get(word, WorkerId(word)) for word in s.workers)
         return frozenset()  # "trusted": in a pool of friends every worker is
 
     # -- workers -------------------------------------------------------------------------------------

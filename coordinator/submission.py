@@ -25,6 +25,7 @@ class Submission:
     exact: bool = True  # False: these counts are upper bounds, the model's tokenizer is not known
     stored: bool = False
     workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
+    wait_s: float | None = None  # for a worker; the pool has a limit of its own
     idempotency_key: str | None = None
 
 

@@ -20,7 +20,15 @@ from typing import Any, Final, Literal, Self
 from urllib.parse import quote as url_quote
 
 from potluck.client import resolve
-from potluck.errors import InvalidRequest, JobCancelled, JobFailed, JobNotFinished, NotFound
+from potluck.errors import (
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    JobNotFinished,
+    NotFound,
+    Unavailable,
+    Unreachable,
+)
 from potluck.results import (
     Answer,
     Balance,
@@ -50,6 +58,7 @@ TIMEOUT_S: Final = 600.0
 RETRIES_MAX: Final = 2
 POLL_S_FIRST: Final = 0.1
 POLL_S_MAX: Final = 2.0
+AWAY_S_MAX: Final = 60.0  # a coordinator may be away so long while a job is followed
 IDEMPOTENCY_BYTES: Final = 16
 
 Message = Mapping[str, Any]
@@ -150,8 +159,16 @@ class Pool:
         """The job now and whenever its state changes, up to its end. Raises JobNotFinished in time."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last, wait_s = None, POLL_S_FIRST
+        gone_since: float | None = None
         while True:
-            job = self.job(job_id)
+            try:
+                job, gone_since = self.job(job_id), None
+            except (Unreachable, Unavailable):  # a coordinator that restarts: the job outlives it
+                gone_since = gone_since or time.monotonic()
+                if time.monotonic() - gone_since > AWAY_S_MAX:
+                    raise
+                self._sleep(POLL_S_MAX)
+                continue
             if job != last:
                 last, wait_s = job, POLL_S_FIRST
                 yield job

@@ -87,7 +87,10 @@ class Jobs:
         return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
 
     async def result(self, request: Request) -> Response:
-        """The answer of a stored job, as the OpenAI route would have given it."""
+        """The answer of a stored job, as the OpenAI route would have given it.
+
+        Of a cancelled one it is what had come until then, since that was paid: `usage.potluck.state` says so.
+        """
         caller = await self._desk.auth.look(request)
         job = await self._find(caller, request)
         if not job.stored:
@@ -97,7 +100,7 @@ class Jobs:
             message = f"{job.id} is {job.state.value}; ask again when it has ended."
             raise ApiError(409, "job_not_finished", message, retry=False)
         result = await self._desk.context.store.result(job.id)
-        if job.state is not JobState.SUCCEEDED or result is None:
+        if job.state not in (JobState.SUCCEEDED, JobState.CANCELLED) or result is None:
             why = job.why or "it left no answer"
             raise ApiError(
                 409, job.code or "job_failed", f"{job.id} has {job.state.value}: {why}.", retry=False
@@ -108,7 +111,9 @@ class Jobs:
         """End the job: `{id, state, cancelled}`. What was delivered until then is charged."""
         caller = await self._desk.auth.look(request)
         job = await self._find(caller, request)
-        cancelled = self._desk.context.pool.cancel(job.id, f"{caller.member.name} cancelled it")
+        pool = self._desk.context.pool
+        if cancelled := pool.cancel(job.id, f"{caller.member.name} cancelled it"):
+            await pool.ticker.committed()
         state = JobState.CANCELLED if cancelled else job.state
         return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
 

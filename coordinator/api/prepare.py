@@ -58,7 +58,11 @@ async def _countable(context: Context, name: str, kind: Kind) -> ModelEntry:
 
 def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
     close = catalogue.closest(name[:NAME_CHARS_SHOWN_MAX])[:CLOSE_NAMES_MAX]
-    hint = f" Close to it: {', '.join(close)}." if close else " GET /v1/models lists what there is."
+    hint = (
+        f" Close to it: {', '.join(close)}."
+        if close
+        else " `potluck models`, or GET /v1/models, lists what there is."
+    )
     message = f"This pool has no model {name[:NAME_CHARS_SHOWN_MAX]!r}.{hint}"
     return ApiError(404, "model_not_found", message, param="model")
 
@@ -101,6 +105,7 @@ async def chat(context: Context, member: Member, request: ChatRequest, key: str 
         choices=sampling.choices,
         exact=exact,
         workers=_workers(request.potluck),
+        wait_s=_wait_s(request.potluck),
     )
 
 
@@ -133,6 +138,7 @@ async def completions(
                 choices=sampling.choices,
                 exact=exact or not isinstance(prompt, str),
                 workers=_workers(request.potluck),
+                wait_s=_wait_s(request.potluck),
             )
         )
     return submissions
@@ -160,6 +166,7 @@ async def embedding(context: Context, member: Member, request: EmbeddingRequest)
         prompts=tuple(counts),
         exact=exact or not any(isinstance(item, str) for item in request.input),
         workers=_workers(request.potluck),
+        wait_s=_wait_s(request.potluck),
     )
 
 
@@ -224,3 +231,7 @@ def _sampling(
 
 def _workers(options: PotluckOptions | None) -> Any:
     return None if options is None else options.workers
+
+
+def _wait_s(options: PotluckOptions | None) -> float | None:
+    return None if options is None else options.wait_s

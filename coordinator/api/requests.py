@@ -13,6 +13,7 @@ CHOICES_MAX = 8
 STOPS_MAX = 4
 STOP_CHARS_MAX = 256
 TOP_LOGPROBS_MAX = 20
+WAIT_S_MAX = 7 * 86_400.0
 TOP_K_MAX = 1_000_000
 PROMPTS_MAX = 16
 INPUTS_MAX = 2_048
@@ -123,12 +124,15 @@ Prompt = str | tuple[int, ...]
 
 
 class PotluckOptions(Schema):
-    """The pool's own part of a request: which workers may see it."""
+    """The pool's own part of a request: which workers (ids or names) may see it, and how long it may wait
+    for one, in seconds.
+    """
 
     workers: Annotated[
         Literal["mine", "trusted"] | tuple[str, ...] | None,
         BeforeValidator(_workers, json_schema_input_type=Literal["mine", "trusted"] | list[str] | None),
     ] = None
+    wait_s: Annotated[float, Field(gt=0, le=WAIT_S_MAX)] | None = None
 
 
 class StreamOptions(Schema):

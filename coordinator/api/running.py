@@ -59,10 +59,10 @@ def failed(closed: Closed, job_id: str) -> ApiError:
         return ApiError(400, "job_cancelled", f"The job was cancelled: {why}.", retry=False, extra=extra)
     code = closed.code or "job_failed"
     status = 503 if closed.state is JobState.EXPIRED else STATUS_BY_CODE.get(code, 500)
-    message = f"The job could not be done: {why}."
     if status == 503:
+        message = f"{why[:1].upper()}{why[1:]}."
         return ApiError(status, code, message, retry_after_s=RETRY_AFTER_S, extra=extra)
-    return ApiError(status, code, message, retry=False, extra=extra)
+    return ApiError(status, code, f"The job could not be done: {why}.", retry=False, extra=extra)
 
 
 def _loading(loading: Loading) -> dict[str, Any]:

@@ -439,7 +439,9 @@ class Engine:
         if now < ends_at:
             return
         code = "no_worker_available"
-        why = f"no worker was free for {job.model} within {now - since:.0f} s"
+        there = any(self.fleet.workers[w].connected for w in self.fleet.by_model.get(job.model, ()))
+        free = "was free for" if there else "that is connected serves"
+        why = f"no worker {free} {job.model}; it waited {now - since:.0f} s"
         if loading is not None:
             code, why = "model_loading", f"{job.model} is still {loading.state} on a worker"
             live.job = replace(live.job, loading=loading)

@@ -10,6 +10,7 @@ from potluck.cli.conversation import Conversation, converse
 from potluck.cli.session import Session, single
 
 WAIT_S = 600.0
+POOL_WAIT_S = 60.0  # the pool waits so long by itself, and is asked again after it
 
 
 def chat(
@@ -24,7 +25,7 @@ def chat(
     seed: asking.SeedOption = None,
     workers: asking.WorkersOption = None,
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="How long a model may take to load.")
+        float, typer.Option("--wait", metavar="SECONDS", min=0.0, help="How long to wait for a worker.")
     ] = WAIT_S,
     interactive: Annotated[
         bool, typer.Option("-i", "--interactive", help="Converse also where standard input is no terminal.")
@@ -37,6 +38,8 @@ def chat(
     asked: dict[str, Any] = asking.parameters(
         max_tokens=max_tokens, temperature=temperature, seed=seed, workers=workers
     )
+    if wait < POOL_WAIT_S:
+        asked["potluck"] = {**asked.get("potluck", {}), "wait_s": max(1.0, wait)}
     if prompt is None and not interactive and not sys.stdin.isatty():
         prompt = "-"  # `potluck chat < file`
     text = asking.text_of(prompt) if prompt is not None else None

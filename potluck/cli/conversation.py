@@ -13,6 +13,7 @@ from potluck.errors import PotluckError, Unavailable, UsageError
 from potluck.results import Answer
 
 RETRY_S_MAX = 10.0
+STOPPED_S_MAX = 2.0  # for the charge of an answer that was stopped
 HISTORY_MESSAGES_MAX = 1_000
 HELP = """\
 /model         show the model and those to choose from
@@ -73,6 +74,7 @@ class Conversation:
             if written:
                 self._end_line(stream.text)
                 self.messages = [*asked, {"role": "assistant", "content": stream.text}]
+                self._stopped(stream.job_id)
             raise
         answer = stream.answer
         self._end_line(stream.text)
@@ -101,6 +103,16 @@ class Conversation:
         tokens = f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out"
         cut = ", cut at its limit" if answer.finish_reason == "length" else ""
         return f"[{tokens}{cut} · {printer.amount(usage.charge)} {printer.unit} · {answer.model}]"
+
+    def _stopped(self, job_id: str | None) -> None:
+        """What the part that was written cost; the coordinator knows it a moment after the line is cut."""
+        printer = self.session.printer
+        with contextlib.suppress(PotluckError):
+            *_, job = self.session.pool.follow(job_id or "", timeout_s=STOPPED_S_MAX)
+            if job.charge is not None:
+                printer.note(f"[stopped; {printer.amount(job.charge)} {printer.unit} for what was written]")
+                return
+        printer.note("[stopped; what was written so far is paid and kept]")
 
     def _wait(self, error: Unavailable, deadline: float) -> None:
         """Before the next try while the model loads; raises the error when there is no point in waiting."""
@@ -147,7 +159,7 @@ def _turn(conversation: Conversation, text: str) -> None:
         else:
             conversation.ask(text)
     except KeyboardInterrupt:
-        printer.note("[stopped; what was written so far is paid and kept]")
+        pass  # said already
     except PotluckError as error:
         printer.error(error)
 

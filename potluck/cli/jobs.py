@@ -78,9 +78,13 @@ def cancel(session: Session, job_id: JobArgument) -> None:
 
 @command(app, "result", example="potluck jobs result job_4fa2 -o json")
 def result(session: Session, job_id: JobArgument) -> None:
-    """What a stored job answered. Exit 101 if it has not finished, 100 if it failed."""
+    """What a stored job answered. Exit 101 if it has not finished, 100 if it failed, 103 if it was cancelled."""
     found = session.pool.result(job_id)
     session.printer.show(found, lambda: session.printer.line(result_text(found)))
+    said = (found.get("usage") or {}).get("potluck") or {}
+    if said.get("state") == "cancelled":
+        session.printer.note("This job was cancelled; above is what had come until then.")
+        raise typer.Exit(ExitCode.JOB_CANCELLED)
 
 
 def follow(session: Session, job_id: str, timeout_s: float | None, *, quiet: bool = False) -> Job:
