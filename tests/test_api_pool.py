@@ -189,9 +189,12 @@ async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="bob")).status_code == 404
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="admin")).status_code == 200
     assert (await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"all": "true"})).status_code == 403
-    for params, param in (({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"state": "x"}, "state")):
+    for params in ({"limit": "0"}, {"limit": "x"}, {"state": "x"}, {"before": "job_none"}, {"before": ""}):
         response = await stand.ask("GET", "/pool/v1/jobs", params=params)
-        assert (response.status_code, error_of(response)["param"]) == (400, param)
+        assert response.status_code == 400
+        assert [error_of(response)["param"]] == list(params)
+    others = await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"before": ids[0]})
+    assert others.status_code == 400  # an empty page would tell that there is such a job
 
 
 async def test_members_are_the_admins_business(stand: Stand) -> None:
