@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import ssl
 import sys
@@ -112,7 +114,9 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_home_lock(settings))
-        http_socket = stack.enter_context(_bound(settings.http, "--http"))
+        http_socket = stack.enter_context(_listening(settings.http, "--http"))
+        with _bound(settings.grpc, "--grpc"):
+            pass  # said now: gRPC knows no reasons, and after this the first key is made
         store = await Store.open(settings.database_url, clock.now())
         stack.push_async_callback(store.close)
         first = await ensure_first_start(store, settings, clock.now())
@@ -256,7 +260,8 @@ async def _serve_grpc(
     try:
         port = server.add_secure_port(settings.grpc, credentials)
     except RuntimeError:
-        raise PortTaken(_port_sentence(settings.grpc, "--grpc")) from None
+        taken = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # since we looked
+        raise PortTaken(_port_sentence(settings.grpc, "--grpc", taken)) from None
     await server.start()
     stack.push_async_callback(server.stop, 1.0)
     stack.callback(pool.sessions.end_all, "the coordinator is restarting")
@@ -333,26 +338,37 @@ def _home_lock(settings: Settings) -> FileLock:
         raise StoreError(f"the folder {settings.folder} cannot be written to: {reason}") from error
 
 
+def _listening(address: str, flag: str) -> socket.socket:
+    """A listening socket on HOST:PORT; port 0 lets the system choose. Raises PortTaken."""
+    bound = _bound(address, flag)
+    try:
+        bound.listen(1_024)
+    except OSError as error:
+        bound.close()
+        raise PortTaken(_port_sentence(address, flag, error)) from None
+    bound.setblocking(False)
+    return bound
+
+
 def _bound(address: str, flag: str) -> socket.socket:
-    """A listening socket on HOST:PORT; port 0 lets the system choose."""
+    """A socket on HOST:PORT that nobody else listens on. Raises PortTaken."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform != "win32":  # there it would let two processes share the port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, int(port)))
-        listening.listen(1_024)
-    except OSError as error:
-        listening.close()
-        raise PortTaken(_port_sentence(address, flag, error.strerror or str(error))) from None
-    listening.setblocking(False)
-    return listening
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, int(port)))
+    except (OSError, UnicodeError) as error:
+        bound.close()
+        raise PortTaken(_port_sentence(address, flag, error)) from None
+    return bound
 
 
-def _port_sentence(address: str, flag: str, reason: str = "in use") -> str:
-    return (
-        f"{address} cannot be bound ({reason}). Another coordinator may be running; stop it, or choose"
-        f" another address with {flag} HOST:PORT."
-    )
+def _port_sentence(address: str, flag: str, error: OSError | UnicodeError) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    said = f"{address} cannot be bound: {reason}."
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"{said} Another coordinator may be running: stop it, or choose another with {flag} HOST:PORT."
+    return f"{said} Choose an address of this machine with {flag} HOST:PORT."

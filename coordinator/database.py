@@ -28,8 +28,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from coordinator import dialect
 from coordinator.lock import FileLock
 from coordinator.migrations import migrate
-from coordinator.store_errors import StoreConflict, StoreError, StoreFull
+from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from potluck.home import SECRET_MODE, make_folder
+from potluck.transport import reason_of
 
 T = TypeVar("T")
 READERS: Final = 4
@@ -197,6 +198,10 @@ def _translated() -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise translate(error) from error
+    except OSError as error:  # asyncpg's own, from a server that is not there
+        raise StoreUnavailable(
+            f"the database cannot be reached: {reason_of(error)}; nothing was changed"
+        ) from error
     except OverflowError as error:  # sqlite3 says so before SQL sees the number
         raise StoreConflict("an amount does not fit into 64 bits; nothing was changed") from error
 
@@ -211,4 +216,4 @@ def translate(error: DBAPIError) -> StoreError:
     reason = str(error.orig).splitlines()[0] if error.orig is not None else type(error).__name__
     if isinstance(error, IntegrityError):
         return StoreConflict(f"the books refuse this: {reason}; nothing was changed")
-    return StoreError(f"the database failed: {reason}; nothing was changed")
+    return StoreUnavailable(f"the database failed: {reason}; nothing was changed")

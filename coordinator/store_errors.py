@@ -5,7 +5,11 @@ class StoreError(Exception):
     """The database could not do what was asked; nothing was changed."""
 
 
-class StoreFull(StoreError):  # noqa: N818 -- named for what happened
+class StoreUnavailable(StoreError):  # noqa: N818 -- named for what happened
+    """The database failed or cannot be reached, whatever was asked; later it may work."""
+
+
+class StoreFull(StoreUnavailable):
     """No room left on the disk (or under the database's own limit); the same batch may be tried again."""
 
 

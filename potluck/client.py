@@ -193,7 +193,7 @@ def _profile(flags: Mapping[str, str | None], environment: Mapping[str, str], fi
         names = ", ".join(sorted(file.profiles)) or "none yet"
         raise UsageError(
             f"There is no profile {profile.value!r} (from {profile.origin}); there are: {names}. Run"
-            f" `potluck login URL --profile {profile.value}` to make it."
+            f" `potluck login URL --profile NAME` to make it."
         )
     return profile
 
@@ -268,5 +268,9 @@ def masked(secret: str | None) -> str | None:
 
 
 def _place(url: str) -> tuple[str, str | None, int | None]:
-    parts: SplitResult = urlsplit(url if "://" in url else f"http://{url}")
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    """Scheme, host and port; what is no address is no place, and `checked_url` says so where it is used."""
+    try:
+        parts: SplitResult = urlsplit(url if "://" in url else f"http://{url}")
+        return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return "", None, None

@@ -12,12 +12,12 @@
 Every method raises a class of `potluck.errors` and nothing else.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
-from urllib.parse import quote as url_quote
 
 from potluck.client import resolve
 from potluck.errors import (
@@ -56,10 +56,12 @@ from potluck.transport import Transport
 
 TIMEOUT_S: Final = 600.0
 RETRIES_MAX: Final = 2
+ID_CHARS_SHOWN_MAX: Final = 64
 POLL_S_FIRST: Final = 0.1
 POLL_S_MAX: Final = 2.0
 AWAY_S_MAX: Final = 60.0  # a coordinator may be away so long while a job is followed
 IDEMPOTENCY_BYTES: Final = 16
+ID: Final = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
@@ -313,11 +315,11 @@ def _listed(kind: type[Any], answer: Any) -> list[Any]:
 
 
 def _path(*parts: str) -> str:
-    """The first part as it is, ids quoted: an id from the command line never becomes another path."""
-    ids = [url_quote(part, safe="") for part in parts[1:]]
-    if any(part in {"", ".", ".."} for part in ids):
-        raise NotFound("An id is needed, like the ones that the lists show.")
-    return "/".join((parts[0], *ids))
+    """The first part as it is, then ids: what could not be one is not sent, nor becomes another path."""
+    for part in parts[1:]:
+        if not ID.fullmatch(part):
+            raise NotFound(f"{part[:ID_CHARS_SHOWN_MAX]!r} is no id. Give one as the lists show them.")
+    return "/".join(parts)
 
 
 __all__ = ["Choice", "Piece", "Pool", "Usage"]

@@ -4,13 +4,22 @@ httpx2 is loaded with the first connection and not with this module: `potluck --
 """
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from potluck.client import is_loopback
-from potluck.errors import InvalidRequest, PotluckError, UnexpectedAnswer, Unreachable, error_from
+from potluck.errors import (
+    InvalidRequest,
+    PotluckError,
+    UnexpectedAnswer,
+    Unreachable,
+    UsageError,
+    error_from,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -22,7 +31,10 @@ RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})
 
 
 class Transport:
-    """Not for several threads at once while a stream is open on it; `close` when done."""
+    """Not for several threads at once while a stream is open on it; `close` when done.
+
+    Raises UsageError for an address that no name server could know.
+    """
 
     def __init__(
         self,
@@ -39,8 +51,12 @@ class Transport:
         if key:
             headers["authorization"] = f"Bearer {key}"
         self.url, self._retries_max, self._sleep = url, retries_max, sleep
+        try:
+            base = httpx2.URL(url)
+        except (httpx2.InvalidURL, UnicodeError):
+            raise UsageError(f"{url!r} is no address of a pool: there can be no such host.") from None
         self._client = httpx2.Client(
-            base_url=url,
+            base_url=base,
             headers=headers,
             timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S_MAX, timeout_s)),
             # A proxy from the environment cannot reach this machine's loopback, nor should it see its keys.
@@ -130,14 +146,14 @@ class Transport:
                 code="timeout",
             ) from None
         except httpx2.ConnectError as error:
-            raise Unreachable(self._unreachable(_reason(error))) from None
+            raise Unreachable(self._unreachable(reason_of(error))) from None
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError):
             raise Unreachable(self._unreachable("this is no address")) from None
         except httpx2.SSEError as error:
             raise UnexpectedAnswer(f"What {self.url} streamed is no answer of a pool: {error}") from None
         except httpx2.HTTPError as error:
             raise Unreachable(
-                f"The connection to the coordinator at {self.url} broke: {_reason(error)}. See `potluck"
+                f"The connection to the coordinator at {self.url} broke: {reason_of(error)}. See `potluck"
                 " jobs list` for what became of the request.",
                 code="connection_broken",
             ) from None
@@ -211,14 +227,22 @@ def _error(response: "httpx2.Response", content: bytes) -> PotluckError:
     )
 
 
-def _reason(error: Exception) -> str:
-    """The innermost cause in words: the outer layers say little."""
+def reason_of(error: Exception) -> str:
+    """The innermost cause in words, without a full stop: the outer layers say little."""
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner
+    words = str(cause)
+    if "WRONG_VERSION_NUMBER" in words:
+        return "what listens there does not speak TLS; perhaps its address begins with http://"
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        return f"its certificate is not trusted here ({getattr(cause, 'verify_message', 'unknown issuer')})"
     if isinstance(cause, OSError) and cause.strerror:
+        # asyncio puts words of its own in place of the system's; a resolver's numbers are not the system's.
+        if cause.errno is not None and not isinstance(cause, socket.gaierror):
+            return os.strerror(cause.errno).lower()
         return cause.strerror.lower()
-    return (str(cause) or type(cause).__name__).rstrip(".")
+    return (words or type(cause).__name__).rstrip(".")
 
 
 def _user_agent() -> str:

@@ -22,6 +22,27 @@ async def test_without_a_key_every_route_says_what_is_missing(stand: Stand, head
         assert response.headers["www-authenticate"] == "Bearer"
 
 
+OPEN = {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/pool/v1/enrol", "/pool/v1/renew"}
+
+
+async def test_no_route_answers_without_a_key_but_those_that_say_so(stand: Stand) -> None:
+    """All that the description lists, so that a new route cannot forget to ask; before a body is looked at."""
+    described = (await stand.http.get(f"{stand.url}/openapi.json")).json()
+    closed = {
+        (method, path)
+        for path, methods in described["paths"].items()
+        for method in methods
+        if path not in OPEN
+    }
+    assert len(closed) > 20
+    for method, path in sorted(closed):
+        response = await stand.http.request(
+            method, stand.url + path, content=b"{" if method == "post" else None
+        )
+        assert response.status_code == 401, (method, path)
+        assert error_of(response)["code"] == "missing_api_key", (method, path)
+
+
 async def test_wrong_keys_are_slowed_down_and_right_ones_are_not(stand: Stand) -> None:
     """After ten failures from an address unknown keys are not even looked up; one that worked before is."""
     assert (await stand.ask("GET", "/pool/v1/me")).status_code == 200

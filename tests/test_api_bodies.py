@@ -125,6 +125,60 @@ async def test_a_long_prompt_is_counted_off_the_event_loop_and_refused_with_numb
     assert "Shorten the prompt" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "numbers", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "w " * 9_000}]}, ("8,192", "9,0"), "messages"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "w"}], "max_tokens": 8_193},
+            ("8,192", "8,193"),
+            "messages",
+        ),
+        ("/v1/completions", {"prompt": [[1], [7] * 8_192]}, ("8,192", "has 8,192 and 1 more"), "prompt"),
+        ("/v1/completions", {"prompt": "a b", "max_tokens": 10**9}, ("8,192", "1,000,000,000"), "prompt"),
+        ("/v1/embeddings", {"input": [1] * 9_000}, ("8,192", "9,000"), "input"),
+    ],
+)
+async def test_too_long_for_the_context_is_said_with_both_numbers(
+    stand: Stand, path: str, body: dict[str, Any], numbers: tuple[str, str], param: str
+) -> None:
+    """What there is and what was asked for, on the quote's route as on the model's; the last that fits is served."""
+    response = await stand.ask("POST", path, json={"model": MODEL, **body})
+    kind = {CHAT: "chat", "/v1/completions": "completion", "/v1/embeddings": "embedding"}[path]
+    wanted = {"kind": kind, "request": {"model": MODEL, **body}}
+    inside = await stand.ask("POST", "/pool/v1/jobs", json=wanted)
+    for refused, where in ((response, param), (inside, f"request.{param}")):
+        assert refused.status_code == 400
+        error = error_of(refused)
+        assert error["code"] == "context_length_exceeded"
+        assert error["param"] in {param, where}
+        assert all(number in error["message"] for number in numbers), error["message"]
+    assert (
+        await stand.ask("POST", "/v1/completions", json={"model": MODEL, "prompt": [7] * 8_191})
+    ).is_success
+    assert stand.available()["reserved"] == 0
+
+
+async def test_a_prompt_of_10_mb(tmp_path: Path) -> None:
+    """As the pool comes, it is more than a body may have. Where the owner allows it, it is counted and refused with
+    both numbers, while others are served; nothing is held for it either way."""
+    prompt = "word " * 2_000_000
+    async with open_stand(tmp_path) as stand:
+        refused = await stand.chat(messages=[{"role": "user", "content": prompt}])
+        assert (refused.status_code, error_of(refused)["code"]) == (413, "request_too_large")
+        assert "4,194,304 bytes" in error_of(refused)["message"]
+    (tmp_path / "generous").mkdir()
+    async with open_stand(tmp_path / "generous", body_bytes_max=2**24) as stand:
+        large = asyncio.create_task(stand.chat(messages=[{"role": "user", "content": prompt}]))
+        assert (await stand.ask("POST", CHAT, by="bob", json=chat_body())).status_code == 200
+        refused = await large
+        assert (refused.status_code, error_of(refused)["code"]) == (400, "context_length_exceeded")
+        assert "8,192" in error_of(refused)["message"]
+        assert "2,000,0" in error_of(refused)["message"]
+        assert stand.available()["reserved"] == 0
+
+
 WRONG_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"model": 5}, "invalid_type", "model"),
     ({"messages": []}, "invalid_value", "messages"),
@@ -166,6 +220,7 @@ WRONG_CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"store": True}, "unsupported_parameter", "store"),
     ({"temprature": 1}, "unknown_parameter", "temprature"),
     ({"seed": 2**63}, "invalid_value", "seed"),
+    ({"seed": 2**64}, "invalid_type", "seed"),
     ({"potluck": {"workers": []}}, "invalid_type", "potluck.workers"),
     ({"potluck": {"worker": "mine"}}, "unknown_parameter", "potluck.worker"),
     ({"max_tokens": 9_000}, "context_length_exceeded", "messages"),
@@ -179,6 +234,13 @@ async def test_a_wrong_parameter_is_refused_by_name(stand: Stand) -> None:
         error = error_of(response)
         assert (error["code"], error["param"]) == (code, param)
         assert error["message"].endswith((".", "?"))
+
+
+async def test_a_number_beyond_64_bits_is_called_one(stand: Stand) -> None:
+    """JSON has no bounds for numbers; whoever sends too large an integer is not told that it is none."""
+    assert "fits into 64 bits" in error_of(await stand.chat(seed=10**22))["message"]
+    made = await stand.ask("POST", "/pool/v1/members", by="admin", json={"name": "x", "credit_line": 10**22})
+    assert "fits into 64 bits" in error_of(made)["message"]
 
 
 WRONG_OTHERS: list[tuple[str, dict[str, Any], str, str]] = [
@@ -280,6 +342,7 @@ async def test_hundreds_of_wrong_bodies_over_the_wire_never_give_a_500(tmp_path:
         "/v1/embeddings": VALID[2],
         "/pool/v1/quote": VALID[3],
         "/pool/v1/jobs": VALID[3],
+        "/pool/v1/members": VALID[4],
         "/pool/v1/keys": VALID[5],
         "/pool/v1/join-tokens": VALID[6],
         "/pool/v1/enrol": VALID[7],
@@ -289,8 +352,10 @@ async def test_hundreds_of_wrong_bodies_over_the_wire_never_give_a_500(tmp_path:
         for path, (schema, body) in routes.items():
             for name in schema.model_fields:
                 for value in strange:
-                    response = await stand.ask("POST", path, json={**body, name: value})
+                    by = "admin" if path == "/pool/v1/members" else "alice"
+                    response = await stand.ask("POST", path, by=by, json={**body, name: value})
                     assert response.status_code < 500, (path, name, value, response.text)
                     if response.status_code >= 400:
                         error_of(response)
         assert (await stand.http.get(f"{stand.url}/readyz")).status_code == 200
+        assert stand.available()["reserved"] == 0

@@ -77,6 +77,37 @@ async def test_a_mistake_of_ours_is_a_sentence_with_an_id(
     assert line["request"] == response.headers["x-request-id"]
 
 
+async def test_books_that_cannot_be_written_are_nobodys_mistake(stand: Stand) -> None:
+    """503 and when to come back, whatever was asked, and no word of a path; afterwards the same request works."""
+    key = (await stand.ask("POST", "/pool/v1/keys", json={"name": "old"})).json()["id"]
+
+    async def read_only(on: bool) -> None:
+        async with stand.context.store._writer.connect() as connection:  # no transaction: it could not begin
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await (await raw.execute(f"PRAGMA query_only = {int(on)}")).close()
+
+    asked: list[tuple[str, str, dict[str, object] | None]] = [
+        ("POST", "/pool/v1/members", {"name": "carol"}),
+        ("POST", "/pool/v1/keys", {"name": "new"}),
+        ("POST", "/pool/v1/join-tokens", {}),
+        ("DELETE", f"/pool/v1/keys/{key}", None),
+        ("DELETE", f"/pool/v1/workers/{stand.worker}", None),
+    ]
+    await read_only(True)
+    for method, path, body in asked:
+        with structlog.testing.capture_logs() as logs:
+            refused = await stand.ask(method, path, by="admin", json=body)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "storage_unavailable"), path
+        assert int(refused.headers["retry-after"]) > 0
+        assert "readonly" not in refused.text
+        [line] = [line for line in logs if line["action"] == "storage_failed"]
+        assert line["request"] == refused.headers["x-request-id"]
+    await read_only(False)
+    for method, path, body in asked:
+        assert (await stand.ask(method, path, by="admin", json=body)).status_code < 300, path
+
+
 async def test_the_front_door_leads_to_the_description(stand: Stand) -> None:
     """The address alone, typed into a browser, ends at a page."""
     response = await stand.http.get(f"{stand.url}/", follow_redirects=True)

@@ -172,6 +172,12 @@ async def test_a_running_stored_job_has_no_result_yet_and_can_be_cancelled(stand
     job = read(Job, await get(stand, f"/pool/v1/jobs/{made['id']}"))
     assert job.state == "cancelled"
     assert job.why
+    kept = await get(stand, f"/pool/v1/jobs/{made['id']}/result")
+    assert kept["choices"][0]["message"]["content"] == "one two", "what was paid is not withheld"
+    assert (kept["usage"]["potluck"]["state"], kept["usage"]["potluck"]["charge"]) == (
+        "cancelled",
+        job.charge,
+    )
 
 
 async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None:
@@ -189,9 +195,12 @@ async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="bob")).status_code == 404
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="admin")).status_code == 200
     assert (await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"all": "true"})).status_code == 403
-    for params, param in (({"limit": "0"}, "limit"), ({"limit": "x"}, "limit"), ({"state": "x"}, "state")):
+    for params in ({"limit": "0"}, {"limit": "x"}, {"state": "x"}, {"before": "job_none"}, {"before": ""}):
         response = await stand.ask("GET", "/pool/v1/jobs", params=params)
-        assert (response.status_code, error_of(response)["param"]) == (400, param)
+        assert response.status_code == 400
+        assert [error_of(response)["param"]] == list(params)
+    others = await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"before": ids[0]})
+    assert others.status_code == 400  # an empty page would tell that there is such a job
 
 
 async def test_members_are_the_admins_business(stand: Stand) -> None:
@@ -353,3 +362,23 @@ async def test_a_worker_is_removed_by_its_owner_or_an_admin(stand: Stand) -> Non
     assert (await stand.ask("DELETE", "/pool/v1/workers/wrk_nobody", by="admin")).status_code == 404
     response = await stand.chat()
     assert (response.status_code, error_of(response)["code"]) == (400, "no_worker_could_serve")
+
+
+async def test_a_request_may_name_workers_as_the_lists_do(stand: Stand) -> None:
+    """By name or by id; a name that nobody has is refused at once."""
+    for named in ("rig", stand.worker):
+        assert (await stand.chat(potluck={"workers": [named]})).status_code == 200
+    response = await stand.chat(potluck={"workers": ["rigg"]})
+    assert (response.status_code, error_of(response)["code"]) == (400, "no_worker_could_serve")
+
+
+async def test_a_request_may_say_how_long_it_waits(stand: Stand) -> None:
+    """Then it ends with the reason, and nothing is held."""
+    stand.context.pool.engine.disconnect(stand.worker, stand.context.pool.now())
+    response = await stand.chat(potluck={"wait_s": 0.2})
+    assert (response.status_code, error_of(response)["code"]) == (503, "no_worker_available")
+    assert error_of(response)["message"].startswith("No worker that is connected serves")
+    assert stand.available("alice")["reserved"] == 0
+    for wrong in (0, -1, "soon", 10**9):
+        refused = await stand.chat(potluck={"wait_s": wrong})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "potluck.wait_s")

@@ -151,6 +151,102 @@ async def test_no_worker_could_ever_serve_it(tmp_path: Path, monkeypatch: pytest
         await house.settled()
 
 
+async def test_a_stored_job_that_nobody_could_ever_do_is_not_kept_waiting(house: House) -> None:
+    """Refused as the interactive one is: at once, with the reason, and no job of it stays."""
+    request = {"model": MODEL, "messages": HELLO, "max_tokens": 5}
+    made = await house.api("POST", "/pool/v1/jobs", "alice", json={"kind": "chat", "request": request})
+    assert made.status_code == 400
+    error = made.json()["error"]
+    assert error["code"] == "no_worker_could_serve"
+    assert "no worker has joined this pool yet" in error["message"]
+    assert (await house.get("/pool/v1/jobs", "alice"))["data"] == []
+    await house.settled()
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("emulator-smal", MODEL),
+        ("EMULATOR_SMALL", MODEL),
+        ("smollm2-135m-instrukt", "smollm2-135m-instruct"),
+        ("☃", "`potluck models`"),
+        ("../../etc/passwd\x00\x1b[31m", "`potluck models`"),
+    ],
+)
+async def test_an_unknown_model_wherever_it_is_named(house: House, name: str, close: str) -> None:
+    """404 with the names close to it, or where to look, on each route; nothing strange comes back raw or whole."""
+    await house.honest()
+    chat, completion = {"messages": HELLO}, {"prompt": "a"}
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"model": name, **chat}),
+        ("/v1/chat/completions", {"model": name, **chat, "stream": True}),
+        ("/v1/completions", {"model": name, **completion}),
+        ("/v1/embeddings", {"model": name, "input": "a"}),
+        ("/pool/v1/quote", {"kind": "chat", "request": {"model": name, **chat}}),
+        ("/pool/v1/jobs", {"kind": "completion", "request": {"model": name, **completion}}),
+    ]
+    for path, body in asked:
+        answer = await house.api("POST", path, "alice", json=body)
+        assert answer.status_code == 404, path
+        error = answer.json()["error"]
+        assert (error["code"], error["type"]) == ("model_not_found", "not_found_error")
+        assert error["param"] in {"model", "request.model"}
+        assert close in error["message"]
+        assert len(error["message"]) < 500
+        assert error["message"].isprintable()
+    await house.settled()
+
+
+async def test_a_pool_with_as_many_jobs_as_it_may_have_says_when_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is held for the one too many; when another has ended, it is taken."""
+    async with open_house(tmp_path, monkeypatch, queue_jobs_max=1) as house:
+        worker = await house.join("rig")
+        await worker.connect()
+        first = house.ask()
+        assign = await worker.until("assign")
+        held = (await house.get("/pool/v1/balance", "alice"))["reserved"]
+        with pytest.raises(openai.InternalServerError) as caught:
+            await house.ask()
+        assert (caught.value.status_code, error_of(caught)["code"]) == (503, "pool_busy")
+        assert int(caught.value.response.headers["retry-after"]) > 0
+        assert (await house.get("/pool/v1/balance", "alice"))["reserved"] == held > 0
+        await worker.answer(assign)
+        await first
+        again = house.ask()
+        await worker.answer(await worker.until("assign"))
+        await again
+        await house.settled()
+
+
+async def test_all_workers_gone_in_the_middle_of_a_stream(house: House) -> None:
+    """What came stays, the last event is the error with its reason, and nothing is charged or held."""
+    worker = await house.join("rig")
+    await worker.connect()
+    asking = house.ask(stream=True)
+    assign = await worker.until("assign")
+    await worker.send(frame(assign, 1, delta(0, 2)))
+    stream = await asking
+    seen: list[str] = []
+
+    async def read() -> None:
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                seen.append(chunk.choices[0].delta.content)
+                await worker.close()
+                await house.eventually(lambda: not worker.seen.running, "the attempt to be taken away")
+                house.clock.ahead_s += house.settings.wait_for_worker_s + 1
+
+    with pytest.raises(openai.APIError) as caught:
+        await read()
+    assert "".join(seen) == ANSWER[: len("".join(seen))] != ""
+    assert caught.value.code == "no_worker_available"
+    job = await house.job(assign.attempt.job_id)
+    assert (job["state"], job["charge"]) == ("expired", 0)
+    await house.settled()
+
+
 async def test_all_workers_gone_while_waiting(house: House) -> None:
     """Bounded by the pool's setting, a sentence and when to try again; the hold is returned."""
     worker = await house.join("rig")

@@ -169,6 +169,57 @@ def test_ctrl_c_ends_a_single_question_with_130_and_cancels_it(potluck: Command,
     assert fake_pool.left_early.wait(WAIT_S)
 
 
+def test_ctrl_c_while_the_command_is_still_loading_is_no_traceback(potluck: Command, tmp_path: Path) -> None:
+    """The interrupt comes in the middle of an import, as that of a quick finger does."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    hasty = Command({**potluck.environment, "PYTHONPATH": str(tmp_path)}, potluck.capsys)
+    assert hasty("balance") == (130, "", "")
+
+
+WRONG: list[tuple[list[str], int, str]] = [
+    (["jobs", "show", "nonsense"], 4, "You have no such job"),
+    (["jobs", "show", "näh/../☃"], 4, "is no id"),
+    (["jobs", "show", "\udcff"], 4, "is no id"),
+    (["jobs", "cancel", ""], 4, "is no id"),
+    (["keys", "revoke", "a/b"], 4, "is no id"),
+    (["chat", "\udcff\udcfe", "-m", "small"], 5, "no valid Unicode"),
+    (["chat", "", "-m", "small"], 2, "nothing to ask"),
+    (["balance", "--key", "schlüssel"], 2, "no API key"),
+    (["balance", "--key", "sk-potluck-\udcff"], 2, "no API key"),
+    (["balance", "--url", "http://127.0.0.1:99999"], 2, "no address of a pool"),
+    (["balance", "--url", "http://☃.example"], 2, "no address of a pool"),
+    (["balance", "--url", "http://[::1"], 2, "no address of a pool"),
+    (["balance", "--profile", "\udcff"], 2, "There is no profile"),
+    (["models", "\x1b[31m"], 2, "unexpected extra argument"),
+    (["☃"], 2, "There is no command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), WRONG)
+@pytest.mark.parametrize("output", list(Output))
+def test_whatever_is_typed_wrongly_ends_with_one_sentence(
+    potluck: Command, arguments: list[str], code: int, words: str, output: Output
+) -> None:
+    """For machines one JSON object; never `something went wrong that should not have`."""
+    found, out, err = potluck.here(*arguments, "-o", output)
+    assert (found, out) == (code, "")
+    [line] = err.splitlines()
+    message = line if output is Output.TEXT else json.loads(line)["error"]["message"]
+    assert words in message
+    assert "should not have" not in message
+    assert "\x1b" not in line
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://☃.example", "nonsense"])
+def test_a_wrong_address_beside_a_saved_key_is_said(nobody: Command, fake_pool: FakePool, url: str) -> None:
+    """The address is compared with the one that the key was saved for, whatever it is."""
+    assert nobody.here("login", fake_pool.url, "--key", KEY)[0] == 0
+    code, out, err = nobody.here("balance", "--url", url)
+    assert (code in {2, 3}, out) == (True, "")
+    assert "no address of a pool" in err or "The saved key of profile" in err
+    assert nobody.here("config", "view", "--url", url)[0] == 0
+
+
 def test_a_reader_that_leaves_early_gets_no_complaint(potluck: Command) -> None:
     """`potluck models | head -0`."""
     reading, writing = os.pipe()

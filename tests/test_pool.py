@@ -1,5 +1,6 @@
 """The whole pool as real processes on loopback, with the emulator as its model: what users live through."""
 
+import json
 import os
 import random
 import resource
@@ -10,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from fixtures_pool import COMMAND, RealPool
+from fixtures_pool import COMMAND, RealPool, free_port
 
 from potluck.receipts import ReceiptBody
 
@@ -207,6 +208,44 @@ def test_a_port_in_use_is_said_and_not_shared(real_pool: RealPool) -> None:
         assert done.returncode == 1
         assert word in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_mistakes_at_a_terminal(real_pool: RealPool) -> None:
+    """Typed at a real pool: one JSON object on stderr, nothing on stdout, the exit code of the design. An answer
+    that is stopped with Ctrl-C is cancelled. Afterwards nothing is held."""
+    real_pool.add_emulator("rig", "bob", tpot_ms=20)
+    carol = real_pool.member("carol")
+    variables = {"POTLUCK_HOME": str(real_pool.folder / "carol"), "POTLUCK_KEY": carol.key}
+    environment = {**os.environ, **variables, "POTLUCK_URL": real_pool.url}
+    chat = ["chat", "hello", "-m", MODEL]
+    mistakes = [
+        (["nonsense"], 2, "no command `nonsense`"),
+        (["balance", "--key", "sk-potluck-wrong"], 3, "not valid here"),
+        (["chat", "hello", "-m", "emulator-smal"], 4, "Close to it: emulator-small"),
+        (["jobs", "show", "nonsense"], 4, "no job nonsense"),
+        (["jobs", "show", "näh/☃"], 4, "is no id"),
+        (["jobs", "list", "--before", "nonsense"], 5, "no job nonsense"),
+        ([*chat, "--max-tokens", "100000"], 5, "8,192 tokens; the prompt has 2 and 100,000 more"),
+        ([*chat, "--seed", "99999999999999999999"], 5, "64 bits"),
+        (["chat", "\udcff", "-m", MODEL], 5, "no valid Unicode"),
+        (["balance", "--url", f"http://127.0.0.1:{free_port()}"], 8, "cannot be reached: connection refused"),
+    ]
+    for arguments, code, words in mistakes:
+        command = [*COMMAND, *arguments, "-o", "json"]
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (code, b""), (arguments, done.stderr)
+        assert words in json.loads(done.stderr)["error"]["message"]
+    command = [*COMMAND, *chat, "--max-tokens", "2000"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.read(20)
+        asking.send_signal(signal.SIGINT)
+        _, said = asking.communicate(timeout=60)
+    assert (asking.returncode, said) == (130, b"")
+    real_pool.until(lambda: carol.balance()["reserved"] == 0, "the hold to return")
+    [job] = carol.api("GET", "/pool/v1/jobs").json()["data"]
+    assert job["state"] == "cancelled"
+    assert real_pool.ledger_sum() == 0
 
 
 def test_receipts_are_kept_beside_the_job(real_pool: RealPool) -> None:

@@ -199,11 +199,17 @@ def test_cancel(fake_pool: FakePool) -> None:
         assert pool.cancel(pool.submit("chat", {"model": "small"})).state == "cancelled"
 
 
-@pytest.mark.parametrize("job_id", ["", ".", "..", "../keys", "a/b", "?state=x"])
+@pytest.mark.parametrize(
+    "job_id", ["", ".", "..", "../keys", "a/b", "?state=x", "☃", "\udcff", "a\n", "j" * 65]
+)
 def test_an_id_never_becomes_another_path(fake_pool: FakePool, job_id: str) -> None:
-    with connect(fake_pool) as pool, pytest.raises(NotFound):
-        pool.job(job_id)
-    assert all(path.startswith("/pool/v1/jobs/") for _, path, _, _ in fake_pool.requests)
+    """It is not even sent, and what was given is shown so that a terminal can show it."""
+    for call in (Pool.job, Pool.cancel, Pool.result, Pool.revoke_key):
+        with connect(fake_pool) as pool, pytest.raises(NotFound, match="is no id") as caught:
+            call(pool, job_id)
+        assert caught.value.message.isprintable()
+        assert caught.value.message.encode()
+    assert fake_pool.requests == []
 
 
 # ---- errors
@@ -391,6 +397,12 @@ def test_addresses(given: str, url: str) -> None:
 def test_what_is_no_address(given: str) -> None:
     with pytest.raises(UsageError):
         checked_url(given)
+
+
+def test_a_host_that_no_name_server_could_know_is_no_address() -> None:
+    for url in ("http://☃.example", "https://" + "a" * 70 + ".example", "http://xn--a"):
+        with pytest.raises((UsageError, Unreachable)):
+            Pool(url, KEY, retries_max=0).status()
 
 
 def test_importing_potluck_is_cheap() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import openai
 import pytest
 from fixtures_sessions import ANSWER, TOKENS, House, RawWorker, delta, frame, open_house
 
-from coordinator.app import coordinator
+from coordinator.app import PortTaken, coordinator
 from coordinator.ca import CertificateAuthority
 from coordinator.core.ledger import COMMONS
 from coordinator.lock import AlreadyRunning
@@ -307,6 +308,31 @@ async def test_a_second_coordinator_on_the_same_home_is_refused(house: House, tm
             pass
     assert not (tmp_path / "elsewhere.db").exists()
     assert (await house.get("/pool/v1/status"))["ledger_sum"] == 0
+
+
+@pytest.mark.parametrize("flag", ["http", "grpc"])
+async def test_a_port_in_use_ends_the_start_before_anything_is_made(tmp_path: Path, flag: str) -> None:
+    """Either door. Otherwise the first admin's key would be made by a start that cannot tell where it lies."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        settings = Settings(home=tmp_path, http="127.0.0.1:0", grpc="127.0.0.1:0")
+        settings = settings.model_copy(update={flag: taken})
+        with pytest.raises(PortTaken, match=rf"{taken} cannot be bound: .*in use.*--{flag} HOST:PORT"):
+            async with coordinator(settings):
+                pass
+    assert not (tmp_path / "coordinator" / "admin.key").exists()
+    async with coordinator(settings) as running:
+        assert running.new_admin_key is not None
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "☃", "x" * 300])
+async def test_an_address_that_is_not_this_machines_is_said_with_its_reason(
+    tmp_path: Path, host: str
+) -> None:
+    settings = Settings(home=tmp_path, http="127.0.0.1:0", grpc=f"{host}:0")
+    with pytest.raises(PortTaken, match="Choose an address of this machine with --grpc HOST:PORT"):
+        async with coordinator(settings):
+            pass
 
 
 async def test_a_home_that_is_none_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from coordinator.core.jobs import AccountId, JobEvent, JobId, JobState, move
 from coordinator.core.receipts import ReceiptState
 from coordinator.records import Batch
 from coordinator.store import Store
-from coordinator.store_errors import StoreConflict, StoreError, StoreFull
+from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from coordinator.tick import ReceiptChain
 
 
@@ -326,6 +326,8 @@ async def test_no_database_gives_a_sentence(tmp_path: Path) -> None:
     for url in ("sqlite://", "mysql://host/db", "nonsense", "sqlite:///:memory:"):
         with pytest.raises(StoreError, match="sqlite:////path"):
             await Store.open(url, NOW)
+    with pytest.raises(StoreUnavailable, match="cannot be reached: connection refused"):
+        await Store.open("postgresql://nobody@127.0.0.1:9/pool", NOW)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be opened"):
         await Store.open(f"sqlite:///{tmp_path / 'file' / 'x.db'}", NOW)

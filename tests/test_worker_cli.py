@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from fixtures_worker import FakeCa, FakeDoor, opened
 
 from potluck.cli.main import run
@@ -21,6 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = run(["worker", *arguments])
+    structlog.reset_defaults()  # `start` let the log write where this test's output went
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     return code, printed.out, printed.err
@@ -36,12 +38,16 @@ def test_a_mistyped_token_is_told_from_an_unknown_one(capsys: Any) -> None:
 
 def test_a_token_file_that_is_not_there_is_named(capsys: Any, tmp_path: Path) -> None:
     code, _, error = call(capsys, "join", "http://127.0.0.1:9", "--token", f"file:{tmp_path / 'no'}")
-    assert (code, "cannot be read" in error) == (ExitCode.USAGE, True)
+    assert (code, "cannot be read: No such file" in error) == (ExitCode.USAGE, True)
+    (tmp_path / "noise").write_bytes(b"\xff\xfe")
+    code, _, error = call(capsys, "join", "http://127.0.0.1:9", "--token", f"file:{tmp_path / 'noise'}")
+    assert (code, "holds no join token" in error) == (ExitCode.USAGE, True)
 
 
 def test_nobody_at_the_address_is_exit_code_8(capsys: Any) -> None:
     code, _, error = call(capsys, "join", "http://127.0.0.1:9", "--token", str(FakeCa().token))
     assert (code, "no coordinator answers" in error) == (ExitCode.UNREACHABLE, True)
+    assert error.rstrip().endswith(": connection refused. Check the address, and that the coordinator runs.")
 
 
 def test_starting_without_having_joined_says_how_to_join(capsys: Any) -> None:

@@ -167,6 +167,7 @@ def test_addresses_are_completed_safely(given: str, used: str) -> None:
         "https://x?y",
         "http://[::1",
         "https://x:99999999",
+        "https://☃.example",
     ],
 )
 def test_unsafe_and_senseless_addresses_are_refused(given: str) -> None:

@@ -179,5 +179,7 @@ def _secret(text: str) -> str:
     try:
         with path.open("rb") as file:
             return file.read(TOKEN_BYTES_MAX).decode("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the token's file {path} cannot be read: {error}.") from None
+    except OSError as error:
+        raise UsageError(f"the token's file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the file {path} holds no join token.") from None

@@ -23,6 +23,7 @@ from potluck.identity import (
     fingerprint_of,
     renewal_message,
 )
+from potluck.transport import reason_of
 from worker.errors import CertificateRefused, Revoked, Unreachable, WorkerConflict
 from worker.membership import MEMBERSHIP_FILE, Certificate, Membership
 
@@ -68,7 +69,8 @@ def check_url(text: str) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
-    except ValueError:
+        httpx2.URL(url)
+    except (ValueError, httpx2.InvalidURL):
         host, parts = "", urlsplit("")
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.query or parts.fragment:
         raise WorkerConflict(
@@ -180,8 +182,8 @@ async def _post(url: str, body: dict[str, Any]) -> Any:
                     raise _not_a_pool(url)
     except httpx2.HTTPError as error:
         raise Unreachable(
-            f"no coordinator answers at {url}: {str(error) or type(error).__name__}. Check the address,"
-            " and that the coordinator runs."
+            f"no coordinator answers at {url}: {reason_of(error)}. Check the address, and that the"
+            " coordinator runs."
         ) from None
     return _answer(url, response, bytes(data))
 

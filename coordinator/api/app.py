@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
 from starlette.exceptions import HTTPException
@@ -26,7 +27,12 @@ from coordinator.api.pool_members import KeyRequest, MemberRequest, members_rout
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.schema import Schema
+from coordinator.store_errors import StoreUnavailable
 from potluck.version import version
+
+STORAGE_RETRY_S = 10.0
+
+_log = structlog.get_logger("coordinator.api")
 
 SCHEMAS: tuple[type[Schema], ...] = (
     ChatRequest,
@@ -75,6 +81,7 @@ def create_api(context: Context) -> FastAPI:
     app.include_router(operations_router(context, app))
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(StoreUnavailable, _store_error)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -88,6 +95,15 @@ def create_api(context: Context) -> FastAPI:
 async def _api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
+
+
+async def _store_error(request: Request, error: Exception) -> Response:
+    """A full disk, a database that is gone: nobody's mistake who asks, and over at some time."""
+    _log.error("no books: %s", error, action="storage_failed", request=request.state.request_id)
+    message = (
+        "The pool cannot read or write its books just now. Try again shortly; the operator's log says why."
+    )
+    return ApiError(503, "storage_unavailable", message, retry_after_s=STORAGE_RETRY_S).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

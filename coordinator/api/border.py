@@ -51,7 +51,7 @@ class Border:
                 message["headers"] = _with_headers(message.get("headers", []), request_id)
             await send(message)
 
-        scope.setdefault("state", {})["received_at"] = self._clock.now()
+        scope.setdefault("state", {}).update(received_at=self._clock.now(), request_id=request_id)
         try:
             self._check(scope)
             await self._app(scope, receive, send_with_headers)

@@ -67,12 +67,12 @@ class Jobs:
         everybody = boolean(request, "all")
         if everybody and not caller.admin:
             raise ApiError(403, "admin_needed", "Only an admin may list everybody's jobs.", param="all")
-        before = request.query_params.get("before")
+        before = await self._before(caller, request)
         found = await self._desk.context.store.jobs(
             member=None if everybody else caller.member.id,
             state=None if state is None else JobState(state),
             limit=limit + 1,
-            before=None if before is None else JobId(before[:64]),
+            before=before,
         )
         names = await self._names(caller, found)
         data = [job_body(job, names[job.member]) for job in found[:limit]]
@@ -116,6 +116,16 @@ class Jobs:
             await pool.ticker.committed()
         state = JobState.CANCELLED if cancelled else job.state
         return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
+
+    async def _before(self, caller: Caller, request: Request) -> JobId | None:
+        """Where the page begins: a job that the caller may see, or an empty page would look like the end."""
+        text = request.query_params.get("before")
+        if text is None:
+            return None
+        job = await self._desk.context.store.job(JobId(text[:64]))
+        if job is None or (job.member != caller.member.id and not caller.admin):
+            raise ApiError(400, "invalid_value", f"before: you have no job {text[:64]}.", param="before")
+        return job.id
 
     async def _find(self, caller: Caller, request: Request) -> Job:
         """Others' jobs look as if they were not there."""

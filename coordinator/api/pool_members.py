@@ -14,7 +14,7 @@ from coordinator.api.schema import Schema
 from coordinator.api.shapes import key_body, member_body, when
 from coordinator.members import NAME_CHARS_MAX
 from coordinator.records import Role
-from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
+from coordinator.store_errors import NameTaken, StoreConflict, StoreError, StoreUnavailable, Unknown
 
 KEY_S_MAX = 10 * 366 * 86_400
 CREDIT_LINE_MAX = 10**15
@@ -77,6 +77,8 @@ class Members:
             member, key = await context.store.create_member(
                 wanted.name, wanted.role, line, FIRST_KEY_NAME, context.clock.now()
             )
+        except StoreUnavailable:
+            raise  # no word about the name
         except NameTaken as error:
             raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
         except StoreError as error:
@@ -104,6 +106,8 @@ class Members:
             key, text = await context.store.create_key(
                 caller.member.id, wanted.name, now, expires_at=expires_at
             )
+        except StoreUnavailable:
+            raise
         except StoreConflict as error:
             raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
         except StoreError as error:

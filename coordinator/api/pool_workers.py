@@ -31,6 +31,7 @@ from coordinator.store_errors import (
     JoinTokenUsed,
     StoreConflict,
     StoreError,
+    StoreUnavailable,
     Unknown,
     WorkerRevoked,
 )
@@ -158,6 +159,8 @@ class Workers:
             raise _bad_csr(error) from None
         except WorkerRevoked as error:
             raise ApiError(403, "worker_revoked", sentence(error)) from None
+        except StoreUnavailable:
+            raise
         except StoreConflict as error:
             raise ApiError(409, "worker_exists", sentence(error), param="csr", retry=False) from None
         except StoreError as error:

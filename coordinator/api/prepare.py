@@ -58,11 +58,7 @@ async def _countable(context: Context, name: str, kind: Kind) -> ModelEntry:
 
 def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
     close = catalogue.closest(name[:NAME_CHARS_SHOWN_MAX])[:CLOSE_NAMES_MAX]
-    hint = (
-        f" Close to it: {', '.join(close)}."
-        if close
-        else " `potluck models`, or GET /v1/models, lists what there is."
-    )
+    hint = f" Close to it: {', '.join(close)}." if close else " `potluck models` lists what there is."
     message = f"This pool has no model {name[:NAME_CHARS_SHOWN_MAX]!r}.{hint}"
     return ApiError(404, "model_not_found", message, param="model")
 

@@ -96,5 +96,7 @@ def _as_api_error(error: ErrorDetails, within: str) -> ApiError:
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "model_type":
         message = "an object is needed"
+    elif error["type"] == "int_type":  # JSON knows no other number; one beyond 64 bits arrives as a float
+        message = "an integer that fits into 64 bits is needed"
     end = "" if message.endswith("?") else "."
     return ApiError(400, code, f"{param}: {message}{end}" if param else f"{message}{end}", param=param)

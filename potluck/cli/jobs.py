@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from potluck.cli.session import Session, command, group
+from potluck.errors import ExitCode
 from potluck.pool import succeeded
 from potluck.results import Job
 
@@ -78,7 +79,7 @@ def cancel(session: Session, job_id: JobArgument) -> None:
 
 @command(app, "result", example="potluck jobs result job_4fa2 -o json")
 def result(session: Session, job_id: JobArgument) -> None:
-    """What a stored job answered. Exit 101 if it has not finished, 100 if it failed, 103 if it was cancelled."""
+    """What a stored job answered. Exit codes: 100 failed, 101 not finished, 103 cancelled."""
     found = session.pool.result(job_id)
     session.printer.show(found, lambda: session.printer.line(result_text(found)))
     said = (found.get("usage") or {}).get("potluck") or {}
