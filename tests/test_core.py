@@ -1,5 +1,6 @@
 """The engine by example: each rule of a job's life at the instant at which it holds."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -342,6 +343,46 @@ def test_a_closed_stream_is_waited_for_half_a_second(pair: Pool) -> None:
     assert pair.attempt().number == 1
     pair.spend(0.25, "w2")
     assert pair.attempt().number == 2
+
+
+def test_the_end_of_a_closed_streams_grace_needs_no_sweep() -> None:
+    """The engine says when it is due, and at that instant another worker goes on."""
+    pool = Pool(Rules(sweep_s=1_000_000.0))
+    pool.join("w1", "b")
+    pool.join("w2", "c")
+    pool.ask()
+    pool.tick()
+    assert pool.engine.due() == math.inf
+    pool.engine.disconnect(WorkerId("w1"), pool.now)
+    assert pool.engine.due() == pool.now + 0.5
+    assert assigned(pool.tick(0.499)) == []
+    pool.now = pool.engine.due()
+    effects = pool.tick()
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert assigned(effects) == [("job_1", "w2", 2)]
+    assert pool.engine.due() == math.inf
+    pool.engine.fleet.blame_missing(pool.engine.fleet.workers[WorkerId("w1")], pool.now + 5.0)
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 1, "blamed from when it closed"
+
+
+def test_a_grace_that_ends_under_the_brake_is_left_to_the_sweep() -> None:
+    """Four of ten streams close one after the other: nothing is taken away, and nothing is due at once."""
+    pool = Pool()
+    names = [f"w{i}" for i in range(10)]
+    for name in names:
+        pool.join(name)
+    for i in range(10):
+        pool.ask(f"job_{i}")
+    pool.tick()
+    for name in names[:4]:
+        pool.engine.disconnect(WorkerId(name), pool.now)
+        pool.spend(0.1, *names[4:], step_s=0.1)
+    for _ in range(4):
+        pool.now = pool.engine.due()
+        assert cancelled(pool.tick()) == []
+    assert pool.engine.due() == math.inf
+    assert len(cancelled(pool.spend(16.0, *names[4:]))) == 4
+    pool.check()
 
 
 def test_a_stream_that_closes_twice_is_not_waited_for_twice(pair: Pool) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import details, entries, jobs, ledger
-from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, load_of
+from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, Worker, load_of
 from coordinator.core.jobs import (
     AttemptEvent,
     Job,
@@ -189,7 +189,7 @@ class Engine:
     ) -> list[tuple[Fence, int]]:
         """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
         worker = self.fleet.workers[worker_id]
-        worker.connected, worker.greeted, worker.closed_at = True, True, None
+        self.fleet.opened(worker)
         worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
         worker.draining, worker.state, worker.why = False, "sharing", ""
         self.fleet.serve(worker, {s.name: s for s in served})
@@ -207,9 +207,8 @@ class Engine:
 
     def disconnect(self, worker_id: WorkerId, now: float) -> None:
         """The stream closed. Said twice, the first time counts."""
-        worker = self.fleet.workers.get(worker_id)
-        if worker is not None and worker.connected:
-            worker.connected, worker.closed_at = False, now
+        if (worker := self.fleet.workers.get(worker_id)) is not None:
+            self.fleet.closed(worker, now)
 
     def remove(self, worker_id: WorkerId, now: float) -> None:
         """The worker was revoked: it is fenced at once."""
@@ -362,6 +361,8 @@ class Engine:
 
     def tick(self, now: float) -> Effects:
         """Sweep, plan, and hand over what is to be committed, sent and told."""
+        for worker in self.fleet.left(now):
+            self._leave(worker, now)
         if now >= self._swept_at + self.rules.sweep_s:
             self._swept_at = now
             self._sweep(now)
@@ -370,6 +371,11 @@ class Engine:
         self._replan = False
         effects, self.effects = self.effects, Effects()
         return effects
+
+    def due(self) -> float:
+        """The next instant at which a tick must not be late, for somebody waits for its answer to go on; may
+        be infinity. All else that time alone changes is found by the sweep."""
+        return self.fleet.due()
 
     def busy(self) -> bool:
         """Whether time alone can change anything."""
@@ -393,6 +399,13 @@ class Engine:
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
             self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))
+
+    def _leave(self, worker: Worker, now: float) -> None:
+        """The grace of a closed stream is over. Under the brake its attempts are left to the sweep."""
+        if worker.running and not self.fleet.brake(now):
+            self.fleet.miss(worker, now)
+            for job_id, _number in sorted(worker.running):
+                self._lose(self.lives[job_id], "the worker fell silent", now)
 
     def _sweep(self, now: float) -> None:
         patience = self.fleet.patience
