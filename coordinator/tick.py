@@ -168,6 +168,7 @@ class Ticker:
         timeout = self.engine.rules.sweep_s if self.engine.busy() else IDLE_S
         if self.extras:
             timeout = min(timeout, RECEIPTS_S)
+        timeout = max(0.0, min(timeout, self.engine.due() - self.now()))
         if not self.engine.effects and not self.extras.urgent:
             try:
                 async with asyncio.timeout(timeout):

@@ -182,7 +182,7 @@ class Demo:
             for child in self.children:
                 child.check()
             workers = self.admin.workers()
-            lines = [f"{worker.name}: {self._model_line(worker)}" for worker in workers]
+            lines = [f"{worker.name}: {progress_of(worker)}" for worker in workers]
             line = "; ".join(sorted(lines)) or "no worker has connected yet"
             if line != shown:
                 shown, moved_at = line, time.monotonic()
@@ -198,9 +198,6 @@ class Demo:
 
     def _state(self, worker: Worker) -> str:
         return next((model.state for model in worker.models if model.name == self.plan.model), "")
-
-    def _model_line(self, worker: Worker) -> str:
-        return ", ".join(model_line(model) for model in worker.models) or worker.state
 
     def _blamed(self, message: str, worker: str) -> ProcessFailed:
         owner = worker.removesuffix("-pc")
@@ -273,6 +270,13 @@ class Demo:
                 child.ask_to_stop()
             for child in group:
                 child.stopped()
+
+
+def progress_of(worker: Worker) -> str:
+    """How far a worker is on its way to serving. One that has not been there yet is away to the pool; here we
+    know that it was only just started."""
+    starting = "connecting" if worker.state == "away" else worker.state
+    return ", ".join(model_line(model) for model in worker.models) or starting
 
 
 def carol(url: str, key: str, model: str) -> Connection:

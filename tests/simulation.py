@@ -16,7 +16,19 @@ from typing import Any
 from coordinator.core import ledger
 from coordinator.core.engine import Engine, Impossible, Rules
 from coordinator.core.fleet import Fence, Fleet, Served, Worker
-from coordinator.core.jobs import ATTEMPT_ENDED, AccountId, Job, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.jobs import (
+    ATTEMPT_ENDED,
+    REFUSALS_KEPT,
+    AccountId,
+    AttemptState,
+    Job,
+    JobId,
+    JobState,
+    Kind,
+    MemberId,
+    WorkerId,
+    next_number,
+)
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
@@ -85,6 +97,7 @@ class FakeWorker:
     slots: int
     liar: bool
     work: dict[Fence, Work] = field(default_factory=dict)
+    refused: set[Fence] = field(default_factory=set)
     up: bool = True
     connected: bool = False
     paused_until: float = 0.0  # SIGSTOP
@@ -106,7 +119,9 @@ class Simulation:
         )
         self.crash, self.cut, self.stop = (rng.uniform(0, m) for m in (0.02, 0.04, 0.02))
         self.coordinator_crash = rng.choice([0.0, 0.01])
+        self.refusals = rng.choice([0.0, 0.1, 0.9])
         self.disk_fails = rng.choice([0.0, 0.05])
+        # Lost and failed attempts end nothing here; refusals must not by themselves, however many.
         self.rules = Rules(tariff=TARIFF, attempts_max=1_000, wait_s=30.0)
         self.accounts = {
             AccountId(f"acc_{n}"): ledger.Account(AccountId(f"acc_{n}"), 400_000_000) for n in "abc"
@@ -288,7 +303,7 @@ class Simulation:
         if not self.engine.lives:
             return
         live = self.rng.choice(list(self.engine.lives.values()))
-        number = self.rng.randint(0, len(live.job.attempts) + 1)
+        number = self.rng.randint(0, next_number(live.job))
         piece = Piece(self.rng.randint(-1, 1), self.rng.randint(0, 50), "lie ", (1,), "stop")
         fence = (live.job.id, number)
         mine = live.job.attempt is not None and live.job.attempt.worker == fake.id
@@ -309,7 +324,12 @@ class Simulation:
             case SendAssign(_, job_id, number, _):
                 live = self.engine.lives.get(job_id)
                 job = live.job if live else self.disk_jobs[job_id]
-                tokens = live.output.choices[0].tokens if live and number == len(job.attempts) else 0
+                newest = live is not None and number == next_number(job) - 1
+                tokens = live.output.choices[0].tokens if live is not None and newest else 0
+                if self.now < 1_000 + HEAL_S and self.rng.random() < self.refusals:
+                    fake.refused.add((job_id, number))
+                if (job_id, number) in fake.refused:
+                    return self.up(fake, ("refused", (job_id, number)))
                 fake.work.setdefault((job_id, number), Work(job, number, tokens))
                 self.up(fake, ("accepted", (job_id, number)))
             case SendCancel(_, job_id, number, _):
@@ -330,6 +350,8 @@ class Simulation:
                 )
             case ("accepted", (job, number)):
                 engine.accepted(worker, job, number, now)
+            case ("refused", (job, number)):
+                engine.refused(worker, job, number, "none", "busy", "no free slot", now)
             case ("frame", (job, number), sequence, piece):
                 for taken in engine.frame(worker, job, number, sequence, [piece], None, now):
                     self.client[job] += taken.text
@@ -348,6 +370,10 @@ class Simulation:
         for job in engine.recent.values():
             self.check_closed(job)
         for live in engine.lives.values():
+            numbers = [a.number for a in live.job.attempts]
+            assert numbers == sorted(set(numbers)), "a number is given once, and later ones are higher"
+            refused = sum(a.state is AttemptState.REFUSED for a in live.job.attempts)
+            assert refused <= REFUSALS_KEPT + 1, "what a job keeps of refusals is bounded"
             text = self.client[live.job.id]
             assert self.expected(live.job).startswith(text), (
                 "what was delivered is a prefix of the right text"

@@ -90,6 +90,16 @@ def nobody(potluck: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(dict(os.environ), potluck.capsys)
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(nobody: Command, tmp_path: Path) -> None:
+    """Before anything is started: the demo's models have no place."""
+    (tmp_path / "file").touch()
+    nobody.environment["POTLUCK_MODEL_CACHE"] = str(tmp_path / "file" / "models")
+    code, _, err = nobody("demo", "--engine", "emulator")
+    assert code == 1
+    assert f"{tmp_path / 'file' / 'models'} cannot be used: Not a directory." in err
+    assert "POTLUCK_MODEL_CACHE" in err
+
+
 # ---- exit codes, each in a process of its own
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
@@ -16,7 +16,8 @@ import pytest
 
 from potluck import Pool
 from potluck.client import ClientFile
-from potluck.demo import PROFILE
+from potluck.demo import PROFILE, progress_of
+from potluck.results import Worker, WorkerModel
 
 pytestmark = pytest.mark.processes
 
@@ -100,6 +101,14 @@ def test_the_demo_works_and_leaves_nothing(place: Place) -> None:
     assert place.is_clean()
 
 
+def test_a_worker_that_was_only_just_started_connects_and_is_not_away() -> None:
+    started = Worker(id="w1", name="alice-pc", member="alice", state="away", why="not connected")
+    assert progress_of(started) == "connecting"
+    assert progress_of(replace(started, state="sharing")) == "sharing"
+    loading = WorkerModel(name="tiny", engine="emulator", state="loading")
+    assert progress_of(replace(started, models=(loading,))) == "tiny (emulator, loading)"
+
+
 def test_ctrl_c_leaves_nothing(place: Place) -> None:
     with place.running("demo", "--engine", "emulator") as process:
         assert process.stdout is not None
@@ -127,6 +136,7 @@ def test_a_kept_demo_answers_the_whole_command_and_ends_when_told(
     assert code == 0, err
     for line in ("potluck chat", "potluck balance", "potluck workers", "potluck demo --stop"):
         assert line in out
+    assert "away" not in out
     assert place("demo", "--keep")[0] == 5  # one at a time
     everything_answers(place)
     stored_jobs_work(place)

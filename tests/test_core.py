@@ -1,5 +1,6 @@
 """The engine by example: each rule of a job's life at the instant at which it holds."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -344,6 +345,46 @@ def test_a_closed_stream_is_waited_for_half_a_second(pair: Pool) -> None:
     assert pair.attempt().number == 2
 
 
+def test_the_end_of_a_closed_streams_grace_needs_no_sweep() -> None:
+    """The engine says when it is due, and at that instant another worker goes on."""
+    pool = Pool(Rules(sweep_s=1_000_000.0))
+    pool.join("w1", "b")
+    pool.join("w2", "c")
+    pool.ask()
+    pool.tick()
+    assert pool.engine.due() == math.inf
+    pool.engine.disconnect(WorkerId("w1"), pool.now)
+    assert pool.engine.due() == pool.now + 0.5
+    assert assigned(pool.tick(0.499)) == []
+    pool.now = pool.engine.due()
+    effects = pool.tick()
+    assert cancelled(effects) == [("job_1", "w1", 1)]
+    assert assigned(effects) == [("job_1", "w2", 2)]
+    assert pool.engine.due() == math.inf
+    pool.engine.fleet.blame_missing(pool.engine.fleet.workers[WorkerId("w1")], pool.now + 5.0)
+    assert pool.engine.fleet.workers[WorkerId("w1")].faults == 1, "blamed from when it closed"
+
+
+def test_a_grace_that_ends_under_the_brake_is_left_to_the_sweep() -> None:
+    """Four of ten streams close one after the other: nothing is taken away, and nothing is due at once."""
+    pool = Pool()
+    names = [f"w{i}" for i in range(10)]
+    for name in names:
+        pool.join(name)
+    for i in range(10):
+        pool.ask(f"job_{i}")
+    pool.tick()
+    for name in names[:4]:
+        pool.engine.disconnect(WorkerId(name), pool.now)
+        pool.spend(0.1, *names[4:], step_s=0.1)
+    for _ in range(4):
+        pool.now = pool.engine.due()
+        assert cancelled(pool.tick()) == []
+    assert pool.engine.due() == math.inf
+    assert len(cancelled(pool.spend(16.0, *names[4:]))) == 4
+    pool.check()
+
+
 def test_a_stream_that_closes_twice_is_not_waited_for_twice(pair: Pool) -> None:
     pair.ask()
     pair.tick()
@@ -600,16 +641,107 @@ def test_a_refusal_after_the_acceptance_is_a_failure(pool: Pool) -> None:
     assert pool.live().job.attempts[0].state is AttemptState.FAILED
 
 
-def test_attempts_are_limited() -> None:
+def refuse(pool: Pool, fault: str = "none", name: str = "job_1") -> None:
+    """The holder will not take it."""
+    attempt = pool.attempt(name)
+    pool.engine.refused(attempt.worker, JobId(name), attempt.number, fault, "busy", "no free slot", pool.now)
+
+
+def test_attempts_that_fail_are_limited() -> None:
+    """By others' death or a worker's fault, at whichever worker; refusals between them do not count."""
     pool = Pool(Rules(attempts_max=3))
-    pool.join("w1")
+    for name in ("w1", "w2", "w3", "w4"):
+        pool.join(name)
     pool.ask()
     pool.tick()
-    for number in range(1, 4):
-        pool.engine.refused(WorkerId("w1"), JobId("job_1"), number, "none", "busy", "no free slot", pool.now)
-        pool.spend(1.0, "w1")
-    assert (pool.closed().state, pool.closed().why) == (JobState.FAILED, "3 attempts failed: no free slot")
-    assert len(pool.closed().attempts) == 3
+    refuse(pool)
+    pool.tick()
+    refuse(pool, "worker")
+    pool.tick()
+    pool.engine.remove(pool.attempt().worker, pool.now)
+    pool.tick()
+    holder = pool.attempt().worker
+    pool.engine.failed(holder, JobId("job_1"), 4, "none", "engine_closed", "it drains", pool.now)
+    assert (pool.closed().state, pool.closed().why) == (JobState.FAILED, "3 attempts failed: it drains")
+    assert len(pool.closed().attempts) == 4
+
+
+def test_a_refusal_that_is_nobodys_fault_pauses_twice_as_long_each_time(pool: Pool) -> None:
+    """1, 2, 4, ... 60 s between the worker and this job; another job and another worker are not held up."""
+    pool.ask(stored=True)
+    pool.tick()
+    for number, pause_s in enumerate((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0), 1):
+        refuse(pool)
+        assert assigned(pool.spend(pause_s - 0.25, "w1")) == []
+        assert assigned(pool.spend(0.25, "w1")) == [("job_1", "w1", number + 1)]
+    refuse(pool)
+    pool.ask("job_2")
+    assert assigned(pool.tick()) == [("job_2", "w1", 1)]
+    pool.join("w2", "c")
+    assert assigned(pool.tick()) == [("job_1", "w2", 10)]
+    assert pool.live().failures == 0
+
+
+def test_an_interactive_job_that_is_only_refused_ends_by_its_own_limit(pair: Pool) -> None:
+    """Busy and draining workers end no job, however often they are asked: its minute does."""
+    pair.ask()
+    began = pair.now
+    while pair.engine.lives:
+        pair.spend(0.25, "w1", "w2")
+        if pair.engine.lives and pair.live().job.state is JobState.RUNNING:
+            refuse(pair)
+    assert pair.now == began + 60.0
+    job = pair.closed()
+    assert (job.state, job.code, job.charge) == (JobState.EXPIRED, "no_worker_available", 0)
+    assert pair.engine.effects.durable is False
+    assert all(w.faults == 0 for w in pair.engine.fleet.workers.values())
+    pair.check()
+
+
+def test_a_stored_job_that_is_refused_for_hours_keeps_little_and_goes_on(pool: Pool) -> None:
+    """Numbers grow without gaps and stay the fence; of the refusals the last twelve are kept, and what
+    delivered something before is."""
+    pool.ask(stored=True)
+    pool.tick()
+    pool.write("one ")
+    pool.engine.failed(WorkerId("w1"), JobId("job_1"), 1, "none", "engine_closed", "it drains", pool.now)
+    for number in range(2, 302):
+        pool.spend(60.0, "w1", step_s=1.0)
+        assert pool.attempt().number == number
+        refuse(pool)
+    pool.spend(60.0, "w1", step_s=1.0)
+    assert [a.number for a in pool.live().job.attempts] == [1, *range(290, 303)]
+    assert not pool.write("old ", number=301)
+    pool.write("two ", finish="stop")
+    job = pool.closed()
+    assert (job.state, job.output_tokens, job.attempts[0].tokens) == (JobState.SUCCEEDED, 2, 1)
+    assert job.attempts[0].paid > 0
+    pool.check()
+
+
+def test_a_stored_job_is_not_refused_for_ever() -> None:
+    pool = Pool(Rules(number_max=5))
+    pool.join("w1")
+    pool.ask(stored=True)
+    pool.tick()
+    for _ in range(5):
+        refuse(pool)
+        pool.spend(60.0, "w1", step_s=1.0)
+    assert (pool.closed().state, pool.closed().code) == (JobState.FAILED, "busy")
+    assert pool.closed().why == "5 attempts were refused or failed: no free slot"
+
+
+def test_refusals_before_a_restart_do_not_count_either(pool: Pool) -> None:
+    pool.ask(stored=True)
+    pool.tick()
+    for _ in range(3):
+        refuse(pool)
+        pool.spend(4.0, "w1")
+    again = restarted(pool)
+    again.engine.restore(pool.live().job, demand(), count=words, memory_bytes=0, now=again.now)
+    assert again.live().failures == 1, "the one that the restart cut off"
+    again.connect("w1")
+    assert assigned(again.tick()) == [("job_1", "w1", 5)]
 
 
 def test_what_could_not_be_sent_is_tried_elsewhere_or_after_a_pause(pool: Pool) -> None:

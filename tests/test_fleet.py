@@ -1,5 +1,7 @@
 """Presence, silence, blame and the brake, each at its instant."""
 
+import math
+
 import pytest
 from fixtures_core import START, fleet_of, served, worker
 
@@ -162,9 +164,31 @@ def test_the_brake_starts_anew_after_a_recovery() -> None:
 
 
 def test_closed_streams_count_for_the_brake() -> None:
-    fleet = many(10, 0, connected=False, closed_at=START + 3.5, running=set())
-    assert not fleet.brake(START + 3.9)
-    assert fleet.brake(START + 4)
+    """At once, though each is waited for: the first grace that ends already knows of the others."""
+    fleet = many(10, 0)
+    for one in list(fleet.workers.values())[:4]:
+        assert not fleet.brake(START + 3.6)
+        fleet.closed(one, START + 3.6)
+    assert fleet.brake(START + 3.6)
+
+
+def test_only_who_closed_while_busy_is_waited_for_and_told_of_once() -> None:
+    idle, one, two = busy("w1", running=set()), busy("w2"), busy("w3")
+    fleet = fleet_of(idle, one, two)
+    assert fleet.due() == math.inf
+    fleet.closed(idle, START)
+    fleet.closed(two, START + 0.1)
+    fleet.closed(two, START + 0.3)
+    fleet.closed(one, START + 0.2)
+    assert fleet.due() == START + 0.6
+    assert fleet.left(START + 0.599) == []
+    assert fleet.left(START + 0.6) == [two]
+    assert fleet.due() == START + 0.7
+    fleet.opened(one)
+    assert (fleet.due(), fleet.left(START + 9)) == (math.inf, []), "back in time"
+    fleet.closed(one, START + 9)
+    fleet.remove(one.id)
+    assert (fleet.due(), fleet.left(START + 99)) == (math.inf, []), "removed meanwhile"
 
 
 def test_workers_that_left_long_ago_neither_trip_the_brake_nor_hide_a_loss() -> None:

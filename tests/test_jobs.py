@@ -11,6 +11,7 @@ from coordinator.core.jobs import (
     ATTEMPT_TRANSITIONS,
     JOB_ENDED,
     JOB_TRANSITIONS,
+    REFUSALS_KEPT,
     AccountId,
     Attempt,
     AttemptEvent,
@@ -22,6 +23,7 @@ from coordinator.core.jobs import (
     WorkerId,
     move,
     move_attempt,
+    next_number,
     with_attempt,
 )
 
@@ -143,3 +145,13 @@ def test_attempts_are_numbered_without_gaps() -> None:
         with_attempt(job, an_attempt(3))
     with pytest.raises(AssertionError, match="without gaps"):
         with_attempt(two, an_attempt(1))
+
+
+def test_of_refused_attempts_the_last_few_are_kept() -> None:
+    """All others stay, and the numbers go on."""
+    job = with_attempt(a_job(), replace(an_attempt(1), state=AttemptState.LOST))
+    for number in range(2, 2 * REFUSALS_KEPT):
+        assert next_number(job) == number
+        job = with_attempt(job, replace(an_attempt(number), state=AttemptState.REFUSED))
+    job = with_attempt(job, an_attempt(2 * REFUSALS_KEPT))
+    assert [a.number for a in job.attempts] == [1, *range(REFUSALS_KEPT, 2 * REFUSALS_KEPT + 1)]

@@ -12,7 +12,7 @@ from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import Job, JobId, JobState, Kind
 from coordinator.core.ledger import Book
-from coordinator.core.messages import Send, SendAssign
+from coordinator.core.messages import Send, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.records import EnrolledWorker, Issued, Member, RecordedReceipt, Role
@@ -211,5 +211,19 @@ async def test_results_and_receipts_travel_with_the_close(world: World) -> None:
     assert [j.id for j in world.told] == [job.id]
 
 
-def connect_without_foreign_key(world: World) -> None:
+async def test_the_ticker_wakes_when_the_grace_of_a_closed_stream_ends(world: World) -> None:
+    """No sweep comes, and nobody wakes it: the instant that the engine names does."""
+    loop = asyncio.get_running_loop()
+    began, cancelled = loop.time(), asyncio.Event()
+    world.ticker.now = lambda: NOW + loop.time() - began
+    world.engine.rules = Rules(sweep_s=1_000_000.0)
     connect(world)
+    world.submit(1)
+    await world.ticker.turn()
+    world.ticker.send = lambda send: cancelled.set() if isinstance(send, SendCancel) else None
+    world.engine.disconnect(world.worker.id, world.ticker.now())
+    running = asyncio.create_task(world.ticker.run())
+    await asyncio.wait_for(cancelled.wait(), 30)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running

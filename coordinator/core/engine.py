@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import details, entries, jobs, ledger
-from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, load_of
+from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, Worker, load_of
 from coordinator.core.jobs import (
     AttemptEvent,
     Job,
@@ -38,10 +38,12 @@ class Rules:
 
     tariff: Tariff = field(default_factory=Tariff)
     policy: Policy = field(default_factory=Policy)
-    attempts_max: int = 12
+    attempts_max: int = 12  # that failed or were lost; a refusal that is nobody's fault does not count
+    number_max: int = 1_000  # of any attempt: bounds the rows of a stored job that is refused for hours
     job_faults_max: int = 2  # workers that must call a job impossible before it is believed
     wait_s: float = 60.0  # of an interactive job, for a worker or for a model that loads
-    refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job
+    refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job; doubles each time
+    refused_pause_s_max: float = 60.0
     sweep_s: float = 0.25
     start_s_max: float = 1_800.0  # signs of life keep an attempt without output that long, no longer
     stored_start_s_max: float = 21_600.0  # as above, of a stored job, for which a model may be downloaded
@@ -69,6 +71,8 @@ class Live:
     prompt: Any = None  # as the first attempt rendered it; opaque
     numerics: str = ""
     avoid: dict[WorkerId, float] = field(default_factory=dict)
+    refusals: dict[WorkerId, int] = field(default_factory=dict)  # that were nobody's fault
+    failures: int = 0  # attempts that count towards the limit
     job_faults: int = 0
 
     def waiting(self, now: float) -> Waiting:
@@ -189,7 +193,7 @@ class Engine:
     ) -> list[tuple[Fence, int]]:
         """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
         worker = self.fleet.workers[worker_id]
-        worker.connected, worker.greeted, worker.closed_at = True, True, None
+        self.fleet.opened(worker)
         worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
         worker.draining, worker.state, worker.why = False, "sharing", ""
         self.fleet.serve(worker, {s.name: s for s in served})
@@ -207,9 +211,8 @@ class Engine:
 
     def disconnect(self, worker_id: WorkerId, now: float) -> None:
         """The stream closed. Said twice, the first time counts."""
-        worker = self.fleet.workers.get(worker_id)
-        if worker is not None and worker.connected:
-            worker.connected, worker.closed_at = False, now
+        if (worker := self.fleet.workers.get(worker_id)) is not None:
+            self.fleet.closed(worker, now)
 
     def remove(self, worker_id: WorkerId, now: float) -> None:
         """The worker was revoked: it is fenced at once."""
@@ -355,13 +358,17 @@ class Engine:
         """The assignment could not be put on the worker's stream: as if it had never been made."""
         live = self.lives.get(job_id)
         if live is not None and (worker_id, number) == self._holder(live):
-            live.avoid[worker_id] = now + self.rules.refused_pause_s  # or the same would be planned again
-            self._lose(live, "the worker's stream was gone", now)
+            why = "the worker's stream was gone"
+            self._stop_attempt(live, AttemptEvent.LOST, why, now, tell=True)
+            self._pause(live, worker_id, now)  # or the same would be planned again
+            self._retry(live, now, "worker_lost", why, counts=False)
 
     # -- time ------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Effects:
         """Sweep, plan, and hand over what is to be committed, sent and told."""
+        for worker in self.fleet.left(now):
+            self._leave(worker, now)
         if now >= self._swept_at + self.rules.sweep_s:
             self._swept_at = now
             self._sweep(now)
@@ -371,6 +378,11 @@ class Engine:
         effects, self.effects = self.effects, Effects()
         return effects
 
+    def due(self) -> float:
+        """The next instant at which a tick must not be late, for somebody waits for its answer to go on; may
+        be infinity. All else that time alone changes is found by the sweep."""
+        return self.fleet.due()
+
     def busy(self) -> bool:
         """Whether time alone can change anything."""
         return bool(self.lives) or any(w.missed_at is not None for w in self.fleet.workers.values())
@@ -379,7 +391,7 @@ class Engine:
         queue = [self.lives[job_id].waiting(now) for job_id in self.queue]
         for decision in plan(queue, self.fleet, self.running, self.rules.policy):
             live, worker = self.lives[decision.job], self.fleet.workers[decision.worker]
-            number = len(live.job.attempts) + 1
+            number = jobs.next_number(live.job)
             attempt = jobs.Attempt(
                 number=number, worker=worker.id, owner=worker.account, assigned_at=now, why=decision.why
             )
@@ -393,6 +405,13 @@ class Engine:
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
             self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))
+
+    def _leave(self, worker: Worker, now: float) -> None:
+        """The grace of a closed stream is over. Under the brake its attempts are left to the sweep."""
+        if worker.running and not self.fleet.brake(now):
+            self.fleet.miss(worker, now)
+            for job_id, _number in sorted(worker.running):
+                self._lose(self.lives[job_id], "the worker fell silent", now)
 
     def _sweep(self, now: float) -> None:
         patience = self.fleet.patience
@@ -486,7 +505,8 @@ class Engine:
         self, job: Job, demand: Demand, count: Callable[[str], int], memory_bytes: int, now: float
     ) -> Live:
         output = Output([Choice() for _ in range(job.choices)], job.max_tokens, count)
-        return Live(job=job, demand=demand, memory_bytes=memory_bytes, output=output, waiting_since=now)
+        failures = sum(a.state is not jobs.AttemptState.REFUSED for a in job.attempts)  # before a restart
+        return Live(job, demand, memory_bytes, output, waiting_since=now, failures=failures)
 
     def _enqueue(self, live: Live) -> None:
         self.lives[live.job.id] = live
@@ -562,7 +582,7 @@ class Engine:
         """Attribute the failure, then try elsewhere or give up. Only a worker's own fault costs it."""
         self._stop_attempt(live, event, why, now)
         if fault == "none":
-            live.avoid[worker_id] = now + self.rules.refused_pause_s
+            self._pause(live, worker_id, now)
         else:
             live.avoid[worker_id] = FOREVER
         if fault == "worker":
@@ -572,12 +592,24 @@ class Engine:
             if live.job_faults >= self.rules.job_faults_max or self._impossible(live):
                 self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
                 return
-        self._retry(live, now, code, why)
+        counts = fault != "none" or event is not AttemptEvent.REFUSED
+        self._retry(live, now, code, why, counts=counts)
 
-    def _retry(self, live: Live, now: float, code: str, why: str) -> None:
-        tried = len(live.job.attempts)
-        if tried >= self.rules.attempts_max:
-            self._close(live, JobEvent.GAVE_UP, now, why=f"{tried} attempts failed: {why}", code=code)
+    def _pause(self, live: Live, worker_id: WorkerId, now: float) -> None:
+        """Not this worker for this job, each time twice as long as before."""
+        times = live.refusals[worker_id] = live.refusals.get(worker_id, 0) + 1
+        longest = self.rules.refused_pause_s_max
+        live.avoid[worker_id] = now + min(self.rules.refused_pause_s * 2.0 ** min(times - 1, 30), longest)
+
+    def _retry(self, live: Live, now: float, code: str, why: str, *, counts: bool = True) -> None:
+        live.failures += counts
+        tried = jobs.next_number(live.job) - 1
+        if live.failures >= self.rules.attempts_max:
+            why = f"{live.failures} attempts failed: {why}"
+            self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
+        elif tried >= self.rules.number_max:
+            why = f"{tried} attempts were refused or failed: {why}"
+            self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
         elif reason := self._impossible(live):
             self._close(live, JobEvent.GAVE_UP, now, why=f"{why}; {reason}", code=code)
         else:

@@ -6,6 +6,7 @@ fall silent together, the coordinator suspects itself first (`brake`), because a
 is worse than waiting a little.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from coordinator.core.jobs import AccountId, JobId, Kind, Loading, MemberId, WorkerId
@@ -107,6 +108,7 @@ class Fleet:
     patience: Patience = field(default_factory=Patience)
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
     by_model: dict[str, dict[WorkerId, None]] = field(default_factory=dict)
+    leaving: dict[WorkerId, None] = field(default_factory=dict)  # closed while busy, grace not yet over
     braking_since: float | None = None
 
     def enrol(self, worker: Worker) -> None:
@@ -114,6 +116,7 @@ class Fleet:
 
     def remove(self, worker_id: WorkerId) -> None:
         worker = self.workers.pop(worker_id, None)
+        self.leaving.pop(worker_id, None)
         for name in worker.models if worker else ():
             self._withdraw(worker_id, name)
 
@@ -135,6 +138,29 @@ class Fleet:
         worker.heard_at, worker.suspect = now, False
         if worker.missed_at is not None and now - worker.missed_at <= self.patience.forgiven_s:
             worker.missed_at = None
+
+    def closed(self, worker: Worker, now: float) -> None:
+        """Its stream closed. Said twice, the first time counts."""
+        if worker.connected:
+            worker.connected, worker.closed_at = False, now
+            if worker.running:
+                self.leaving[worker.id] = None
+
+    def opened(self, worker: Worker) -> None:
+        worker.connected, worker.greeted, worker.closed_at = True, True, None
+        self.leaving.pop(worker.id, None)
+
+    def due(self) -> float:
+        """When the first grace of those that are leaving ends; infinity if nobody is."""
+        ends = (self.workers[w].closed_at for w in self.leaving)
+        return min((at + self.patience.closed_grace_s for at in ends if at is not None), default=math.inf)
+
+    def left(self, now: float) -> list[Worker]:
+        """Whose grace is over since this was asked last."""
+        gone = [w for w in map(self.workers.__getitem__, self.leaving) if self.gone(w, now)]
+        for worker in gone:
+            del self.leaving[worker.id]
+        return gone
 
     def gone(self, worker: Worker, now: float) -> bool:
         """Whether what it runs is to be taken away: its stream closed and did not come back in time."""
@@ -162,7 +188,10 @@ class Fleet:
         if len(known) < self.patience.brake_workers_min:
             self.braking_since = None
             return False
-        silent = sum(self.silent(w, now) and now - self._since(w) <= window for w in known)
+        # A closed stream counts at once, though it is waited for: graces end one by one, and the first ones
+        # would be over before enough others are.
+        missing = [w for w in known if w.closed_at is not None or self.silent(w, now)]
+        silent = sum(now - self._since(w) <= window for w in missing)
         if silent <= len(known) * self.patience.brake_share:
             self.braking_since = None
             return False

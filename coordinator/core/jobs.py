@@ -15,6 +15,8 @@ WorkerId = NewType("WorkerId", str)
 MemberId = NewType("MemberId", str)
 AccountId = NewType("AccountId", str)
 
+REFUSALS_KEPT = 12
+
 
 class Kind(StrEnum):
     CHAT = "chat"
@@ -151,7 +153,8 @@ class Job:
     `hold` is what was set aside (0 for a job that may only run on its member's own workers), `quote` the
     most it can cost, `settled` what was paid out of the hold along the way, by so many
     `settlements`. `only` limits it to certain
-    workers; empty means any. `key` is the API key that asked, whose own limits count too.
+    workers; empty means any. `key` is the API key that asked, whose own limits count too. `attempts` are in
+    the order of their numbers; of refused ones only the last few are kept here, the database has them all.
     """
 
     id: JobId
@@ -215,9 +218,22 @@ def move_attempt(attempt: Attempt, event: AttemptEvent, *, now: float, why: str 
     return replace(attempt, state=state, ended_at=ended_at, why=attempt.why if why is None else why)
 
 
+def next_number(job: Job) -> int:
+    return job.attempts[-1].number + 1 if job.attempts else 1
+
+
 def with_attempt(job: Job, attempt: Attempt) -> Job:
     """The job with its newest attempt replaced, or with a new one whose number is the next."""
     if job.attempts and attempt.number == job.attempts[-1].number:
         return replace(job, attempts=(*job.attempts[:-1], attempt))
-    assert attempt.number == len(job.attempts) + 1, "attempts are numbered without gaps"
-    return replace(job, attempts=(*job.attempts, attempt))
+    assert attempt.number == next_number(job), "attempts are numbered without gaps"
+    return replace(job, attempts=(*_without_old_refusals(job.attempts), attempt))
+
+
+def _without_old_refusals(attempts: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    """A refusal delivered nothing, and a job may meet many: the last REFUSALS_KEPT tell enough."""
+    refused = [a.number for a in attempts if a.state is AttemptState.REFUSED]
+    if len(refused) <= REFUSALS_KEPT:
+        return attempts
+    first = refused[-REFUSALS_KEPT]
+    return tuple(a for a in attempts if a.state is not AttemptState.REFUSED or a.number >= first)

@@ -1,5 +1,6 @@
 """The `potluck` command's root: its table of commands, `--version`, and the last word about errors."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from potluck.cli.lazy import Entry, LazyGroup
 from potluck.cli.printing import Output, Printer
 from potluck.errors import ExitCode, PotluckError, UsageError
 
+DISK_REFUSES = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 _TRY, _ASK, _YOU, _SHARE, _RUN = "Try it", "Ask", "You", "Share a machine", "Run a pool"
 
 
@@ -98,13 +100,24 @@ def run(arguments: list[str]) -> int:
     except Exception as error:  # the process border: a sentence for people, a trace for those who ask
         if os.environ.get("POTLUCK_DEBUG"):
             raise
-        message = (
-            f"Something went wrong that should not have: {type(error).__name__}: {error}. Run it again with"
-            " POTLUCK_DEBUG=1 and report what it prints."
-        )
-        printer.error(PotluckError(message, code="internal"))
+        printer.error(_unexpected(error))
         return int(ExitCode.ERROR)
     return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> PotluckError:
+    """A disk that is full or may not be written to is the owner's to mend; anything else is ours."""
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES and error.filename:
+        message = (
+            f"{error.filename} cannot be used: {error.strerror}. Mend that, or name another folder:"
+            " POTLUCK_HOME for all, POTLUCK_MODEL_CACHE for models."
+        )
+        return PotluckError(message, code="disk_refuses")
+    message = (
+        f"Something went wrong that should not have: {type(error).__name__}: {error}. Run it again with"
+        " POTLUCK_DEBUG=1 and report what it prints."
+    )
+    return PotluckError(message, code="internal")
 
 
 def asked_output(arguments: Sequence[str]) -> Output:

@@ -1,12 +1,16 @@
 """Models for the torch engine: GGUF files are converted once, everything is loaded as safetensors.
 
 A converted model lies in the cache as a folder named by its file's sha256, the dtype and the converter's
-version; it appears there whole, by a rename, or not at all.
+version; it appears there whole, by a rename, or not at all. A lock of the cache sees to it that one process
+converts at a time; it ends with its process.
 """
 
 import json
 import shutil
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from safetensors.torch import save_model
 from tokenizers import Tokenizer
 
 from potluck.gguf import GgufError
+from potluck.lock import FileLock, Locked
 from potluck.vocabulary import VocabularyError, tokenizer_of_gguf
 from worker.engines.engine import EngineError
 from worker.engines.metadata import model_digest, read_metadata, sha256_of
@@ -24,6 +29,7 @@ from worker.engines.packed import pack
 from worker.engines.vocabulary import Vocabulary, read_vocabulary
 
 CONVERTER_VERSION = 1
+POLL_S = 0.2  # while another process converts
 _MAGIC = b"GGUF"
 
 
@@ -173,22 +179,38 @@ def _folder_of(paths: list[Path]) -> Path:
     return folders.pop()
 
 
-def _converted(path: Path, cache: Path, device: Device) -> Path:
-    """The folder of the converted model, made now if it is not there. Raises EngineError."""
+def _converted(path: Path, cache: Path, device: Device, wait: Callable[[float], None] = time.sleep) -> Path:
+    """The folder of the converted model, made now if it is not there. Raises EngineError.
+
+    Of processes that want it together one converts, which takes twice the model's memory; the others wait.
+    """
     target = cache / f"{sha256_of(path)}-{device.dtype}-{CONVERTER_VERSION}"
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="converting-", dir=cache))
+    told = False
+    while not target.is_dir():
+        try:
+            with FileLock.acquire(cache / "converting.lock"):
+                if not target.is_dir():  # else it came while we looked at the lock
+                    _convert_into(target, path, device)
+        except Locked:
+            if not told:
+                sys.stderr.write("engine: another process converts a model; waiting for it\n")
+                told = True
+            wait(POLL_S)
+        except OSError as error:
+            raise EngineError("load_failed", f"the converted model could not be stored: {error}") from error
+    return target
+
+
+def _convert_into(target: Path, path: Path, device: Device) -> None:
+    """With the lock held: what is half-made here belongs to nobody, its process was killed."""
+    for stale in target.parent.glob("converting-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     try:
         _convert(path, work, device)
         work.replace(target)
-    except OSError as error:
-        if not target.is_dir():  # else another process was faster
-            raise EngineError("load_failed", f"the converted model could not be stored: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target
 
 
 def _convert(path: Path, work: Path, device: Device) -> None:
