@@ -110,9 +110,9 @@ class Conversation:
         with contextlib.suppress(PotluckError):
             *_, job = self.session.pool.follow(job_id or "", timeout_s=STOPPED_S_MAX)
             if job.charge is not None:
-                printer.note(f"[stopped; {printer.amount(job.charge)} {printer.unit} for what was written]")
+                printer.note(f"[{printer.amount(job.charge)} {printer.unit} for what was written]")
                 return
-        printer.note("[stopped; what was written so far is paid and kept]")
+        printer.note("[what was written so far is paid]")
 
     def _wait(self, error: Unavailable, deadline: float) -> None:
         """Before the next try while the model loads; raises the error when there is no point in waiting."""
@@ -159,7 +159,7 @@ def _turn(conversation: Conversation, text: str) -> None:
         else:
             conversation.ask(text)
     except KeyboardInterrupt:
-        pass  # said already
+        printer.note("[stopped]")
     except PotluckError as error:
         printer.error(error)
 
