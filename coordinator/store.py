@@ -36,8 +36,8 @@ from coordinator.rows import (
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
-from potluck.chain import GENESIS
 from coordinator.transaction import AlchemyTransaction, Transaction
+from potluck.chain import GENESIS
 
 _ACCOUNTS = table_of(tables.Account)
 _ENTRIES = table_of(tables.Entry)

@@ -149,10 +149,10 @@ class Ticker:
         for waiter in extras.waiting:
             if not waiter.done():
                 waiter.set_result(None)
-        for receipt in batch.receipts:
-            self.acknowledge(receipt)
         for job in effects.closed:
             self.tell(job)
+        for receipt in batch.receipts:  # last: nobody waits for these
+            self.acknowledge(receipt)
 
     def _extras(self, effects: Effects) -> Extras:
         """What travels with this batch: all there is, unless it is receipts alone and not their time yet."""
