@@ -17,6 +17,7 @@ from coordinator.lock import AlreadyRunning
 from coordinator.models import ModelsError
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
+from potluck import collector
 from potluck.errors import ExitCode
 from potluck.logs import configure
 
@@ -98,6 +99,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def _run(settings: Settings) -> None:
     async with coordinator(settings) as running:
         _stop_on_signals(running)
+        collector.freeze()
         _say(running)
         await running.wait()
         typer.echo("Stopping: running answers may end first. Press Ctrl-C again to stop at once.", err=True)

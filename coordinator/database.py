@@ -6,21 +6,21 @@ their own, since one aiosqlite connection is one thread that does one thing afte
 on the writer's connection would hold up the tick. In WAL mode a reader sees the last commit, and neither
 waits for the writer nor makes it wait.
 
-The tick's transactions go through `transact`: a plain function with a plain connection. With SQLite it runs
-whole in a thread of its own, since through aiosqlite each of its dozen statements would change threads four
-times, which costs more than all the writing. With PostgreSQL it runs on the async connection.
+The tick's transactions go through `transact`: a plain function that runs compiled statements. With SQLite it
+runs whole in a thread of its own, since through aiosqlite each of its dozen statements would change threads
+four times, which costs more than all the writing. With PostgreSQL it runs on the async connection.
 """
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, PoolProxiedConnection, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -29,6 +29,7 @@ from coordinator import dialect
 from coordinator.lock import FileLock
 from coordinator.migrations import migrate
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
+from coordinator.transaction import AlchemyTransaction, SqliteTransaction, Transaction
 from potluck.home import SECRET_MODE, make_folder
 from potluck.transport import reason_of
 
@@ -69,7 +70,7 @@ class Database:
         if sqlite:
             dialect.prepare_sqlite(writer.sync_engine, writer=True)
             dialect.prepare_sqlite(reader.sync_engine, writer=False)
-        database = cls(writer, reader, _Books.open(parsed) if sqlite else None, lock)
+        database = cls(writer, reader, _Books(parsed) if sqlite else None, lock)
         try:
             await _migrate(parsed)
         except BaseException:
@@ -102,14 +103,14 @@ class Database:
                 async with self._writer.begin() as connection:
                     yield connection
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
+    async def transact(self, work: Callable[[Transaction], T]) -> T:
         """Run the function in a transaction of its own; it must not be cancelled meanwhile (use a shield)."""
         async with self._writing:
             with _translated():
                 if self._books is not None:
                     return await self._books.run(work)
                 async with self._writer.begin() as connection:
-                    return await connection.run_sync(work)
+                    return await connection.run_sync(lambda plain: work(AlchemyTransaction(plain)))
 
     @asynccontextmanager
     async def viewing(self) -> AsyncIterator[AsyncSession]:
@@ -140,29 +141,37 @@ async def _migrate(url: URL) -> None:
         await migrator.dispose()
 
 
-@dataclass(frozen=True, slots=True)
 class _Books:
     """A connection to SQLite that lives in a thread of its own."""
 
-    engine: Engine
-    thread: ThreadPoolExecutor
+    def __init__(self, url: URL) -> None:
+        self._engine = create_engine(url.set(drivername="sqlite"), pool_size=1, max_overflow=0)
+        dialect.prepare_sqlite(self._engine, writer=True)
+        self._connection: PoolProxiedConnection | None = None  # opened by the first transaction
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
-    @classmethod
-    def open(cls, url: URL) -> Self:
-        engine = create_engine(url.set(drivername="sqlite"), pool_size=1, max_overflow=0)
-        dialect.prepare_sqlite(engine, writer=True)
-        return cls(engine, ThreadPoolExecutor(max_workers=1, thread_name_prefix="books"))
+    async def run(self, work: Callable[[Transaction], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        def transaction() -> T:
-            with self.engine.begin() as connection:
-                return work(connection)
+    def _transaction(self, work: Callable[[Transaction], T]) -> T:
+        with dialect.writing(self._driver()) as cursor:
+            return work(SqliteTransaction(cursor))
 
-        return await asyncio.get_running_loop().run_in_executor(self.thread, transaction)
+    def _driver(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._engine.raw_connection()
+        driver = self._connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        return driver
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.thread, self.engine.dispose)
-        self.thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
+        self._thread.shutdown()
+
+    def _dispose(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._engine.dispose()
 
 
 def database_url(url: str) -> URL:
@@ -196,7 +205,7 @@ def _claim(url: URL) -> FileLock:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error) as error:
         raise translate(error) from error
     except OSError as error:  # asyncpg's own, from a server that is not there
         raise StoreUnavailable(
@@ -206,14 +215,15 @@ def _translated() -> Iterator[None]:
         raise StoreConflict("an amount does not fit into 64 bits; nothing was changed") from error
 
 
-def translate(error: DBAPIError) -> StoreError:
+def translate(error: DBAPIError | sqlite3.Error) -> StoreError:
     """The driver's error in words that can be shown; the original stays as its cause."""
-    if dialect.is_full(error):
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if dialect.is_full(cause):
         return StoreFull(
             "the disk that holds the database is full: nothing was changed. Free some space; the coordinator"
             " goes on by itself."
         )
-    reason = str(error.orig).splitlines()[0] if error.orig is not None else type(error).__name__
-    if isinstance(error, IntegrityError):
+    reason = str(cause).splitlines()[0] if str(cause or "") else type(error).__name__
+    if isinstance(error, (IntegrityError, sqlite3.IntegrityError)):
         return StoreConflict(f"the books refuse this: {reason}; nothing was changed")
     return StoreUnavailable(f"the database failed: {reason}; nothing was changed")

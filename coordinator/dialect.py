@@ -1,14 +1,17 @@
 """The one place with SQL that only SQLite or only PostgreSQL understands."""
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import DDL, Connection, Dialect, Engine, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 BUSY_TIMEOUT_MS: Final = 5_000
+_SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 _SQLITE_FULL: Final = 13  # SQLITE_FULL
 _POSTGRES_FULL: Final = "53100"  # disk_full
 
@@ -66,10 +69,24 @@ def prepare_sqlite(engine: Engine, *, writer: bool, references: bool = True) -> 
         cursor.close()
 
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+        connection.exec_driver_sql(_SQLITE_BEGIN if writer else "BEGIN")
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """A transaction on a writer's connection, committed at the end, rolled back by whatever is raised."""
+    cursor = connection.cursor()
+    cursor.execute(_SQLITE_BEGIN)
+    try:
+        yield cursor
+        cursor.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # some errors roll back by themselves
+            cursor.execute("ROLLBACK")
+        raise
 
 
 def insert_into(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
@@ -89,9 +106,8 @@ def upsert(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
     )
 
 
-def is_full(error: DBAPIError) -> bool:
-    """Was it for want of room?"""
-    cause = error.orig
+def is_full(cause: BaseException | None) -> bool:
+    """Did the driver fail for want of room?"""
     code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(code, int):
         return code & 0xFF == _SQLITE_FULL  # extended codes keep the primary one in the low byte

@@ -111,13 +111,13 @@ class WorkerReports:
             return sum([_worth(self._frame(worker, frame, now)) for frame in frames])
         if body == "frame":
             return _worth(self._frame(worker, message.frame, now))
+        if body == "accepted":  # leads to nothing: no tick for it, while another's first token waits
+            return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
         self.ticker.wake()
         if body == "heartbeat":
             return self._heartbeat(worker, message.heartbeat, now)
         if body == "receipt":
             return await self.receipts.receive(worker, message.receipt)
-        if body == "accepted":
-            return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
         if body == "refused":
             job_id, number = translate.fence(message.refused.attempt)
             fault, code, why = _failure(message.refused.reason)

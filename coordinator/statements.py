@@ -7,9 +7,9 @@ the order of the tables' columns straight to the driver's `executemany`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Dialect, Executable, Table, bindparam, func, or_, select, update
+from sqlalchemy import Dialect, Executable, Table, bindparam, func, or_, select, update
 
 from coordinator import dialect, tables
 from coordinator.core.ledger import Bucket
@@ -17,7 +17,7 @@ from coordinator.tables import table_of
 
 BUCKETS: Final = tuple(bucket.value for bucket in Bucket)
 STANDING: Final = ("good_jobs", "first_job_at", "proven_at")
-ACCOUNTS_AT_ONCE: Final = 64  # a fixed number of parameters, so that the statement is always the same
+ACCOUNTS_AT_ONCE: Final = 16  # a fixed number of parameters, so that the statement is always the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +83,3 @@ def _compiled(statement: Executable, spoken: Dialect, order: Sequence[str]) -> s
         "tuples are given in another order than the SQL asks for"
     )
     return str(compiled)
-
-
-def execute(connection: Connection, statement: str, rows: list[tuple[Any, ...]]) -> None:
-    """Nothing to write is nothing to do."""
-    if rows:
-        connection.exec_driver_sql(statement, rows)

@@ -33,9 +33,10 @@ from coordinator.rows import (
     receipt_values,
     standing_values,
 )
-from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements, execute
+from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
+from coordinator.transaction import AlchemyTransaction, Transaction
 from potluck.chain import GENESIS
 
 _ACCOUNTS = table_of(tables.Account)
@@ -74,7 +75,7 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         """
         statements = self._spoken()
         writes = _Writes.of(batch)
-        commit = self.transact(lambda connection: _write(connection, writes, statements))
+        commit = self.transact(lambda transaction: _write(transaction, writes, statements))
         await asyncio.shield(asyncio.ensure_future(commit))
 
     def _spoken(self) -> Statements:
@@ -86,8 +87,9 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
         """All that a starting coordinator needs, as of one moment."""
         async with self.reading() as connection:
             accounts = (await connection.execute(select(_ACCOUNTS).order_by(_ACCOUNTS.c.id))).all()
-            number, last_hash = await connection.run_sync(_head, self._spoken().head)
-            receipt_number, receipt_hash = await connection.run_sync(_head, self._spoken().receipts_head)
+            spoken = self._spoken()
+            number, last_hash = await connection.run_sync(_head_of, spoken.head)
+            receipt_number, receipt_hash = await connection.run_sync(_head_of, spoken.receipts_head)
             unended = select(_JOBS).where(_JOBS.c.ended_at.is_(None)).order_by(_JOBS.c.created_at, _JOBS.c.id)
             jobs = await with_attempts(connection, (await connection.execute(unended)).all())
             open_ids = select(_JOBS.c.id).where(_JOBS.c.ended_at.is_(None))
@@ -163,34 +165,39 @@ def _moves(batch: Batch) -> list[tuple[Any, ...]]:
     return [(*move.values(), account) for account, move in moves.items()]
 
 
-def _write(connection: Connection, writes: _Writes, statements: Statements) -> None:
+def _write(transaction: Transaction, writes: _Writes, statements: Statements) -> None:
     """One transaction's work, those referred to before those that refer."""
     if writes.records:
-        _check_continues(connection, statements.head, writes.records)
+        _check_continues(transaction, statements.head, writes.records)
     if writes.chained:
-        _check_continues(connection, statements.receipts_head, writes.chained)
-    execute(connection, statements.jobs, writes.jobs)
-    execute(connection, statements.attempts, writes.attempts)
-    execute(connection, statements.requests, writes.requests)
-    execute(connection, statements.results, writes.results)
-    execute(connection, statements.entries, writes.entries)
-    execute(connection, statements.postings, writes.postings)
-    execute(connection, statements.receipts, writes.receipts)
-    execute(connection, statements.standings, writes.standings)
-    execute(connection, statements.moves, writes.moves)
-    _check_sums(connection, statements, writes.sums)
+        _check_continues(transaction, statements.receipts_head, writes.chained)
+    transaction.write(statements.jobs, writes.jobs)
+    transaction.write(statements.attempts, writes.attempts)
+    transaction.write(statements.requests, writes.requests)
+    transaction.write(statements.results, writes.results)
+    transaction.write(statements.entries, writes.entries)
+    transaction.write(statements.postings, writes.postings)
+    transaction.write(statements.receipts, writes.receipts)
+    transaction.write(statements.standings, writes.standings)
+    transaction.write(statements.moves, writes.moves)
+    _check_sums(transaction, statements, writes.sums)
 
 
-def _head(connection: Connection, statement: str) -> tuple[int, str]:
+def _head(transaction: Transaction, statement: str) -> tuple[int, str]:
     """Number and hash of a chain's last record; 0 and GENESIS before the first."""
-    row = connection.exec_driver_sql(statement).one_or_none()
-    return (0, GENESIS) if row is None else (row.number, row.hash)
+    for number, last_hash in transaction.read(statement):
+        return number, last_hash
+    return 0, GENESIS
+
+
+def _head_of(connection: Connection, statement: str) -> tuple[int, str]:
+    return _head(AlchemyTransaction(connection), statement)
 
 
 def _check_continues(
-    connection: Connection, head: str, records: Sequence[Recorded] | Sequence[RecordedReceipt]
+    transaction: Transaction, head: str, records: Sequence[Recorded] | Sequence[RecordedReceipt]
 ) -> None:
-    number, last_hash = _head(connection, head)
+    number, last_hash = _head(transaction, head)
     for recorded in records:
         if recorded.number <= number and recorded is records[0]:
             raise StoreConflict(
@@ -207,14 +214,16 @@ def _named(recorded: Recorded | RecordedReceipt) -> str:
     return f"receipt {recorded.number} ({recorded.receipt.job_id})"
 
 
-def _check_sums(connection: Connection, statements: Statements, sums: Mapping[str, tuple[int, ...]]) -> None:
+def _check_sums(
+    transaction: Transaction, statements: Statements, sums: Mapping[str, tuple[int, ...]]
+) -> None:
     """The sums that the postings made must be those that memory holds."""
     ids = list(sums)
     found = 0
     for start in range(0, len(ids), ACCOUNTS_AT_ONCE):
         asked = ids[start : start + ACCOUNTS_AT_ONCE]
         asked += asked[:1] * (ACCOUNTS_AT_ONCE - len(asked))
-        for account, *made in connection.exec_driver_sql(statements.sums, tuple(asked)).all():
+        for account, *made in transaction.read(statements.sums, tuple(asked)):
             found += 1
             if tuple(made) != sums[account]:
                 raise StoreConflict(

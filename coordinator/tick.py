@@ -95,7 +95,7 @@ class Extras:
 
     @property
     def urgent(self) -> bool:
-        """Receipts are evidence: they ride with the next commit instead of making the next hold wait."""
+        """Receipts are evidence: a few times a second they go along, and no other hold waits for them."""
         return bool(self.requests or self.results or self.waiting)
 
 
@@ -137,7 +137,7 @@ class Ticker:
         """One tick. Also called on its own at start and at the end."""
         self._wake.clear()
         effects = self.engine.tick(self.now())
-        extras = self._extras(effects)
+        extras = self._extras()
         for job in effects.closed:
             if (result := self.result_of(job)) is not None:
                 extras.results[job.id] = result
@@ -149,18 +149,19 @@ class Ticker:
         for waiter in extras.waiting:
             if not waiter.done():
                 waiter.set_result(None)
-        for receipt in batch.receipts:
-            self.acknowledge(receipt)
         for job in effects.closed:
             self.tell(job)
+        for receipt in batch.receipts:  # last: nobody waits for these
+            self.acknowledge(receipt)
 
-    def _extras(self, effects: Effects) -> Extras:
-        """What travels with this batch: all there is, unless it is receipts alone and not their time yet."""
+    def _extras(self) -> Extras:
+        """What travels with this batch: all there is, but receipts only when it is their time."""
         now = self.now()
-        if not effects.durable and not self.extras.urgent and now < self._receipts_at:
-            return Extras()
-        self._receipts_at = now + RECEIPTS_S
         extras, self.extras = self.extras, Extras()
+        if now < self._receipts_at:
+            extras.receipts, self.extras.receipts = [], extras.receipts
+        else:
+            self._receipts_at = now + RECEIPTS_S
         return extras
 
     async def _wait(self) -> None:

@@ -8,7 +8,9 @@ import pytest
 from fixtures_api import Said, Stand, chat_body, error_of, open_stand
 from starlette.requests import Request
 
-from coordinator.api.auth import CACHE_S, FAILURES_MAX, FAILURES_S, client_address
+from coordinator.api.auth import CACHE_S, FAILURES_MAX, FAILURES_S, Auth, client_address
+from coordinator.records import Authenticated
+from coordinator.store import Store
 from potluck.v1 import session_pb2, work_pb2
 
 
@@ -104,6 +106,36 @@ async def test_a_revoked_key_is_worth_nothing_at_once(stand: Stand) -> None:
     assert (await stand.ask("GET", "/pool/v1/me", by=made["key"])).status_code == 200
     assert (await stand.ask("DELETE", f"/pool/v1/keys/{made['id']}")).status_code == 200
     assert (await stand.ask("GET", "/pool/v1/me", by=made["key"])).status_code == 401
+
+
+async def test_requests_that_come_together_look_their_key_up_once(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But whoever comes after a revocation does not get the answer to an older question."""
+    context, asked = stand.context, 0
+    auth = Auth(context.store, context.clock, behind_proxy=False, requests_per_minute=100)
+    header = (b"authorization", f"Bearer {stand.keys['alice']}".encode())
+    request = Request({"type": "http", "client": ("10.0.0.1", 1), "headers": [header]})
+    authenticate = Store.authenticate
+
+    async def counted(store: Store, key_digest: str, now: float) -> Authenticated | None:
+        nonlocal asked
+        asked += 1
+        return await authenticate(store, key_digest, now)
+
+    async def look() -> str:
+        return (await auth.look(request)).member.name
+
+    async def look_after_a_revocation() -> str:
+        auth.forget()
+        return await look()
+
+    monkeypatch.setattr(Store, "authenticate", counted)
+    assert set(await asyncio.gather(look(), look(), look())) == {"alice"}
+    assert asked == 1
+    auth.forget()
+    assert set(await asyncio.gather(look(), look_after_a_revocation(), look())) == {"alice"}
+    assert asked == 3
 
 
 async def test_an_expired_key_is_worth_nothing_at_once(stand: Stand) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from fixtures_store import AT, NOW, OPENED, World, url_in, world
-from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from coordinator.core import entries, ledger
@@ -17,6 +16,7 @@ from coordinator.records import Batch
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from coordinator.tick import ReceiptChain
+from coordinator.transaction import Transaction
 
 
 async def raw(pool: World, statement: str) -> None:
@@ -115,9 +115,9 @@ async def test_an_overdrawn_account_is_refused_by_sql(tmp_path: Path) -> None:
 async def test_a_full_disk_changes_nothing_and_the_same_batch_works_later(tmp_path: Path) -> None:
     """The limit is SQLite's own, on the connection that the tick uses."""
 
-    def limit(pages: int) -> Callable[[Connection], None]:
-        def work(connection: Connection) -> None:
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    def limit(pages: int) -> Callable[[Transaction], None]:
+        def work(transaction: Transaction) -> None:
+            transaction.read(f"PRAGMA max_page_count = {pages}")
 
         return work
 

@@ -15,10 +15,11 @@ from coordinator.core.ledger import Book
 from coordinator.core.messages import Send, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
-from coordinator.records import EnrolledWorker, Issued, Member, RecordedReceipt, Role
+from coordinator.core.receipts import ReceiptState
+from coordinator.records import EnrolledWorker, Issued, Member, ReceiptRow, RecordedReceipt, Role
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreFull
-from coordinator.tick import Chain, ReceiptChain, Ticker
+from coordinator.tick import RECEIPTS_S, Chain, ReceiptChain, Ticker
 
 OPENED = 2  # entries that lend the lines of alice and bob
 NOW = 1_800_000_000.0
@@ -209,6 +210,33 @@ async def test_results_and_receipts_travel_with_the_close(world: World) -> None:
     assert ended is not None
     assert ended.state is JobState.SUCCEEDED
     assert [j.id for j in world.told] == [job.id]
+
+
+async def test_receipts_go_along_when_it_is_their_time_and_not_with_every_hold(world: World) -> None:
+    """Signing and recording them would be in the way of somebody's first token."""
+    connect(world)
+    rows: list[RecordedReceipt] = []
+    world.ticker.acknowledge = rows.append
+    job = world.submit(1)
+    await world.ticker.turn()
+    receipt = ReceiptRow(
+        job_id=job.id,
+        attempt=1,
+        worker_id=world.worker.id,
+        body=b"{}",
+        signature=bytes(64),
+        state=ReceiptState.MATCHED,
+        why="",
+    )
+    world.ticker.extras.receipts.append(receipt)
+    held = world.submit(2)
+    await world.ticker.turn()
+    assert rows == []
+    assert await world.store.job(held.id) is not None
+    world.ticker.now = lambda: NOW + RECEIPTS_S
+    world.submit(3)
+    await world.ticker.turn()
+    assert [recorded.receipt for recorded in rows] == [receipt]
 
 
 async def test_the_ticker_wakes_when_the_grace_of_a_closed_stream_ends(world: World) -> None:

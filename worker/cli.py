@@ -115,6 +115,7 @@ def start(
     Ctrl-C (or SIGTERM) finishes the running answers first; the second one stops at once. Settings can also
     stand in worker.toml in POTLUCK_HOME/worker, or in POTLUCK_* variables; flags come first.
     """
+    from potluck import collector
     from potluck.logs import configure
     from worker.daemon import Daemon
     from worker.settings import Places, Settings, options_from
@@ -131,7 +132,9 @@ def start(
     configure(settings.log if output is Output.TEXT else "json")
 
     async def run() -> None:
-        await Daemon(settings=settings, places=Places()).run()
+        daemon = Daemon(settings=settings, places=Places())
+        collector.freeze()
+        await daemon.run()
 
     asyncio.run(run())
 

@@ -195,6 +195,7 @@ class Daemon:
             case ForgetReceipt(attempt):
                 self._keeper.forget(attempt)
             case StartEngine(assigned):
+                self._supervisor.start(assigned)  # first: somebody waits for its first token
                 self._log.info(
                     f"serving {assigned.member}",
                     action="attempt_started",
@@ -202,7 +203,6 @@ class Daemon:
                     attempt=assigned.attempt.number,
                     model=assigned.model,
                 )
-                self._supervisor.start(assigned)
             case StopEngine(attempt, model, why):
                 fields = {"job": attempt.job_id, "attempt": attempt.number}
                 self._log.info(f"stopped: {why}", action="attempt_stopped", **fields)

@@ -6,6 +6,7 @@ answered without asking the database. Keys that worked before are always looked 
 script does not lock out everybody behind the same router.
 """
 
+import asyncio
 import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Auth:
         self._store, self._clock, self._behind_proxy = store, clock, behind_proxy
         self._cache: OrderedDict[str, tuple[float, Authenticated]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
+        self._asked: dict[str, asyncio.Task[Authenticated | None]] = {}  # being looked up, by digest
         self._epoch = 0
         self._failures = Window(FAILURES_MAX, FAILURES_S, FAILURE_KEYS_MAX)
         # Two budgets, so that a member whose jobs used one up can still look at them and cancel them.
@@ -82,6 +84,7 @@ class Auth:
     def forget(self) -> None:
         """Something was revoked or changed: every key is looked up again, also those being looked up now."""
         self._cache.clear()
+        self._asked.clear()
         self._epoch += 1
 
     async def _caller(self, request: Request) -> Caller:
@@ -95,7 +98,7 @@ class Auth:
         if key_digest not in self._known:
             self._refuse(counted, now)
         epoch = self._epoch
-        found = await self._store.authenticate(key_digest, self._clock.now())
+        found = await self._look_up(key_digest)
         if found is None:
             self._cache.pop(key_digest, None)
             self._known.pop(key_digest, None)
@@ -113,6 +116,18 @@ class Auth:
                 expires_at = min(expires_at, found.key.expires_at)
             _remember(self._cache, key_digest, (expires_at, found), CACHE_MAX)
         return Caller(found.member, found.key)
+
+    async def _look_up(self, key_digest: str) -> Authenticated | None:
+        """One question for all requests of a key: a busy member's come together when the cache ends."""
+        task = self._asked.get(key_digest)
+        if task is None:
+            task = asyncio.create_task(self._store.authenticate(key_digest, self._clock.now()))
+            self._asked[key_digest] = task
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if self._asked.get(key_digest) is task:
+                del self._asked[key_digest]
 
     def refuse_guessers(self, request: Request) -> None:
         """For routes whose secret is in the body. Raises ApiError 429."""

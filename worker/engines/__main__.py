@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from potluck import collector
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
 
@@ -129,6 +130,7 @@ async def serve(fd: int, writer: Writer) -> int:
         load_failed = engine_pb2.LoadFailed(failure=failure.failure)
         writer.emit(engine_pb2.EngineEvent(load_failed=load_failed))
         return 1
+    collector.freeze()
     writer.emit(engine_pb2.EngineEvent(loaded=loaded))
     while (command := await commands.get()) is not None and not command.HasField("shutdown"):
         if command.HasField("start"):
