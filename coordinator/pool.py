@@ -65,7 +65,7 @@ class Pool:
         def keep(row: ReceiptRow) -> None:
             self.ticker.extras.receipts.append(row)
 
-        self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep)
+        self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep, since=self.now())
         self.accounts = Accounts(self.engine, self.store, lambda: self.ticker)
 
     # -- jobs --------------------------------------------------------------------------------------

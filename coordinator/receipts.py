@@ -33,6 +33,8 @@ class Receipts:
     store: Store
     acknowledge: Acknowledge
     keep: Callable[[ReceiptRow], None]  # with the next commit, after which it is `recorded`
+    since: float  # when this coordinator began
+    forgot: bool = False  # some of what was seen
     keys: dict[WorkerId, bytes] = field(default_factory=dict)  # of those that are or were here
     seen: dict[Key, RecordedReceipt | None] = field(default_factory=dict)  # None: on its way to the disk
 
@@ -53,11 +55,13 @@ class Receipts:
             self._again(self.seen[key])
             return -1
         self._remember(key, None)
-        if (recorded := await self.store.receipt(*key)) is not None:
-            self._remember(key, recorded)
-            self._again(recorded)
-            return -1
-        job = await self._job(key[0])
+        job = self._in_memory(key[0])
+        if job is None or not self._first(job, body.attempt):
+            if (recorded := await self.store.receipt(*key)) is not None:
+                self._remember(key, recorded)
+                self._again(recorded)
+                return -1
+            job = job or await self.store.job(key[0])
         verdict = self._judge(job, worker, body, receipt)
         row = ReceiptRow(
             job_id=key[0],
@@ -94,6 +98,7 @@ class Receipts:
             oldest = next((k for k, known in self.seen.items() if known is not None), None)
             if oldest is not None:
                 del self.seen[oldest]
+                self.forgot = True
 
     def _judge(
         self, job: Job | None, worker: WorkerId, body: ReceiptBody, receipt: session_pb2.Receipt
@@ -105,7 +110,13 @@ class Receipts:
         exact = body.engine in EXACT_SAMPLERS
         return judge(job, worker, body.attempt, body.output_tokens, exact=exact)
 
-    async def _job(self, job_id: JobId) -> Job | None:
-        if (live := self.engine.lives.get(job_id)) is not None:
-            return live.job
-        return self.engine.recent.get(job_id) or await self.store.job(job_id)
+    def _in_memory(self, job_id: JobId) -> Job | None:
+        live = self.engine.lives.get(job_id)
+        return self.engine.recent.get(job_id) if live is None else live.job
+
+    def _first(self, job: Job, number: int) -> bool:
+        """Whether no receipt of this attempt can be on the disk unseen: it began after we did. So the usual
+        receipt costs the stream that it came on no look into the database.
+        """
+        attempt = next((a for a in job.attempts if a.number == number), None)
+        return attempt is not None and attempt.assigned_at >= self.since and not self.forgot

@@ -279,7 +279,7 @@ async def test_a_receipt_after_a_restart_of_the_coordinator(
         await worker.until("ack")
         keys, [client] = first.keys, first.clients
         first.clients.clear()  # it stays, and hears the end
-    with pytest.raises(openai.InternalServerError, match="the coordinator was stopped"):
+    with pytest.raises(openai.InternalServerError, match="he coordinator was stopped"):
         await asking
     await client.close()
     async with open_house(tmp_path, monkeypatch, keys) as again:
