@@ -8,7 +8,8 @@ from coordinator.core import entries
 from coordinator.core.engine import Engine
 from coordinator.core.jobs import AccountId
 from coordinator.core.ledger import Account, Entry, IdConflict, Posted
-from coordinator.refusal import Refusal
+from coordinator.core.standing import missing
+from coordinator.refusal import Refusal, credits_of
 from coordinator.store import Store
 from coordinator.tick import Ticker
 
@@ -18,6 +19,7 @@ class Accounts:
     engine: Engine
     store: Store
     ticker: Callable[[], Ticker]  # made after the pool
+    now: Callable[[], float]
     closing: bool = False  # the coordinator stops: nothing new begins
 
     def know(self, account: AccountId) -> None:
@@ -33,7 +35,21 @@ class Accounts:
             "held": account.held,
             "credit_line": account.credit_line,
             "available": account.available,
+            **({"held_why": self.held_why(account.id)} if account.held else {}),
         }
+
+    def held_why(self, account_id: AccountId) -> str:
+        """What must happen before the held earnings of this account are free; a clause for each worker."""
+        fleet, proof, now = self.engine.fleet, self.engine.rules.proof, self.now()
+        clauses = []
+        for worker in (*fleet.workers.values(), *fleet.departed.values()):
+            if worker.account != account_id or not (held := worker.standing.held):
+                continue
+            why = missing(worker.standing, proof, now) or "free within a minute"
+            if worker.id in fleet.departed:
+                why = "it left before it was proven; an admin may vouch for it"
+            clauses.append(f"{credits_of(held)} of {worker.name}: {why}")
+        return "; ".join(clauses)
 
     async def open(self, account: AccountId, line: int) -> None:
         """A new account is in the book from now on, and has its credit line when this returns."""

@@ -27,6 +27,7 @@ from coordinator.core.engine import Engine, Rules
 from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
+from coordinator.core.standing import HOUR_S, Proof
 from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
@@ -166,6 +167,15 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             await ticker.turn()
 
 
+def rules_of(settings: Settings) -> Rules:
+    """What of the settings the core needs."""
+    return Rules(
+        tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille),
+        proof=Proof(settings.trust == "strangers", settings.proof_jobs, settings.proof_hours * HOUR_S),
+        wait_s=settings.wait_for_worker_s,
+    )
+
+
 async def _pool(
     settings: Settings,
     store: Store,
@@ -175,13 +185,9 @@ async def _pool(
     clock: SteadyClock,
 ) -> tuple[Pool, Ticker]:
     loaded = await store.load()
-    rules = Rules(
-        tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille),
-        wait_s=settings.wait_for_worker_s,
-    )
     book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
     pool = Pool(
-        engine=Engine(rules, book, Fleet()),
+        engine=Engine(rules_of(settings), book, Fleet()),
         store=store,
         settings=settings,
         sessions=Sessions(),
@@ -212,8 +218,13 @@ async def _remember(pool: Pool, loaded: Loaded) -> None:
     for member in await pool.store.members():
         pool.names[member.id] = member.name
     for row in await pool.store.workers():
-        if row.revoked_at is None:
-            pool.engine.fleet.enrol(Worker(row.id, row.name, row.member, row.account))
+        worker = Worker(row.id, row.name, row.member, row.account, standing=loaded.standings[row.id])
+        pool.engine.fleet.enrol(worker)
+        if row.revoked_at is not None:
+            pool.engine.fleet.remove(row.id)
+    for worker in list(pool.engine.fleet.workers.values()):
+        if worker.standing.held and not pool.engine.rules.proof.needed:
+            pool.engine.prove(worker.id, pool.now(), "this is a pool of friends now")
     for account, line in await pool.store.unopened():
         pool.engine.post(entries.opening(account, line))
     for job in loaded.open_jobs:

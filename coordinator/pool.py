@@ -37,6 +37,7 @@ from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
 
+NOBODY = frozenset({WorkerId("nobody")})
 log = structlog.get_logger(__name__)
 
 
@@ -66,7 +67,7 @@ class Pool:
             self.ticker.extras.receipts.append(row)
 
         self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep, since=self.now())
-        self.accounts = Accounts(self.engine, self.store, lambda: self.ticker)
+        self.accounts = Accounts(self.engine, self.store, lambda: self.ticker, self.now)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -216,7 +217,11 @@ class Pool:
         if isinstance(s.workers, tuple):
             named = {w.name: w.id for w in self.engine.fleet.workers.values()}
             return frozenset(named.get(word, WorkerId(word)) for word in s.workers)
-        return frozenset()  # "trusted": in a pool of friends every worker is
+        if s.workers == "trusted" and self.engine.rules.proof.needed:
+            proven = (w for w in self.engine.fleet.workers.values() if w.standing.proven_at is not None)
+            own = (w for w in self.engine.fleet.workers.values() if w.account == s.member.account)
+            return frozenset(w.id for w in (*proven, *own)) or NOBODY
+        return frozenset()  # any; in a pool of friends every worker is trusted
 
     # -- workers -------------------------------------------------------------------------------------
 

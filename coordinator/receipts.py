@@ -77,8 +77,8 @@ class Receipts:
             self.acknowledge(row, None)
             return -1
         self.keep(row)
-        if verdict.blame and worker in self.engine.fleet.workers:
-            self.engine.fleet.workers[worker].faults += 1
+        if verdict.blame:
+            self.engine.dispute(worker)
         return -1 if verdict.state is ReceiptState.REFUSED else 0
 
     def recorded(self, recorded: RecordedReceipt) -> None:

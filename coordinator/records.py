@@ -10,6 +10,7 @@ from enum import StrEnum
 from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
 from coordinator.core.ledger import Account, Entry, Recorded
 from coordinator.core.receipts import ReceiptState
+from coordinator.core.standing import Standing
 from potluck.chain import GENESIS
 
 
@@ -68,16 +69,6 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How far a worker is on its way to being trusted with its earnings at once."""
-
-    worker: WorkerId
-    good_jobs: int
-    first_job_at: float | None
-    proven_at: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """All that one tick changes; it is committed whole or not at all.
 
@@ -90,7 +81,7 @@ class Batch:
     accounts: Sequence[Account] = ()
     jobs: Sequence[Job] = ()
     receipts: Sequence[RecordedReceipt] = ()
-    standings: Sequence[Standing] = ()
+    standings: Mapping[WorkerId, Standing] = field(default_factory=dict)
     requests: Mapping[JobId, bytes] = field(default_factory=dict)
     results: Mapping[JobId, bytes] = field(default_factory=dict)
 
@@ -110,6 +101,7 @@ class Loaded:
     open_jobs: tuple[Job, ...] = ()
     entries: tuple[Entry, ...] = ()
     requests: Mapping[JobId, bytes] = field(default_factory=dict)
+    standings: Mapping[WorkerId, Standing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,8 @@ from coordinator.core.jobs import (
 )
 from coordinator.core.ledger import Account, Bucket, Code, Entry, Posting, Recorded
 from coordinator.core.receipts import ReceiptState
-from coordinator.records import ReceiptRow, RecordedReceipt, Standing
+from coordinator.core.standing import Standing
+from coordinator.records import ReceiptRow, RecordedReceipt
 
 
 def job_values(job: Job) -> tuple[Any, ...]:
@@ -198,5 +199,9 @@ def receipt_of(row: Row[Any]) -> RecordedReceipt:
     )
 
 
-def standing_values(standing: Standing) -> tuple[Any, ...]:
-    return standing.good_jobs, standing.first_job_at, standing.proven_at, standing.worker
+def standing_values(worker: WorkerId, standing: Standing) -> tuple[Any, ...]:
+    return standing.good_jobs, standing.first_job_at, standing.proven_at, worker
+
+
+def standing_of(row: Row[Any], held: int) -> Standing:
+    return Standing(row.good_jobs, row.first_job_at, row.proven_at, held)

@@ -52,7 +52,13 @@ class Settings(BaseSettings):
     fee_permille: int = Field(20, ge=0, le=1_000, description="of what workers earn, for the commons")
     prompt_weight_permille: int = Field(250, ge=0, le=1_000, description="of a prompt's work is charged")
     default_max_tokens: int = Field(1_024, ge=1, le=2**24, description="where a request names none")
-    trust: Literal["friends"] = Field("friends", description="earnings can be spent at once")
+    trust: Literal["friends", "strangers"] = Field(
+        "friends", description="whether earnings can be spent at once, or a new worker proves itself first"
+    )
+    proof_jobs: int = Field(
+        10, ge=0, le=10_000, description="without a dispute, of a new worker of strangers"
+    )
+    proof_hours: float = Field(24, ge=0, le=8_760, description="since its first job, likewise")
     emulator: bool = Field(default=False, description="offer the model emulator-small, for tests")
     body_bytes_max: int = Field(4 * 1024 * 1024, ge=1_024, le=2**30, description="of a request")
     connections_max: int = Field(2_000, ge=1, le=2**20, description="of members at once")

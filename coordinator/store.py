@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import tables
 from coordinator.audit import Audit
-from coordinator.core.jobs import JobId
+from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
+from coordinator.core.standing import Standing
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
@@ -31,6 +33,7 @@ from coordinator.rows import (
     posting_values,
     postings_of,
     receipt_values,
+    standing_of,
     standing_values,
 )
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
@@ -44,6 +47,8 @@ _ENTRIES = table_of(tables.Entry)
 _JOBS = table_of(tables.Job)
 _POSTINGS = table_of(tables.Posting)
 _REQUESTS = table_of(tables.StoredRequest)
+_ATTEMPTS = table_of(tables.Attempt)
+_WORKERS = table_of(tables.Worker)
 
 
 class Store(Members, Enrolment, History, Registry, Audit, Database):
@@ -99,6 +104,7 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
             theirs = select(_POSTINGS).where(_POSTINGS.c.entry_number.in_(numbers))
             theirs = theirs.order_by(_POSTINGS.c.entry_number, _POSTINGS.c.position)
             postings = postings_of((await connection.execute(theirs)).all())
+            standings = await _standings(connection)
             wanted = select(_REQUESTS).where(_REQUESTS.c.job_id.in_(open_ids))
             requests = (await connection.execute(wanted)).all()
         return Loaded(
@@ -110,6 +116,7 @@ class Store(Members, Enrolment, History, Registry, Audit, Database):
             open_jobs=tuple(jobs),
             entries=tuple(entry_of(row, postings[row.number]) for row in entries),
             requests={JobId(row.job_id): row.request for row in requests},
+            standings=standings,
         )
 
 
@@ -142,11 +149,25 @@ class _Writes:
             entries=[entry_values(recorded) for recorded in batch.records],
             postings=[row for recorded in batch.records for row in posting_values(recorded)],
             receipts=[receipt_values(receipt) for receipt in batch.receipts],
-            standings=[standing_values(standing) for standing in batch.standings],
+            standings=[standing_values(*pair) for pair in batch.standings.items()],
             requests=list(batch.requests.items()),
             results=list(batch.results.items()),
             moves=_moves(batch),
         )
+
+
+async def _standings(connection: AsyncConnection) -> dict[WorkerId, Standing]:
+    """Of all workers. What is held of one's earnings is what its attempts were paid that way, until it is
+    proven: then all of it was released.
+    """
+    held = select(_ATTEMPTS.c.worker_id, func.sum(_ATTEMPTS.c.paid).label("held"))
+    held = held.where(_ATTEMPTS.c.held).group_by(_ATTEMPTS.c.worker_id)
+    sums = {row.worker_id: int(row.held) for row in (await connection.execute(held)).all()}
+    rows = (await connection.execute(select(_WORKERS))).all()
+    return {
+        WorkerId(row.id): standing_of(row, 0 if row.proven_at is not None else sums.get(row.id, 0))
+        for row in rows
+    }
 
 
 def _moves(batch: Batch) -> list[tuple[Any, ...]]:

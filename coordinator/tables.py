@@ -30,6 +30,7 @@ from coordinator.records import HeadReason, MemberState, Role
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 _OPEN = text("ended_at IS NULL")
+_HELD = text("held")
 
 
 def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
@@ -240,7 +241,11 @@ class Job(Base, table=True):
 
 class Attempt(Base, table=True):
     __tablename__ = "attempts"
-    __table_args__ = (_one_of("state", AttemptState), _check("paid >= 0 AND tokens >= 0", "amounts"))
+    __table_args__ = (
+        _one_of("state", AttemptState),
+        _check("paid >= 0 AND tokens >= 0", "amounts"),
+        Index("ix_attempts_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
+    )
     job_id: str = _key(foreign_key="jobs.id")
     number: int = _key(sa_column_kwargs={"autoincrement": False})
     worker_id: str = Field(foreign_key="workers.id", index=True)

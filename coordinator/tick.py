@@ -184,6 +184,7 @@ class Ticker:
             accounts=[replace(accounts[a]) for a in sorted(effects.accounts)],
             jobs=list(effects.jobs.values()),
             receipts=self.receipts.extend(extras.receipts, at),
+            standings=effects.standings,
             requests=extras.requests,
             results=extras.results,
         )

@@ -7,6 +7,7 @@ from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
 from coordinator.core.ledger import COMMONS
 from coordinator.core.pricing import Demand, quote
+from coordinator.core.standing import missing
 from coordinator.pool import Pool
 from potluck.catalogue import ModelEntry
 from potluck.v1 import session_pb2
@@ -61,7 +62,17 @@ def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
         "speed": {s.name: {"prefill": s.prefill, "decode": s.decode} for s in w.models.values()},
         "running": len(w.running),
         "reliability": round(w.reliability, 4),
+        **_trust(pool, w),
     }
+
+
+def _trust(pool: Pool, w: Worker) -> dict[str, Any]:
+    """In a pool of strangers: whether the worker is proven, and what is missing until it is."""
+    proof = pool.engine.rules.proof
+    if not proof.needed:
+        return {}
+    left = "" if w.standing.proven_at is not None else missing(w.standing, proof, pool.now())
+    return {"proven": w.standing.proven_at is not None, "missing": left, "held": w.standing.held}
 
 
 def models(pool: Pool) -> list[dict[str, Any]]:

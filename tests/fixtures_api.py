@@ -16,15 +16,15 @@ import uvicorn
 
 from coordinator.api import create_api
 from coordinator.api.context import Clock, Context
+from coordinator.app import rules_of
 from coordinator.artifacts import ArtifactStore
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
 from coordinator.core import entries
-from coordinator.core.engine import Engine, Rules
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import Book
-from coordinator.core.pricing import Tariff
 from coordinator.pool import Pool
 from coordinator.records import Issued, Member, Role
 from coordinator.reports import WorkerReports
@@ -195,7 +195,7 @@ def new_pool(
 ) -> Pool:
     """Core, books and streams, joined as the composition root does it."""
     pool = Pool(
-        engine=Engine(Rules(tariff=Tariff(), wait_s=settings.wait_for_worker_s), Book(), Fleet()),
+        engine=Engine(rules_of(settings), Book(), Fleet()),
         store=store,
         settings=settings,
         sessions=Sessions(),

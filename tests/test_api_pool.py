@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from fixtures_api import MODEL, TEXT, Said, Stand, chat_body, error_of
+from fixtures_api import MODEL, TEXT, Said, Stand, chat_body, error_of, open_stand
 
 from coordinator.core.jobs import JobId
 from potluck.identity import JoinToken, WorkerIdentity, fingerprint_of, renewal_message
@@ -382,3 +383,31 @@ async def test_a_request_may_say_how_long_it_waits(stand: Stand) -> None:
     for wrong in (0, -1, "soon", 10**9):
         refused = await stand.chat(potluck={"wait_s": wrong})
         assert (refused.status_code, error_of(refused)["param"]) == (400, "potluck.wait_s")
+
+
+async def test_held_earnings_are_explained_wherever_they_show(tmp_path: Path) -> None:
+    """In a pool of strangers: the balance and the worker say what is missing; an admin may vouch for it."""
+    async with open_stand(tmp_path, trust="strangers") as stand:
+        assert (await stand.chat()).status_code == 200
+        await stand.ticker.committed()
+        balance = await get(stand, "/pool/v1/balance", by="bob")
+        assert balance["held"] > 0
+        assert balance["balance"] == 0
+        why = "of rig: 9 more of 10 jobs without a dispute, and 24 more hours"
+        assert balance["held_why"].endswith(why)
+        [rig] = await get(stand, "/pool/v1/workers")
+        assert (rig["proven"], rig["held"], rig["missing"]) == (
+            False,
+            balance["held"],
+            why.partition(": ")[2],
+        )
+        refused = await stand.ask("POST", f"/pool/v1/workers/{stand.worker}/vouch", by="alice", json={})
+        assert refused.status_code == 403
+        trusted = await stand.chat(potluck={"workers": "trusted"})
+        assert trusted.status_code == 400, "nobody is proven yet, and alice has no worker of her own"
+        made = await post(stand, f"/pool/v1/workers/{stand.worker}/vouch", {}, by="admin")
+        assert made["released"] == balance["held"]
+        after = await get(stand, "/pool/v1/balance", by="bob")
+        assert (after["held"], after["balance"]) == (0, balance["held"])
+        assert "held_why" not in after
+        assert (await stand.chat(potluck={"workers": "trusted"})).status_code == 200

@@ -26,7 +26,9 @@ from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_members import KeyRequest, MemberRequest, members_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from coordinator.api.running import refused
 from coordinator.api.schema import Schema
+from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreUnavailable
 from potluck.version import version
 
@@ -80,6 +82,7 @@ def create_api(context: Context) -> FastAPI:
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Refusal, _refusal)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoreUnavailable, _store_error)
 
@@ -104,6 +107,11 @@ async def _store_error(request: Request, error: Exception) -> Response:
         "The pool cannot read or write its books just now. Try again shortly; the operator's log says why."
     )
     return ApiError(503, "storage_unavailable", message, retry_after_s=STORAGE_RETRY_S).response()
+
+
+async def _refusal(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return refused(error).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -75,6 +75,7 @@ def workers_router(desk: Desk) -> APIRouter:
     routes, router = Workers(desk), new_router("pool")
     add(router, "GET", "/pool/v1/workers", routes.list)
     add(router, "DELETE", "/pool/v1/workers/{worker_id}", routes.revoke)
+    add(router, "POST", "/pool/v1/workers/{worker_id}/vouch", routes.vouch)
     add(router, "POST", "/pool/v1/join-tokens", routes.create_join_token, body=JoinTokenRequest, status=201)
     add(router, "POST", "/pool/v1/enrol", routes.enrol, body=EnrolRequest, status=201)
     add(router, "POST", "/pool/v1/renew", routes.renew, body=RenewRequest)
@@ -94,6 +95,24 @@ class Workers:
         enrolled = [w for w in await context.store.workers() if w.id not in seen and w.revoked_at is None]
         names = {m.id: m.name for m in await context.store.members()} if enrolled else {}
         return Json([*live, *(_away(worker, names.get(worker.member, worker.member)) for worker in enrolled)])
+
+    async def vouch(self, request: Request) -> Response:
+        """Trust a worker without further proof; its held earnings are free: `{id, released}`. For admins.
+
+        Also one that has left, for what it earned until then.
+        """
+        context = self._desk.context
+        caller = await self._desk.auth.admin(request)
+        fleet = context.pool.engine.fleet
+        worker_id = WorkerId(request.path_params["worker_id"][:64])
+        worker = fleet.workers.get(worker_id) or fleet.departed.get(worker_id)
+        if worker is None:
+            raise ApiError(404, "worker_not_found", f"There is no worker {worker_id} that could be trusted.")
+        context.pool.accounts.check_open()
+        released = worker.standing.held
+        context.pool.engine.prove(worker_id, context.clock.now(), f"{caller.member.name} vouches for it")
+        await context.pool.ticker.committed()
+        return Json({"id": worker_id, "released": released})
 
     async def revoke(self, request: Request) -> Response:
         """Shut a worker out for good, as its owner or an admin: its stream closes, its jobs go elsewhere."""

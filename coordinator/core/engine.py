@@ -7,7 +7,7 @@ current is stale, and `_current` is the one place where it is ignored.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Choice, Misbehaviour, Output, Piece
 from coordinator.core.pricing import Demand, Tariff, charge_units, payments
 from coordinator.core.schedule import Policy, Waiting, impossible, plan
+from coordinator.core.standing import Proof, Standing
 
 FOREVER = math.inf
 
@@ -37,6 +38,7 @@ class Rules:
     """The pool's settings that the core needs. Times in seconds."""
 
     tariff: Tariff = field(default_factory=Tariff)
+    proof: Proof = field(default_factory=Proof)
     policy: Policy = field(default_factory=Policy)
     attempts_max: int = 12  # that failed or were lost; a refusal that is nobody's fault does not count
     number_max: int = 1_000  # of any attempt: bounds the rows of a stored job that is refused for hours
@@ -45,6 +47,7 @@ class Rules:
     refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job; doubles each time
     refused_pause_s_max: float = 60.0
     sweep_s: float = 0.25
+    prove_s: float = 60.0  # how often it is looked whether time alone has proven a worker
     start_s_max: float = 1_800.0  # signs of life keep an attempt without output that long, no longer
     stored_start_s_max: float = 21_600.0  # as above, of a stored job, for which a model may be downloaded
     recent_max: int = 20_000  # closed jobs remembered for receipts
@@ -105,6 +108,7 @@ class Engine:
     running: dict[MemberId, int] = field(default_factory=dict)
     effects: Effects = field(default_factory=Effects)
     _swept_at: float = 0.0
+    _proven_at: float = 0.0
     _replan: bool = False
 
     # -- members ---------------------------------------------------------------------------------
@@ -178,6 +182,32 @@ class Engine:
         job = replace(live.job, settled=live.job.settled + paid, settlements=live.job.settlements + 1)
         self._change(live, job)
         return True
+
+    def prove(self, worker_id: WorkerId, now: float, why: str = "") -> bool:
+        """The worker is trusted from now on: what was held of its earnings is free. False: it was before.
+
+        One that has left may be, too, for what it earned until then.
+        """
+        worker = self.fleet.departed.pop(worker_id, None) or self.fleet.workers[worker_id]
+        if worker.standing.proven_at is not None:
+            return False
+        if held := worker.standing.held:
+            said = details.written(worker=worker.id, name=worker.name, why=why)
+            self._post(entries.release(worker.id, worker.account, held, said))
+        worker.standing.held, worker.standing.proven_at = 0, now
+        self.effects.standings[worker.id] = replace(worker.standing)
+        return True
+
+    def dispute(self, worker_id: WorkerId) -> None:
+        """The worker said or did what is not true: it is blamed, and has to prove itself anew."""
+        if (worker := self.fleet.workers.get(worker_id)) is not None:
+            worker.faults += 1
+            self._disputed(worker)
+
+    def _disputed(self, worker: Worker) -> None:
+        if worker.standing.proven_at is None and worker.standing.good_jobs:
+            worker.standing.disputed()
+            self.effects.standings[worker.id] = replace(worker.standing)
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -276,6 +306,7 @@ class Engine:
         """The shell found the message wrong: ids that do not decode to the text, vectors that are none."""
         if (live := self._current(worker_id, job_id, number, now)) is not None:
             self.effects.sends.append(SendCancel(worker_id, job_id, number, why))
+            self._disputed(self.fleet.workers[worker_id])
             self._after_fault(live, worker_id, AttemptEvent.FAILED, "worker", "protocol", why, now)
 
     def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> bool:
@@ -372,6 +403,7 @@ class Engine:
         if now >= self._swept_at + self.rules.sweep_s:
             self._swept_at = now
             self._sweep(now)
+            self._prove_by_time(now)
         if self._replan and self.queue:
             self._plan(now)
         self._replan = False
@@ -637,11 +669,12 @@ class Engine:
         said = details.of_refund(job, why)
         if pay and job.hold:
             units = charge_units(live.demand, tariff, segments, finisher)
-            paid = payments(units, job.attempts, job.account, tariff)
+            paid = payments(units, job.attempts, job.account, tariff, self._bucket_of)
             said = details.of_work(job, live.demand, tariff, segments, finisher, paid)
         if job.hold:
             self._post(entries.close(job, paid, said))
         earned = {p.attempt: p for p in paid}
+        self._credit(job, earned, now)
         job = replace(
             job,
             charge=job.settled + sum(p.amount for p in paid),
@@ -651,6 +684,34 @@ class Engine:
         del self.lives[job.id]
         self.queue.pop(job.id, None)
         self._remember(jobs.move(job, event, now=now, why=why, code=code))
+
+    def _bucket_of(self, worker_id: WorkerId) -> ledger.Bucket:
+        """Who was removed before it was proven stays unproven."""
+        worker = self.fleet.workers.get(worker_id)
+        return (worker.standing if worker else Standing()).bucket(self.rules.proof)
+
+    def _credit(self, job: Job, earned: Mapping[int, entries.Payment], now: float) -> None:
+        """Paid work is what a worker proves itself by."""
+        for attempt in job.attempts:
+            worker, payment = self.fleet.workers.get(attempt.worker), earned.get(attempt.number)
+            if worker is None or payment is None or worker.standing.proven_at is not None:
+                continue
+            if payment.bucket is ledger.Bucket.HELD:
+                worker.standing.held += payment.amount - payment.fee
+            if attempt.state is jobs.AttemptState.SUCCEEDED:
+                worker.standing.served(now)
+            self.effects.standings[worker.id] = replace(worker.standing)
+            if worker.standing.passes(self.rules.proof, now):
+                self.prove(worker.id, now)
+
+    def _prove_by_time(self, now: float) -> None:
+        """Workers for which only time was missing."""
+        if now < self._proven_at + self.rules.prove_s:
+            return
+        self._proven_at = now
+        for worker in self.fleet.workers.values():
+            if worker.standing.held and worker.standing.passes(self.rules.proof, now):
+                self.prove(worker.id, now)
 
     def _remember(self, job: Job) -> None:
         self.effects.jobs[job.id] = job

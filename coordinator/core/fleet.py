@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 from coordinator.core.jobs import AccountId, JobId, Kind, Loading, MemberId, WorkerId
+from coordinator.core.standing import Standing
 
 LOADING = ("downloading", "loading")
 
@@ -88,6 +89,7 @@ class Worker:
     faults: int = 0
     busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat
     missed_at: float | None = None  # lost attempts that are not yet blamed
+    standing: Standing = field(default_factory=Standing)
     suspect: bool = False  # an attempt was taken from it for silence, and nothing was heard since
 
     @property
@@ -109,6 +111,7 @@ class Fleet:
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
     by_model: dict[str, dict[WorkerId, None]] = field(default_factory=dict)
     leaving: dict[WorkerId, None] = field(default_factory=dict)  # closed while busy, grace not yet over
+    departed: dict[WorkerId, Worker] = field(default_factory=dict)  # with earnings that are still held
     braking_since: float | None = None
 
     def enrol(self, worker: Worker) -> None:
@@ -116,6 +119,8 @@ class Fleet:
 
     def remove(self, worker_id: WorkerId) -> None:
         worker = self.workers.pop(worker_id, None)
+        if worker is not None and worker.standing.held:
+            self.departed[worker_id] = worker
         self.leaving.pop(worker_id, None)
         for name in worker.models if worker else ():
             self._withdraw(worker_id, name)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from coordinator.core.jobs import AccountId, Job, JobId, WorkerId
 from coordinator.core.ledger import Entry
+from coordinator.core.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,14 @@ class Effects:
     entries: list[Entry] = field(default_factory=list)
     accounts: set[AccountId] = field(default_factory=set)
     jobs: dict[JobId, Job] = field(default_factory=dict)
+    standings: dict[WorkerId, Standing] = field(default_factory=dict)
     sends: list[Send] = field(default_factory=list)
     closed: list[Job] = field(default_factory=list)
 
     @property
     def durable(self) -> bool:
         """Whether there is anything to commit."""
-        return bool(self.entries or self.jobs)
+        return bool(self.entries or self.jobs or self.standings)
 
     def __bool__(self) -> bool:
         return bool(self.durable or self.sends or self.closed)

@@ -5,11 +5,12 @@ Never wall time, never a self-report. 1 microcredit is 1 MFLOP. All sums are exa
 up once, at the end. The quote is the same formula at its largest arguments, so a charge never exceeds it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coordinator.core.entries import Payment
-from coordinator.core.jobs import AccountId, Attempt, Kind
+from coordinator.core.jobs import AccountId, Attempt, Kind, WorkerId
+from coordinator.core.ledger import Bucket
 
 UNITS_PER_FLOP = 2_000
 UNITS_PER_MICROCREDIT = UNITS_PER_FLOP * 1_000_000
@@ -116,21 +117,28 @@ def charge_units(
 
 
 def payments(
-    units: dict[int, int], attempts: Sequence[Attempt], payer: AccountId, tariff: Tariff
+    units: dict[int, int],
+    attempts: Sequence[Attempt],
+    payer: AccountId,
+    tariff: Tariff,
+    bucket_of: Callable[[WorkerId], Bucket] = lambda _: Bucket.MAIN,
 ) -> list[Payment]:
     """Microcredits by attempt: one charge, rounded up as a whole, divided with the remainder to the last.
 
-    Attempts on the payer's own workers move nothing and pay no fee.
+    Attempts on the payer's own workers move nothing and pay no fee. `bucket_of` says whether what a worker
+    earns can be spent at once.
     """
     if not units:
         return []
     charge, given = microcredits(sum(units.values())), 0
     last = max(units)
-    owners = {attempt.number: attempt.owner for attempt in attempts}
+    by_number = {attempt.number: attempt for attempt in attempts}
     paid = []
     for number in sorted(units):
         amount = charge - given if number == last else units[number] // UNITS_PER_MICROCREDIT
         given += amount
-        if amount and owners[number] != payer:
-            paid.append(Payment(number, owners[number], amount, amount * tariff.fee_permille // 1_000))
+        attempt = by_number[number]
+        if amount and attempt.owner != payer:
+            fee = amount * tariff.fee_permille // 1_000
+            paid.append(Payment(number, attempt.owner, amount, fee, bucket_of(attempt.worker)))
     return paid

@@ -200,6 +200,13 @@ def attempts() -> None:
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name=op.f("fk_attempts_worker_id")),
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_attempts")),
     )
+    op.create_index(
+        "ix_attempts_held",
+        "attempts",
+        ["worker_id"],
+        sqlite_where=sa.text("held"),
+        postgresql_where=sa.text("held"),
+    )
     op.create_index("ix_attempts_worker_id", "attempts", ["worker_id"], unique=False)
 
 
