@@ -197,6 +197,7 @@ async def _pool(
         public_key=ca.public_key.hex(),
         now=clock.now,
     )
+    pool.budgets = await store.budgets(loaded.open_jobs, clock.now())
     pool.ticker = Ticker(
         engine=pool.engine,
         store=store,

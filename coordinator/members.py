@@ -1,17 +1,21 @@
 """Members, their accounts and their API keys."""
 
+import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlmodel import col, func, select
 
 from coordinator import keys, tables
+from coordinator.bounds import limits_of, limits_text
+from coordinator.core.budgets import NO_LIMITS, Limits
 from coordinator.core.entries import OPENED
 from coordinator.core.jobs import AccountId, MemberId
 from coordinator.core.ledger import COMMONS, LINES
 from coordinator.database import Database
 from coordinator.ids import new_id
-from coordinator.records import ApiKey, Authenticated, Member, MemberState, Role
+from coordinator.records import Ancestor, ApiKey, Authenticated, Member, MemberState, Role, Scope
 from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
 
 NAME_CHARS_MAX: Final = 64
@@ -101,12 +105,34 @@ class Members(Database):
                 return None
             return Authenticated(member=_member_of(member, account), key=_key_of(key))
 
+    async def set_limits(self, member_id: MemberId, limits: Limits) -> Member:
+        """The member's own limits from now on. Raises Unknown. The caller forgets what it remembers."""
+        async with self.changing() as session:
+            row = (await session.exec(_with_account().where(tables.Member.id == member_id))).first()
+            if row is None:
+                raise Unknown(f"there is no member {member_id}")
+            row[0].limits = limits_text(limits)
+            session.add(row[0])
+            return _member_of(*row)
+
     async def create_key(
-        self, member_id: MemberId, name: str, now: float, *, expires_at: float | None = None
+        self,
+        member_id: MemberId,
+        name: str,
+        now: float,
+        *,
+        expires_at: float | None = None,
+        scopes: Iterable[Scope] = (),
+        models: Iterable[str] = (),
+        limits: Limits = NO_LIMITS,
+        within: tuple[Ancestor, ...] = (),
     ) -> tuple[ApiKey, str]:
         """A further key; its text is known only here. Raises Unknown, or StoreConflict at the limit."""
         key = keys.generate()
         row = _key_row(member_id, name, key, now, expires_at)
+        row.scopes = json.dumps(sorted(scopes))
+        row.models = json.dumps(list(models))
+        row.limits = limits_text(limits, within)
         mine = select(func.count()).where(
             tables.ApiKey.member_id == member_id, col(tables.ApiKey.revoked_at).is_(None)
         )
@@ -192,10 +218,12 @@ def _member_of(row: tables.Member, account: tables.Account) -> Member:
         created_at=row.created_at,
         state=MemberState(row.state),
         why=row.why,
+        limits=limits_of(row.limits)[0],
     )
 
 
 def _key_of(row: tables.ApiKey) -> ApiKey:
+    limits, within = limits_of(row.limits)
     return ApiKey(
         id=row.id,
         member=MemberId(row.member_id),
@@ -204,4 +232,8 @@ def _key_of(row: tables.ApiKey) -> ApiKey:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        scopes=frozenset(Scope(scope) for scope in json.loads(row.scopes)),
+        models=tuple(json.loads(row.models)),
+        limits=limits,
+        within=within,
     )

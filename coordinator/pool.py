@@ -16,6 +16,8 @@ import structlog
 from coordinator import translate
 from coordinator.accounts import Accounts
 from coordinator.answers import Answers
+from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
+from coordinator.core.budgets import Budgets, Exceeded, tokens_of
 from coordinator.core.engine import Engine, Impossible, Live
 from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
 from coordinator.core.ledger import Overdrawn
@@ -57,6 +59,7 @@ class Pool:
     accounts: Accounts = field(init=False)
     relay: Relay = field(default_factory=Relay)
     answers: Answers = field(default_factory=Answers)
+    budgets: Budgets = field(default_factory=Budgets)
     works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
@@ -77,11 +80,14 @@ class Pool:
         return Demand(s.kind, self.shape(s.model), prompts, s.max_tokens, max(1, s.choices), exact=s.exact)
 
     def quote(self, submission: Submission) -> int:
+        """Raises Refusal if the key is not for this model."""
+        check_model(submission.key, submission.model)
         return quote(self.demand(submission), self.tariff)
 
     async def submit(self, submission: Submission) -> Ticket:
         """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
         s = submission
+        check_model(s.key, s.model)
         self.accounts.check_open()
         if len(self.engine.lives) >= self.settings.queue_jobs_max:
             message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
@@ -106,12 +112,13 @@ class Pool:
             prompt_tokens=demand.prompt_tokens,
             max_tokens=s.max_tokens,
             choices=demand.choices,
+            key="" if s.key is None else s.key.id,
             stored=s.stored,
             own_only=own_only,
             only=self._only(s),
             expires_at=None if s.wait_s is None else self.now() + s.wait_s,
         )
-        self._admit(job, demand)
+        self._admit(job, demand, s)
         self.works[job_id] = s.work
         if s.stored:
             self.answers.expect(job_id)
@@ -157,22 +164,33 @@ class Pool:
         memory = _memory(entry) if entry is not None else 0
         self.engine.restore(job, demand, count=self._count(job.model), memory_bytes=memory, now=self.now())
 
-    def _admit(self, job: Job, demand: Demand) -> None:
+    def _admit(self, job: Job, demand: Demand, s: Submission) -> None:
+        """Check every limit and reserve what the job may take, without a wait in between."""
+        now, bounds = self.now(), bounds_of(s.member, s.key, self.settings)
+        tokens = demand.prompt_tokens + job.max_tokens * job.choices
+        if over := self.budgets.refuse_tokens(bounds, tokens, now):
+            raise self._over(over, s)
         entry = self.catalogue().get(job.model)
         assert entry is not None, "the API resolves models before it submits"
         count, memory = self._count(job.model), _memory(entry)
         try:
             try:
-                self.engine.submit(job, demand, count=count, memory_bytes=memory, now=self.now())
-            except Overdrawn as short:
-                own = replace(job, hold=0, own_only=True)
+                if over := self.budgets.refuse_credits(bounds, job.hold, now):
+                    raise self._over(over, s)
+                self.engine.submit(job, demand, count=count, memory_bytes=memory, now=now)
+            except (Overdrawn, Refusal) as short:
+                job = replace(job, hold=0, own_only=True)
                 try:  # too poor for others' machines; one's own cost nothing
-                    self.engine.submit(own, demand, count=count, memory_bytes=memory, now=self.now())
+                    self.engine.submit(job, demand, count=count, memory_bytes=memory, now=now)
                 except Impossible:
-                    raise self._too_poor(job, short) from None
+                    raise short if isinstance(short, Refusal) else self._too_poor(job, short) from None
         except Impossible as reason:
             message = f"No worker of this pool could ever run this: {reason}."
             raise Refusal(400, "no_worker_could_serve", message, param="model") from None
+        self.budgets.reserve(job.id, [bound.subject for bound in bounds], tokens, job.hold, now)
+
+    def _over(self, over: Exceeded, s: Submission) -> Refusal:
+        return refusal_of(over, owner_of(over.bound, over.limit, s.member, s.key), self.now())
 
     def _too_poor(self, job: Job, short: Overdrawn) -> Refusal:
         have = self.accounts.balance(job.account)
@@ -273,6 +291,8 @@ class Pool:
 
     def tell(self, job: Job) -> None:
         self.works.pop(job.id, None)
+        charge, ended_at, now = job.charge or 0, job.ended_at or self.now(), self.now()
+        self.budgets.settle(job.id, tokens_of(job), charge, ended_at, now)
         self.relay.closed(job)
         self.job_ended.set()
         log.info(

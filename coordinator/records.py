@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from coordinator.core.budgets import NO_LIMITS, Limits
 from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
 from coordinator.core.ledger import Account, Entry, Recorded
 from coordinator.core.receipts import ReceiptState
@@ -17,6 +18,15 @@ from potluck.chain import GENESIS
 class Role(StrEnum):
     MEMBER = "member"
     ADMIN = "admin"
+
+
+class Scope(StrEnum):
+    """What a key may do of all that its member may."""
+
+    INFERENCE = "inference"  # ask: chat, completions, embeddings, jobs, quotes
+    READ = "read"  # look at what is one's own
+    ACCOUNT = "account"  # send, invite, make keys and join tokens, remove workers
+    ADMIN = "admin"  # what only admins may
 
 
 class MemberState(StrEnum):
@@ -113,11 +123,29 @@ class Member:
     created_at: float
     state: MemberState = MemberState.ACTIVE
     why: str = ""
+    limits: Limits = NO_LIMITS  # where they differ from the pool's; 0 is none
+
+    @property
+    def scopes(self) -> frozenset[Scope]:
+        """All that the member may."""
+        return frozenset(s for s in Scope if s is not Scope.ADMIN or self.role is Role.ADMIN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A limited key with which another was made: the other's use counts here, too."""
+
+    id: str
+    name: str
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key without its secret. `display` is its beginning, enough to tell keys apart."""
+    """A key without its secret. `display` is its beginning, enough to tell keys apart.
+
+    No `scopes` are all that its member may, no `models` are all models.
+    """
 
     id: str
     member: MemberId
@@ -126,6 +154,14 @@ class ApiKey:
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    scopes: frozenset[Scope] = frozenset()
+    models: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
+    within: tuple[Ancestor, ...] = ()
+
+    def scopes_for(self, member: Member) -> frozenset[Scope]:
+        """What it may now: an admin who is one no longer has keys that are admins' no longer."""
+        return self.scopes & member.scopes if self.scopes else member.scopes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

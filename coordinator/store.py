@@ -36,6 +36,7 @@ from coordinator.rows import (
     standing_of,
     standing_values,
 )
+from coordinator.spending import Spending
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
@@ -51,7 +52,7 @@ _ATTEMPTS = table_of(tables.Attempt)
 _WORKERS = table_of(tables.Worker)
 
 
-class Store(Members, Enrolment, History, Registry, Audit, Database):
+class Store(Members, Enrolment, History, Registry, Spending, Audit, Database):
     """One for each coordinator, for as long as it runs."""
 
     _statements: Statements | None = None  # compiled when first needed

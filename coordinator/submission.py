@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coordinator.core.jobs import Kind
-from coordinator.records import Member
+from coordinator.records import ApiKey, Member
 from coordinator.relay import JobEvent
 from potluck.v1 import work_pb2
 
@@ -17,6 +17,7 @@ class Submission:
     kind: Kind
     model: str
     member: Member
+    key: ApiKey | None  # with which it was asked; its limits and models count beside the member's
     work: work_pb2.Work
     prompt_tokens: int
     max_tokens: int

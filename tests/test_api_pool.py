@@ -44,7 +44,7 @@ async def test_who_am_i(stand: Stand) -> None:
     me = read(Me, body)
     assert (me.member.name, me.member.role, me.pool) == ("alice", "member", "potluck")
     assert me.account == stand.members["alice"].account
-    assert me.key.scopes == ("member",)
+    assert me.key.scopes == ("inference", "read", "account")
     assert stand.keys["alice"] not in str(body)
 
 

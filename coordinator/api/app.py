@@ -23,7 +23,9 @@ from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
 from coordinator.api.pool_jobs import jobs_router
-from coordinator.api.pool_members import KeyRequest, MemberRequest, members_router
+from coordinator.api.pool_keys import KeyRequest, keys_router
+from coordinator.api.pool_limits import LimitsRequest, limits_router
+from coordinator.api.pool_members import MemberRequest, members_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
@@ -43,6 +45,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     JobRequest,
     MemberRequest,
     KeyRequest,
+    LimitsRequest,
     JoinTokenRequest,
     EnrolRequest,
     RenewRequest,
@@ -62,13 +65,7 @@ def create_api(context: Context) -> FastAPI:
     app = FastAPI(
         title=title, version=version(), docs_url=None, redoc_url=None, openapi_url=None, middleware=[border]
     )
-    auth = Auth(
-        context.store,
-        context.clock,
-        behind_proxy=settings.behind_proxy,
-        requests_per_minute=settings.requests_per_minute,
-    )
-    desk = Desk(context, auth, Gauge(settings.concurrent_jobs))
+    desk = Desk(context, Auth(context.store, context.clock, settings), Gauge())
     for make in (
         chat_router,
         completions_router,
@@ -78,6 +75,8 @@ def create_api(context: Context) -> FastAPI:
         jobs_router,
         workers_router,
         members_router,
+        keys_router,
+        limits_router,
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))

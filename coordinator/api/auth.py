@@ -1,5 +1,8 @@
 """Who is asking: the bearer key's digest finds the member; wrong keys and busy members are slowed down.
 
+A route says which scope it needs: a key may do what its scopes and its member's role both allow, as they are
+when it is used.
+
 Nobody is authenticated by address. Addresses only bound how often wrong keys may be tried: a failure counts
 against the address and against the address with the key's beginning, and beyond the limit a request is
 answered without asking the database. Keys that worked before are always looked up, so that one confused
@@ -17,8 +20,11 @@ from starlette.requests import Request
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
 from coordinator.api.limits import Window
+from coordinator.bounds import bounds_of, owner_of, too_many_requests
+from coordinator.core.budgets import Bound, Limit
 from coordinator.keys import digest_of
-from coordinator.records import ApiKey, Authenticated, Member, Role
+from coordinator.records import ApiKey, Authenticated, Member, Role, Scope
+from coordinator.settings import Settings
 from coordinator.store import Store
 
 CACHE_S = 5.0
@@ -27,59 +33,85 @@ KNOWN_MAX = 10_000
 FAILURES_MAX = 10
 FAILURES_S = 300.0
 FAILURE_KEYS_MAX = 50_000
-MEMBERS_MAX = 10_000
+LIMITED_MAX = 20_000  # members and keys
 MINUTE_S = 60.0
 KEY_CHARS_MAX = 256
 KEY_PREFIX_CHARS = 16
+READING = frozenset({"GET", "HEAD"})
+ANY_SCOPE = tuple(Scope)
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The member behind a request, and the key it came with."""
+    """The member behind a request, and the key it came with; `bounds` are the limits of both."""
 
     member: Member
     key: ApiKey
+    bounds: tuple[Bound, ...]
+    scopes: frozenset[Scope]
 
     @property
     def admin(self) -> bool:
-        return self.member.role is Role.ADMIN
+        return Scope.ADMIN in self.scopes
+
+    def may(self, scopes: tuple[Scope, ...]) -> None:
+        """Raises ApiError 403 if it has none of them."""
+        if self.scopes.isdisjoint(scopes):
+            has = ", ".join(sorted(self.scopes)) or "none that its member may use"
+            wanted = " or ".join(scopes)
+            message = (
+                f"Key {self.key.name} may not do this: it needs the scope {wanted}, and the key has {has}. "
+                f"`potluck keys create NAME --scope {scopes[0]}` makes one that may."
+            )
+            raise ApiError(403, "scope_missing", message)
 
 
 class Auth:
-    def __init__(self, store: Store, clock: Clock, *, behind_proxy: bool, requests_per_minute: int) -> None:
-        self._store, self._clock, self._behind_proxy = store, clock, behind_proxy
+    def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
+        self._store, self._clock, self._settings = store, clock, settings
         self._cache: OrderedDict[str, tuple[float, Authenticated]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._asked: dict[str, asyncio.Task[Authenticated | None]] = {}  # being looked up, by digest
         self._epoch = 0
-        self._failures = Window(FAILURES_MAX, FAILURES_S, FAILURE_KEYS_MAX)
+        self._failures = Window(FAILURES_S, FAILURE_KEYS_MAX)
         # Two budgets, so that a member whose jobs used one up can still look at them and cancel them.
-        self._work = Window(requests_per_minute, MINUTE_S, MEMBERS_MAX)
-        self._looks = Window(requests_per_minute, MINUTE_S, MEMBERS_MAX)
+        self._work = Window(MINUTE_S, LIMITED_MAX)
+        self._looks = Window(MINUTE_S, LIMITED_MAX)
 
     async def work(self, request: Request) -> Caller:
-        """The caller of a route that costs work. Raises ApiError 401 or 429."""
+        """The caller of a route that costs work, by the scope inference. Raises ApiError 401, 403 or 429."""
         caller = await self._caller(request)
         self._slow_down(self._work, caller, self._clock.now())
+        caller.may((Scope.INFERENCE,))
         return caller
 
-    async def look(self, request: Request) -> Caller:
-        """The caller of any other route. Raises ApiError 401 or 429."""
+    async def look(self, request: Request, *scopes: Scope) -> Caller:
+        """The caller of any other route, by one of the scopes. Raises ApiError 401, 403 or 429.
+
+        Where a route names none, reading needs `read` and changing anything needs `account`.
+        """
         caller = await self._caller(request)
         self._slow_down(self._looks, caller, self._clock.now())
+        caller.may(scopes or ((Scope.READ if request.method in READING else Scope.ACCOUNT),))
         return caller
 
     async def admin(self, request: Request) -> Caller:
         """The caller of a route for admins. Raises ApiError 401, 403 or 429."""
-        caller = await self.look(request)
-        if not caller.admin:
+        caller = await self.look(request, *ANY_SCOPE)
+        if caller.member.role is not Role.ADMIN:
             message = (
                 f"This needs an admin's key; {caller.member.name} has the role {caller.member.role.value}."
             )
             raise ApiError(403, "admin_needed", message)
+        caller.may((Scope.ADMIN,))
         return caller
+
+    def requests(self, subject: str) -> tuple[int, float]:
+        """Requests for work in the last minute, and when none will be counted if none comes until then."""
+        now = self._clock.now()
+        return self._work.used(subject, now), self._work.empty_at(subject, now)
 
     def forget(self) -> None:
         """Something was revoked or changed: every key is looked up again, also those being looked up now."""
@@ -93,7 +125,7 @@ class Auth:
         key_digest = digest_of(key)
         cached = self._cache.get(key_digest)
         if cached is not None and cached[0] > now:
-            return Caller(cached[1].member, cached[1].key)
+            return self._as_caller(cached[1])
         counted = self._counted(request, key[:KEY_PREFIX_CHARS])
         if key_digest not in self._known:
             self._refuse(counted, now)
@@ -103,7 +135,7 @@ class Auth:
             self._cache.pop(key_digest, None)
             self._known.pop(key_digest, None)
             for name in counted:
-                self._failures.add(name, now)
+                self._failures.add(name, FAILURES_MAX, now)
             message = (
                 "This API key is not valid here: it is mistyped, expired, revoked, or of another pool. "
                 "`potluck login URL` stores a new one."
@@ -115,7 +147,11 @@ class Auth:
             if found.key.expires_at is not None:
                 expires_at = min(expires_at, found.key.expires_at)
             _remember(self._cache, key_digest, (expires_at, found), CACHE_MAX)
-        return Caller(found.member, found.key)
+        return self._as_caller(found)
+
+    def _as_caller(self, found: Authenticated) -> Caller:
+        member, key = found.member, found.key
+        return Caller(member, key, bounds_of(member, key, self._settings), key.scopes_for(member))
 
     async def _look_up(self, key_digest: str) -> Authenticated | None:
         """One question for all requests of a key: a busy member's come together when the cache ends."""
@@ -136,15 +172,15 @@ class Auth:
     def count_failure(self, request: Request, secret: str) -> None:
         """A wrong secret of another kind than a key: join tokens, signatures."""
         for name in self._counted(request, secret):
-            self._failures.add(name, self._clock.now())
+            self._failures.add(name, FAILURES_MAX, self._clock.now())
 
     def _counted(self, request: Request, beginning: str) -> tuple[str, str]:
         """The names that a failure counts under."""
-        address = client_address(request, behind_proxy=self._behind_proxy)
+        address = client_address(request, behind_proxy=self._settings.behind_proxy)
         return address, f"{address} {beginning}"
 
     def _refuse(self, counted: tuple[str, ...], now: float) -> None:
-        wait_s = max(self._failures.wait_s(name, now) for name in counted)
+        wait_s = max(self._failures.wait_s(name, FAILURES_MAX, now) for name in counted)
         if wait_s > 0:
             message = (
                 f"More than {FAILURES_MAX} requests with a wrong secret came from your address within "
@@ -153,14 +189,14 @@ class Auth:
             raise ApiError(429, "too_many_failures", message, retry_after_s=wait_s, retry=False)
 
     def _slow_down(self, window: Window, caller: Caller, now: float) -> None:
-        wait_s = window.wait_s(caller.member.id, now)
-        if wait_s > 0:
-            message = (
-                f"{caller.member.name} made {window.events_max} requests within a minute, this pool's limit. "
-                f"Try again in {wait_s:.1f} s."
-            )
-            raise ApiError(429, "rate_limit_exceeded", message, retry_after_s=wait_s)
-        window.add(caller.member.id, now)
+        limited = [(b, most) for b in caller.bounds if (most := b.limits.requests_per_minute) is not None]
+        for bound, most in limited:
+            if (wait_s := window.wait_s(bound.subject, most, now)) > 0:
+                owner = owner_of(bound, Limit.REQUESTS, caller.member, caller.key)
+                message = too_many_requests(owner, most, wait_s)
+                raise ApiError(429, "rate_limit_exceeded", message, retry_after_s=wait_s)
+        for bound, most in limited:
+            window.add(bound.subject, most, now)
 
 
 def _remember(cache: OrderedDict[str, Value], key: str, value: Value, items_max: int) -> None:

@@ -36,8 +36,8 @@ class Chat:
         context = self._desk.context
         caller = await self._desk.auth.work(request)
         chat = await self._desk.read(request, ChatRequest)
-        submission = await prepare.chat(context, caller.member, chat, idempotency_key(request))
-        running = await self._desk.run(request, [submission])
+        submission = await prepare.chat(context, caller, chat, idempotency_key(request))
+        running = await self._desk.run(request, caller, [submission])
         answer_id = f"chatcmpl-{running.job_ids[0].removeprefix('job_')}"
         created = int(context.clock.now())
         if chat.stream:

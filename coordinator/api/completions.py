@@ -32,8 +32,8 @@ class Completions:
         context = self._desk.context
         caller = await self._desk.auth.work(request)
         completion = await self._desk.read(request, CompletionRequest)
-        submissions = await prepare.completions(context, caller.member, completion, idempotency_key(request))
-        running = await self._desk.run(request, submissions)
+        submissions = await prepare.completions(context, caller, completion, idempotency_key(request))
+        running = await self._desk.run(request, caller, submissions)
         answer_id = f"cmpl-{running.job_ids[0].removeprefix('job_')}"
         created, model, n = int(context.clock.now()), submissions[0].model, submissions[0].choices
         echoes = echoes_of(completion, n)

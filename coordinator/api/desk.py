@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from coordinator.api.auth import Auth
+from coordinator.api import rates
+from coordinator.api.auth import Auth, Caller
 from coordinator.api.body import read_json
 from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
@@ -25,7 +26,7 @@ SchemaT = TypeVar("SchemaT", bound=Schema)
 class Desk:
     context: Context
     auth: Auth
-    gauge: Gauge  # interactive jobs under way, by member
+    gauge: Gauge  # interactive jobs under way, by member and by key
 
     async def read(self, request: Request, schema: type[SchemaT]) -> SchemaT:
         """The request's body as the schema. Raises ApiError 400, 408, 413 or 415."""
@@ -34,10 +35,17 @@ class Desk:
     async def read_object(self, request: Request) -> dict[str, Any]:
         return await read_json(request, self.context.settings.body_bytes_max)
 
-    async def run(self, request: Request, submissions: Sequence[Submission]) -> Running:
+    async def run(self, request: Request, caller: Caller, submissions: Sequence[Submission]) -> Running:
         """Submit under the request's Idempotency-Key, if it has one."""
         keyed = with_idempotency_key(submissions, idempotency_key(request))
-        return await Running.start(self.context, self.gauge, keyed, request.state.received_at)
+        running = await Running.start(self.context, self.gauge, caller, keyed, request.state.received_at)
+        running.rates = self.rates(caller)
+        return running
+
+    def rates(self, caller: Caller) -> dict[str, str]:
+        """Headers that say how much of the limits is left."""
+        pool = self.context.pool
+        return rates.headers(self.auth, pool.budgets, caller, self.context.clock.now(), pool.now())
 
 
 def idempotency_key(request: Request) -> str | None:

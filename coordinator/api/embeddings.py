@@ -32,8 +32,8 @@ class Embeddings:
         context = self._desk.context
         caller = await self._desk.auth.work(request)
         embedding = await self._desk.read(request, EmbeddingRequest)
-        submission = await prepare.embedding(context, caller.member, embedding)
-        running = await self._desk.run(request, [submission])
+        submission = await prepare.embedding(context, caller, embedding)
+        running = await self._desk.run(request, caller, [submission])
         async with running:
             running.watch(request.receive)
             vectors = await collect_vectors(running.events())

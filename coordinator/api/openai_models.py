@@ -6,10 +6,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
 from coordinator.api.prepare import unknown_model
 from coordinator.api.routing import add, new_router
+from coordinator.api.running import refused
+from coordinator.bounds import check_model
+from coordinator.refusal import Refusal
 from potluck.catalogue import ModelEntry
 
 OWNER = "potluck"
@@ -27,19 +31,24 @@ class OpenAiModels:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """Every model of the catalogue; whether a worker serves it now is at /pool/v1/models."""
-        await self._desk.auth.look(request)
-        entries = self._desk.context.catalogue().entries
+        """Every model that the key may ask; whether a worker serves it now is at /pool/v1/models."""
+        caller = await self._desk.auth.look(request, *ANY_SCOPE)
+        allowed = caller.key.models
+        entries = [e for e in self._desk.context.catalogue().entries if not allowed or e.name in allowed]
         return Json({"object": "list", "data": [_body(entry) for entry in entries]})
 
     async def show(self, request: Request) -> Response:
         """One model, by its name or an alias."""
-        await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, *ANY_SCOPE)
         catalogue = self._desk.context.catalogue()
         name = request.path_params["model"]
         entry = catalogue.get(name)
         if entry is None:
             raise unknown_model(catalogue, name)
+        try:
+            check_model(caller.key, entry.name)
+        except Refusal as refusal:
+            raise refused(refusal) from None
         return Json(_body(entry))
 
 

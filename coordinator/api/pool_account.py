@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from coordinator import views
 from coordinator.api import prepare
+from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
 from coordinator.api.query import word
@@ -43,7 +44,7 @@ class Account:
 
     async def me(self, request: Request) -> Response:
         """Whose key this is: `{member: {id, name, role}, account, key: {id, name, prefix, scopes}, pool}`."""
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, *ANY_SCOPE)
         return Json(
             {
                 "member": member_body(caller.member),
@@ -66,7 +67,7 @@ class Account:
         context = self._desk.context
         caller = await self._desk.auth.work(request)
         wanted = await self._desk.read(request, JobRequest)
-        submissions = await prepare.submissions_of(context, caller.member, wanted.kind, wanted.request)
+        submissions = await prepare.submissions_of(context, caller, wanted.kind, wanted.request)
         try:
             quotes = [context.pool.quote(submission) for submission in submissions]
         except Refusal as refusal:
@@ -81,11 +82,15 @@ class Account:
         )
 
     async def models(self, request: Request) -> Response:
-        """The models, whether they are served now, and their price. `?format=catalogue`: all about them."""
-        await self._desk.auth.look(request)
+        """The models that the key may ask, whether they are served now, and their price.
+
+        `?format=catalogue`: all models of the pool, and all about them.
+        """
+        caller = await self._desk.auth.look(request, *ANY_SCOPE)
         if word(request, "format", ["catalogue"]) == "catalogue":
             return Response(self._desk.context.catalogue().to_wire(), media_type="application/json")
-        return Json(views.models(self._desk.context.pool))
+        found, allowed = views.models(self._desk.context.pool), caller.key.models
+        return Json([model for model in found if not allowed or model["name"] in allowed])
 
     async def status(self, request: Request) -> Response:
         """The pool at a glance; `ledger_sum` is 0 at every moment."""

@@ -18,9 +18,11 @@ from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.shapes import job_body, receipt_body
 from coordinator.core.jobs import Job, JobId, JobState
+from coordinator.records import Scope
 from coordinator.refusal import Refusal
 
 LISTED_MAX = 100
+ASKER = (Scope.INFERENCE, Scope.READ)  # who asks must see what came of it
 LISTED = 20
 
 
@@ -45,9 +47,7 @@ class Jobs:
         key = idempotency_key(request)
         wanted = await self._desk.read(request, JobRequest)
         _refuse_unkept(wanted.request)
-        submissions = await prepare.submissions_of(
-            context, caller.member, wanted.kind, wanted.request, key=key
-        )
+        submissions = await prepare.submissions_of(context, caller, wanted.kind, wanted.request, key=key)
         if len(submissions) > 1:
             message = "request.prompt: a stored job has one prompt; submit one job for each."
             raise ApiError(400, "unsupported_parameter", message, param="request.prompt")
@@ -56,12 +56,13 @@ class Jobs:
             ticket = await context.pool.submit(stored)
         except Refusal as refusal:
             raise refused(refusal) from None
-        headers = {"x-potluck-job-id": ticket.job_id, "location": f"/pool/v1/jobs/{ticket.job_id}"}
+        where = {"x-potluck-job-id": ticket.job_id, "location": f"/pool/v1/jobs/{ticket.job_id}"}
+        headers = {**where, **self._desk.rates(caller)}
         return Json({"id": ticket.job_id, "quote": ticket.quote}, 202, headers)
 
     async def list(self, request: Request) -> Response:
         """The caller's jobs, newest first: `?limit&before&state`; `{data, has_more}`. Admins: `?all=true`."""
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, *ASKER)
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         state = word(request, "state", [state.value for state in JobState])
         everybody = boolean(request, "all")
@@ -80,7 +81,7 @@ class Jobs:
 
     async def show(self, request: Request) -> Response:
         """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid."""
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
         body = job_body(job, (await self._names(caller, [job]))[job.member])
         receipts = await self._desk.context.store.receipts_of(job.id)
@@ -91,7 +92,7 @@ class Jobs:
 
         Of a cancelled one it is what had come until then, since that was paid: `usage.potluck.state` says so.
         """
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
         if not job.stored:
             message = f"{job.id} was interactive: its answer went to whoever asked and is kept nowhere."
@@ -109,7 +110,7 @@ class Jobs:
 
     async def cancel(self, request: Request) -> Response:
         """End the job: `{id, state, cancelled}`. What was delivered until then is charged."""
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.look(request, Scope.INFERENCE)
         job = await self._find(caller, request)
         pool = self._desk.context.pool
         if cancelled := pool.cancel(job.id, f"{caller.member.name} cancelled it"):

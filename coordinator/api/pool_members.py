@@ -1,4 +1,4 @@
-"""Pool routes about members (admins only) and API keys."""
+"""Pool routes about members, for admins."""
 
 from typing import Annotated
 
@@ -11,12 +11,12 @@ from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
-from coordinator.api.shapes import key_body, member_body, when
+from coordinator.api.shapes import member_body, when
+from coordinator.bounds import written
 from coordinator.members import NAME_CHARS_MAX
 from coordinator.records import Role
-from coordinator.store_errors import NameTaken, StoreConflict, StoreError, StoreUnavailable, Unknown
+from coordinator.store_errors import NameTaken, StoreError, StoreUnavailable
 
-KEY_S_MAX = 10 * 366 * 86_400
 CREDIT_LINE_MAX = 10**15
 FIRST_KEY_NAME = "first"
 
@@ -31,20 +31,10 @@ class MemberRequest(Schema):
     credit_line: Annotated[int, Field(ge=0, le=CREDIT_LINE_MAX)] | None = None
 
 
-class KeyRequest(Schema):
-    """A key without `expires_s` (seconds) is good until it is revoked."""
-
-    name: Name
-    expires_s: Annotated[int, Field(ge=1, le=KEY_S_MAX)] | None = None
-
-
 def members_router(desk: Desk) -> APIRouter:
     routes, router = Members(desk), new_router("pool")
     add(router, "GET", "/pool/v1/members", routes.list)
     add(router, "POST", "/pool/v1/members", routes.create, body=MemberRequest, status=201)
-    add(router, "GET", "/pool/v1/keys", routes.list_keys)
-    add(router, "POST", "/pool/v1/keys", routes.create_key, body=KeyRequest, status=201)
-    add(router, "DELETE", "/pool/v1/keys/{key_id}", routes.revoke_key)
     return router
 
 
@@ -53,12 +43,13 @@ class Members:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """All members: `{data: [{id, name, role, account, credit_line, created_at}]}`. For admins."""
+        """All members: `{data: [{id, name, role, account, credit_line, limits, created_at}]}`. For admins."""
         context = self._desk.context
         await self._desk.auth.admin(request)
         data = [
             {
                 **member_body(member),
+                "limits": written(member.limits),
                 "account": member.account,
                 "credit_line": context.pool.accounts.balance(member.account)["credit_line"],
                 "created_at": when(member.created_at),
@@ -85,47 +76,6 @@ class Members:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
         await context.pool.accounts.open(member.account, line)
         return Json({"id": member.id, "name": member.name, "role": member.role.value, "key": key}, 201)
-
-    async def list_keys(self, request: Request) -> Response:
-        """The caller's keys without their secrets: `{data: [{id, name, prefix, scopes, ...}]}`."""
-        caller = await self._desk.auth.look(request)
-        keys = await self._desk.context.store.list_keys(caller.member.id)
-        return Json({"data": [key_body(key, caller.member) for key in keys]})
-
-    async def create_key(self, request: Request) -> Response:
-        """A further key of the caller, shown this once: `{id, name, key, prefix, ...}`."""
-        context = self._desk.context
-        caller = await self._desk.auth.look(request)
-        wanted = await self._desk.read(request, KeyRequest)
-        now = context.clock.now()
-        expires_at = None if wanted.expires_s is None else now + wanted.expires_s
-        # A key that ends does not beget one that lives longer (security rule 6).
-        if caller.key.expires_at is not None:
-            expires_at = min(expires_at or caller.key.expires_at, caller.key.expires_at)
-        try:
-            key, text = await context.store.create_key(
-                caller.member.id, wanted.name, now, expires_at=expires_at
-            )
-        except StoreUnavailable:
-            raise
-        except StoreConflict as error:
-            raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
-        except StoreError as error:
-            raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        return Json({**key_body(key, caller.member), "key": text}, 201)
-
-    async def revoke_key(self, request: Request) -> Response:
-        """Revoke a key of the caller, or as an admin anybody's; it is worth nothing from now on."""
-        context = self._desk.context
-        caller = await self._desk.auth.look(request)
-        key_id = request.path_params["key_id"][:64]
-        owner = None if caller.admin else caller.member.id
-        try:
-            key = await context.store.revoke_key(key_id, context.clock.now(), member=owner)
-        except Unknown:
-            raise ApiError(404, "key_not_found", f"You have no key {key_id}.") from None
-        self._desk.auth.forget()
-        return Json({"id": key.id, "revoked_at": when(key.revoked_at)})
 
 
 def sentence(error: Exception) -> str:

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from coordinator.api.auth import Caller
 from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
 from coordinator.api.requests import (
@@ -17,7 +18,6 @@ from coordinator.api.requests import (
 )
 from coordinator.api.schema import validated
 from coordinator.core.jobs import Kind
-from coordinator.records import Member
 from coordinator.submission import Submission
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import work_pb2
@@ -64,18 +64,18 @@ def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
 
 
 async def submissions_of(
-    context: Context, member: Member, kind: Kind, body: Any, *, key: str | None = None
+    context: Context, caller: Caller, kind: Kind, body: Any, *, key: str | None = None
 ) -> list[Submission]:
     """The `request` of that kind inside another body, checked whole. Raises ApiError 400 or 404."""
     request = validated(SCHEMA_BY_KIND[kind], body, within="request")
     if isinstance(request, ChatRequest):
-        return [await chat(context, member, request, key)]
+        return [await chat(context, caller, request, key)]
     if isinstance(request, CompletionRequest):
-        return await completions(context, member, request, key)
-    return [await embedding(context, member, request)]
+        return await completions(context, caller, request, key)
+    return [await embedding(context, caller, request)]
 
 
-async def chat(context: Context, member: Member, request: ChatRequest, key: str | None) -> Submission:
+async def chat(context: Context, caller: Caller, request: ChatRequest, key: str | None) -> Submission:
     """`key` is the request's Idempotency-Key, which fixes the seed."""
     entry = await _countable(context, request.model, Kind.CHAT)
     messages = [
@@ -87,14 +87,15 @@ async def chat(context: Context, member: Member, request: ChatRequest, key: str 
     prompt_tokens = await _count(characters, lambda: context.counter.count_chat(entry.name, messages))
     wanted = request.max_completion_tokens or request.max_tokens
     max_tokens = _room(context, entry, prompt_tokens, wanted, param="messages")
-    sampling = _sampling(context, member, request, max_tokens, key)
+    sampling = _sampling(context, caller, request, max_tokens, key)
     sampling.logprobs = bool(request.logprobs)
     sampling.top_logprobs = request.top_logprobs or 0
     work = work_pb2.Work(chat=work_pb2.ChatWork(messages=messages, sampling=sampling))
     return Submission(
         kind=Kind.CHAT,
         model=entry.name,
-        member=member,
+        member=caller.member,
+        key=caller.key,
         work=work,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
@@ -106,7 +107,7 @@ async def chat(context: Context, member: Member, request: ChatRequest, key: str 
 
 
 async def completions(
-    context: Context, member: Member, request: CompletionRequest, key: str | None
+    context: Context, caller: Caller, request: CompletionRequest, key: str | None
 ) -> list[Submission]:
     """One submission for each prompt. The API echoes, so that an echo is never counted as output."""
     entry = await _countable(context, request.model, Kind.COMPLETION)
@@ -115,7 +116,7 @@ async def completions(
     submissions = []
     for prompt, prompt_tokens in zip(request.prompt, counts, strict=True):
         max_tokens = _room(context, entry, prompt_tokens, request.max_tokens, param="prompt")
-        sampling = _sampling(context, member, request, max_tokens, key)
+        sampling = _sampling(context, caller, request, max_tokens, key)
         sampling.logprobs = request.logprobs is not None
         sampling.top_logprobs = request.logprobs or 0
         completion = work_pb2.CompletionWork(sampling=sampling)
@@ -127,7 +128,8 @@ async def completions(
             Submission(
                 kind=Kind.COMPLETION,
                 model=entry.name,
-                member=member,
+                member=caller.member,
+                key=caller.key,
                 work=work_pb2.Work(completion=completion),
                 prompt_tokens=prompt_tokens,
                 max_tokens=max_tokens,
@@ -140,7 +142,7 @@ async def completions(
     return submissions
 
 
-async def embedding(context: Context, member: Member, request: EmbeddingRequest) -> Submission:
+async def embedding(context: Context, caller: Caller, request: EmbeddingRequest) -> Submission:
     entry = await _countable(context, request.model, Kind.EMBEDDING)
     exact = context.counter.exact(entry.name)
     counts = await _count_each(context, entry, request.input)
@@ -154,7 +156,8 @@ async def embedding(context: Context, member: Member, request: EmbeddingRequest)
     return Submission(
         kind=Kind.EMBEDDING,
         model=entry.name,
-        member=member,
+        member=caller.member,
+        key=caller.key,
         work=work_pb2.Work(embedding=work_pb2.EmbeddingWork(inputs=inputs)),
         prompt_tokens=sum(counts),
         max_tokens=0,
@@ -203,7 +206,7 @@ def _too_long(entry: ModelEntry, prompt_tokens: int, max_tokens: int, *, param: 
 
 
 def _sampling(
-    context: Context, member: Member, request: Generation, max_tokens: int, key: str | None
+    context: Context, caller: Caller, request: Generation, max_tokens: int, key: str | None
 ) -> work_pb2.Sampling:
     """The OpenAI API's defaults; a negative seed is the same 64 bits read as unsigned.
 
@@ -211,7 +214,7 @@ def _sampling(
     """
     seed = request.seed
     if seed is None and key is not None:
-        seed = int.from_bytes(hashlib.sha256(f"{member.id} {key}".encode()).digest()[:8])
+        seed = int.from_bytes(hashlib.sha256(f"{caller.member.id} {key}".encode()).digest()[:8])
     if seed is None:
         seed = context.draw_seed()
     return work_pb2.Sampling(

@@ -1,7 +1,8 @@
 """The jobs behind one request, from submission to their end, whatever the client does meanwhile.
 
-Usually it is one job; several prompts in one completion request are several. Each takes a place among its
-member's concurrent jobs. A client that goes away cancels them, and pays for what was produced until then.
+Usually it is one job; several prompts in one completion request are several. Each takes a place among the
+concurrent jobs of its member and of its key. A client that goes away cancels them, and pays for what was
+produced until then.
 """
 
 import asyncio
@@ -10,10 +11,13 @@ from typing import Any, Self
 
 from starlette.types import Receive
 
+from coordinator.api.auth import Caller
 from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
 from coordinator.api.limits import Gauge
 from coordinator.api.usage import Usage
+from coordinator.bounds import owner_of, too_many_jobs
+from coordinator.core.budgets import Limit
 from coordinator.core.jobs import JobState, Loading
 from coordinator.refusal import Refusal
 from coordinator.relay import Closed, JobEvent
@@ -44,9 +48,14 @@ def refused(refusal: Refusal) -> ApiError:
         param=refusal.param,
         kind=refusal.type,
         retry_after_s=refusal.retry_after_s,
-        retry=False if refusal.status == 409 else None,
+        # What is in conflict stays so, and a limit without a time to come back at never has the room.
+        retry=False if refusal.status == 409 or _never_fits(refusal) else None,
         extra=refusal.extra,
     )
+
+
+def _never_fits(refusal: Refusal) -> bool:
+    return refusal.status == 429 and refusal.retry_after_s is None
 
 
 def failed(closed: Closed, job_id: str) -> ApiError:
@@ -78,8 +87,9 @@ def _loading(loading: Loading) -> dict[str, Any]:
 class Running:
     """Jobs that were submitted together, as a context: leaving it ends them."""
 
-    def __init__(self, context: Context, gauge: Gauge, member: str, received_at: float) -> None:
-        self._context, self._gauge, self._member = context, gauge, member
+    def __init__(self, context: Context, gauge: Gauge, caller: Caller, received_at: float) -> None:
+        self._context, self._gauge, self._caller = context, gauge, caller
+        self.rates: dict[str, str] = {}  # headers that say how much of the limits is left
         self._received_at = received_at
         self._submitted_at = received_at
         self._tickets: list[Ticket] = []
@@ -89,18 +99,16 @@ class Running:
 
     @classmethod
     async def start(
-        cls, context: Context, gauge: Gauge, submissions: Sequence[Submission], received_at: float
+        cls,
+        context: Context,
+        gauge: Gauge,
+        caller: Caller,
+        submissions: Sequence[Submission],
+        received_at: float,
     ) -> Self:
         """Submit all, or none: a refusal cancels those before it. Raises ApiError."""
-        member = submissions[0].member
-        running = cls(context, gauge, member.id, received_at)
-        if not gauge.take(member.id, len(submissions)):
-            message = (
-                f"{member.name} has {gauge.open(member.id)} jobs under way and asked for {len(submissions)} "
-                f"more; this pool allows {gauge.open_max} at once. Wait for one to end, or use stored jobs."
-            )
-            raise ApiError(429, "too_many_concurrent_jobs", message, retry_after_s=CONCURRENCY_RETRY_AFTER_S)
-        running._places = len(submissions)
+        running = cls(context, gauge, caller, received_at)
+        running._take(len(submissions))
         try:
             for submission in submissions:
                 running._tickets.append(await context.pool.submit(submission))
@@ -112,6 +120,19 @@ class Running:
             raise
         running._submitted_at = context.clock.now()
         return running
+
+    def _take(self, wanted: int) -> None:
+        """A place for each job, of everybody whose limit counts, or none. Raises ApiError."""
+        for bound in self._caller.bounds:
+            allowed = bound.limits.concurrent_jobs
+            if allowed is not None and not self._gauge.fits(bound.subject, allowed, wanted):
+                owner = owner_of(bound, Limit.CONCURRENT, self._caller.member, self._caller.key)
+                message = too_many_jobs(owner, allowed, self._gauge.open(bound.subject), wanted)
+                code, after_s = "too_many_concurrent_jobs", CONCURRENCY_RETRY_AFTER_S
+                raise ApiError(429, code, message, retry_after_s=after_s)
+        for bound in self._caller.bounds:
+            self._gauge.take(bound.subject, wanted)
+        self._places = wanted
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,7 +148,8 @@ class Running:
             if index not in self._closed and not ticket.replayed:
                 self._context.pool.cancel(ticket.job_id, why)
         if self._places:
-            self._gauge.give(self._member, self._places)
+            for bound in self._caller.bounds:
+                self._gauge.give(bound.subject, self._places)
             self._places = 0
 
     def watch(self, receive: Receive) -> None:
@@ -149,7 +171,7 @@ class Running:
     @property
     def headers(self) -> dict[str, str]:
         """What is known before the first byte; `overhead_ms` is added when it is sent."""
-        headers = {"x-potluck-job-id": self._tickets[0].job_id}
+        headers = {"x-potluck-job-id": self._tickets[0].job_id, **self.rates}
         if self._tickets[0].replayed:
             headers["x-potluck-replayed"] = "true"
         return headers

@@ -3,9 +3,10 @@
 import base64
 from typing import Any
 
+from coordinator.bounds import written
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import Attempt, Job
-from coordinator.records import ApiKey, Member, RecordedReceipt
+from coordinator.records import ApiKey, Member, RecordedReceipt, Scope
 
 
 def when(seconds: float | None) -> str | None:
@@ -16,17 +17,15 @@ def member_body(member: Member) -> dict[str, Any]:
     return {"id": member.id, "name": member.name, "role": member.role.value}
 
 
-def scopes_of(member: Member) -> list[str]:
-    """A key can do what its member can, and nothing else."""
-    return ["member", "admin"] if member.role.value == "admin" else ["member"]
-
-
 def key_body(key: ApiKey, member: Member) -> dict[str, Any]:
+    """`scopes` are those that it has now. No `models` are all models; `limits` are the key's own."""
     return {
         "id": key.id,
         "name": key.name,
         "prefix": key.display,
-        "scopes": scopes_of(member),
+        "scopes": [scope.value for scope in Scope if scope in key.scopes_for(member)],
+        "models": list(key.models),
+        "limits": written(key.limits),
         "created_at": when(key.created_at),
         "expires_at": when(key.expires_at),
         "revoked_at": when(key.revoked_at),
