@@ -12,7 +12,6 @@
 Every method raises a class of `potluck.errors` and nothing else.
 """
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from potluck.errors import (
     Unavailable,
     Unreachable,
 )
+from potluck.limiting import Limiting
 from potluck.results import (
     Answer,
     Balance,
@@ -37,11 +37,9 @@ from potluck.results import (
     Job,
     JobPage,
     JoinToken,
-    Key,
     Me,
     Member,
     Model,
-    NewKey,
     NewMember,
     Piece,
     Quote,
@@ -50,25 +48,24 @@ from potluck.results import (
     Worker,
     read,
     read_all,
+    read_listed,
 )
 from potluck.streams import AnswerStream
-from potluck.transport import Transport
+from potluck.transport import Transport, path_of
 
 TIMEOUT_S: Final = 600.0
 RETRIES_MAX: Final = 2
-ID_CHARS_SHOWN_MAX: Final = 64
 POLL_S_FIRST: Final = 0.1
 POLL_S_MAX: Final = 2.0
 AWAY_S_MAX: Final = 60.0  # a coordinator may be away so long while a job is followed
 IDEMPOTENCY_BYTES: Final = 16
-ID: Final = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool:
+class Pool(Limiting):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,
@@ -144,7 +141,7 @@ class Pool:
         return read(Job, {"kind": kind, "state": "queued", "model": "", "member": "", **answer}).id
 
     def job(self, job_id: str) -> Job:
-        return read(Job, self._transport.get(_path("/pool/v1/jobs", job_id)))
+        return read(Job, self._transport.get(path_of("/pool/v1/jobs", job_id)))
 
     def jobs(self, *, limit: int = 20, before: str | None = None, state: str | None = None) -> JobPage:
         """The newest jobs first; `before` is the id of the last one on the page before."""
@@ -154,7 +151,7 @@ class Pool:
 
     def cancel(self, job_id: str) -> Job:
         """Stop the job; what it produced so far is paid. One that has ended stays as it is."""
-        self._transport.post(_path("/pool/v1/jobs", job_id, "cancel"), {})
+        self._transport.post(path_of("/pool/v1/jobs", job_id, "cancel"), {})
         return self.job(job_id)
 
     def follow(self, job_id: str, *, timeout_s: float | None = None) -> Iterator[Job]:
@@ -193,7 +190,7 @@ class Pool:
     def result(self, job_id: str) -> Mapping[str, Any]:
         """What the OpenAI route would have answered. Raises JobNotFinished, JobFailed, JobCancelled."""
         try:
-            answer = self._transport.get(_path("/pool/v1/jobs", job_id, "result"))
+            answer = self._transport.get(path_of("/pool/v1/jobs", job_id, "result"))
         except (InvalidRequest, NotFound) as error:
             job = self.job(job_id)
             if not job.ended:
@@ -232,22 +229,11 @@ class Pool:
         # One that is loaded answers at once; otherwise the first of the catalogue.
         return next((model.name for model in able if model.state == "ready"), able[0].name)
 
-    # ---- keys, members, workers to come
-
-    def keys(self) -> list[Key]:
-        return _listed(Key, self._transport.get("/pool/v1/keys"))
-
-    def create_key(self, name: str, *, expires_s: int | None = None) -> NewKey:
-        """The new key's secret is in this answer and nowhere else."""
-        body = {"name": name} | ({} if expires_s is None else {"expires_s": expires_s})
-        return read(NewKey, self._transport.post("/pool/v1/keys", body))
-
-    def revoke_key(self, key_id: str) -> None:
-        self._transport.delete(_path("/pool/v1/keys", key_id))
+    # ---- members, workers to come
 
     def members(self) -> list[Member]:
         """For admins."""
-        return _listed(Member, self._transport.get("/pool/v1/members"))
+        return read_listed(Member, self._transport.get("/pool/v1/members"))
 
     def add_member(self, name: str, *, role: str | None = None, credit_line: int | None = None) -> NewMember:
         """For admins. `credit_line` in microcredits; the pool's default where it is left out."""
@@ -308,18 +294,6 @@ def _chat_text(choice: Mapping[str, Any]) -> Any:
 def _job_id(usage: Any) -> str | None:
     charge = usage.get("potluck") if isinstance(usage, dict) else None
     return charge.get("job_id") if isinstance(charge, dict) else None
-
-
-def _listed(kind: type[Any], answer: Any) -> list[Any]:
-    return read_all(kind, answer.get("data") if isinstance(answer, dict) else None)
-
-
-def _path(*parts: str) -> str:
-    """The first part as it is, then ids: what could not be one is not sent, nor becomes another path."""
-    for part in parts[1:]:
-        if not ID.fullmatch(part):
-            raise NotFound(f"{part[:ID_CHARS_SHOWN_MAX]!r} is no id. Give one as the lists show them.")
-    return "/".join(parts)
 
 
 __all__ = ["Choice", "Piece", "Pool", "Usage"]

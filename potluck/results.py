@@ -27,18 +27,32 @@ class MemberRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """None: not limited here. Credits are microcredits."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_jobs: int | None = None
+    credits_per_day: int | None = None
+    credits_per_month: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
+    """`limits` are the member's own; those of the pool hold beside them."""
+
     id: str
     name: str
     role: str = "member"
     account: str | None = None
     credit_line: int | None = None
     created_at: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """An API key without its secret; `prefix` is its beginning."""
+    """An API key without its secret; `prefix` is its beginning. No `models` are all models."""
 
     id: str
     name: str
@@ -47,6 +61,8 @@ class Key:
     expires_at: str | None = None
     revoked_at: str | None = None
     scopes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +73,9 @@ class NewKey:
     name: str
     key: str = field(repr=False)
     expires_at: str | None = None
+    scopes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +313,11 @@ def read_all(kind: type[Result], data: Any) -> list[Result]:
     if not isinstance(data, list):
         raise _strange(kind.__name__, "a list")
     return [read(kind, item) for item in data]
+
+
+def read_listed(kind: type[Result], answer: Any) -> list[Result]:
+    """The results from `{"data": [...]}`."""
+    return read_all(kind, answer.get("data") if isinstance(answer, dict) else None)
 
 
 @cache

@@ -5,15 +5,18 @@ httpx2 is loaded with the first connection and not with this module: `potluck --
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote as url_quote
 
 from potluck.client import is_loopback
 from potluck.errors import (
     InvalidRequest,
+    NotFound,
     PotluckError,
     UnexpectedAnswer,
     Unreachable,
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_S_MAX: Final = 10.0
+ID: Final = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")
+ID_CHARS_SHOWN_MAX: Final = 64
 RETRY_S_FIRST: Final = 0.2
 RETRY_S_MAX: Final = 20.0
 RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})
@@ -76,6 +81,9 @@ class Transport:
     def post(self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Any:
         """The JSON answer. With a key a second try finds the first one's job, so that one may be made."""
         return self._answer("POST", path, content=encoded(body), headers=_post_headers(idempotency_key))
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._answer("PUT", path, content=encoded(body), headers=_post_headers(None))
 
     @contextmanager
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, str], Iterator[Any]]]:
@@ -163,6 +171,21 @@ class Transport:
             f"The coordinator at {self.url} cannot be reached: {why}. Is it running (`potluck coordinator"
             " start`), and is the address right (`potluck config view`)?"
         )
+
+
+def path_of(*parts: str) -> str:
+    """The first part as it is, then ids: what could not be one is not sent, nor becomes another path."""
+    for part in parts[1:]:
+        if not ID.fullmatch(part):
+            raise NotFound(f"{part[:ID_CHARS_SHOWN_MAX]!r} is no id. Give one as the lists show them.")
+    return "/".join(parts)
+
+
+def path_of_name(before: str, name: str, after: str) -> str:
+    """A name of people's choice between two parts: it never becomes another path."""
+    if name in {"", ".", ".."}:
+        raise NotFound(f"{name!r} is no name. Give one as the lists show them.")
+    return f"{before}/{url_quote(name, safe='')}/{after}"
 
 
 def encoded(body: Mapping[str, Any]) -> bytes:

@@ -45,6 +45,7 @@ class FakePool:
     left_early: threading.Event = field(default_factory=threading.Event)
     streaming: threading.Event = field(default_factory=threading.Event)
     empty: bool = False
+    limits: dict[str, Any] = field(default_factory=dict)  # carol's own, as an admin set them
 
     def bodies(self, path: str) -> list[Any]:
         return [body for _, seen, _, body in self.requests if seen == path]
@@ -304,11 +305,41 @@ class Routes:
                 "name": "first",
                 "prefix": "sk-potluck-caro",
                 "created_at": "2026-11-23T10:00:00Z",
+                "scopes": ["inference", "read"],
+                "models": ["small"],
+                "limits": {"credits_per_day": 5_000_000, "concurrent_jobs": 2},
             }
             return JSONResponse({"data": [key]})
         body = await request.json()
         made = {"id": "key_2", "name": body["name"], "key": "sk-potluck-new", "expires_at": None}
-        return JSONResponse(made, 201)
+        narrower = {name: body.get(name, []) for name in ("scopes", "models")}
+        return JSONResponse({**made, **narrower, "limits": body.get("limits", {})}, 201)
+
+    async def limits(self, _: Request) -> Response:
+        whose = {"of": "member", "name": "carol"}
+        minute = {**whose, "limit": "requests_per_minute", "allowed": 600, "used": 3, "set_by": "pool"}
+        day = {
+            "of": "key",
+            "name": "first",
+            "limit": "credits_per_day",
+            "allowed": 5_000_000,
+            "used": 1_250_000,
+            "renews_at": "2026-11-24T00:00:00Z",
+            "set_by": "key",
+        }
+        free = {**whose, "limit": "tokens_per_minute", "allowed": None, "used": 0, "set_by": "pool"}
+        return JSONResponse({"data": [minute, day, free]})
+
+    async def member_limits(self, request: Request) -> Response:
+        if not request.headers["authorization"].endswith(ADMIN_KEY):
+            return error(403, "admin_needed", "This needs an admin's key.")
+        if request.path_params["member"] != "carol":
+            return error(404, "member_not_found", "This pool has no such member.")
+        if request.method == "PUT":
+            self.fake.limits = await request.json()
+        effective = {"requests_per_minute": 600, **self.fake.limits}
+        own = {"id": "mem_1", "name": "carol", "limits": self.fake.limits}
+        return JSONResponse({**own, "effective": effective})
 
     async def revoke(self, request: Request) -> Response:
         if request.path_params["key_id"] != "key_1":
@@ -350,6 +381,8 @@ def create(fake: FakePool) -> Guard:
         Route("/pool/v1/jobs/{job_id}/result", r.result),
         Route("/pool/v1/keys", r.keys, methods=["GET", "POST"]),
         Route("/pool/v1/keys/{key_id}", r.revoke, methods=["DELETE"]),
+        Route("/pool/v1/limits", r.limits),
+        Route("/pool/v1/members/{member}/limits", r.member_limits, methods=["GET", "PUT"]),
         Route("/pool/v1/members", r.members, methods=["GET", "POST"]),
         Route("/pool/v1/join-tokens", r.join_tokens, methods=["POST"]),
     ]

@@ -265,6 +265,8 @@ def test_a_reader_that_leaves_early_gets_no_complaint(potluck: Command) -> None:
         ["coordinator", "join-token", "--uses", "2", "--expires", "1h"],
         ["members", "list", "--key", ADMIN_KEY],
         ["members", "add", "dave", "--key", ADMIN_KEY, "--credit-line", "2.5"],
+        ["limits"],
+        ["members", "limit", "carol", "--key", ADMIN_KEY, "--concurrent", "2"],
     ],
 )
 @pytest.mark.parametrize("output", ["json", "jsonl"])
@@ -604,6 +606,7 @@ def paths() -> Iterator[list[str]]:
     for pair in ("keys list", "keys create", "keys revoke", "members list", "members add", "config view"):
         yield pair.split()
     yield ["coordinator", "join-token"]
+    yield ["members", "limit"]
 
 
 @pytest.mark.parametrize("path", list(paths()), ids=" ".join)

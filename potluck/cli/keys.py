@@ -1,9 +1,11 @@
 """`potluck keys`: API keys of your own account."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from potluck.cli import limits as given
 from potluck.cli.durations import ExpiresOption, seconds_of
 from potluck.cli.session import Session, command, group
 
@@ -21,23 +23,66 @@ def list_(session: Session) -> None:
             key.prefix,
             key.created_at or "-",
             f"revoked {key.revoked_at}" if key.revoked_at else key.expires_at or "never",
+            " ".join(key.scopes) or "-",
+            " ".join(key.models) or "all",
+            given.spoken(printer, key.limits),
         )
         for key in found
     ]
-    printer.show(found, lambda: printer.table(("ID", "NAME", "KEY", "CREATED", "EXPIRES"), rows))
+    headers = ("ID", "NAME", "KEY", "CREATED", "EXPIRES", "SCOPES", "MODELS", "LIMITS")
+    printer.show(found, lambda: printer.table(headers, rows))
 
 
-@command(app, "create", example="potluck keys create laptop --expires 90d")
+class Scope(StrEnum):
+    INFERENCE = "inference"
+    READ = "read"
+    ACCOUNT = "account"
+    ADMIN = "admin"
+
+
+@command(app, "create", example="potluck keys create ci --scope inference --expires 90d --credits-per-day 5")
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(help="What the key is for, e.g. the machine it lives on.")],
     expires: ExpiresOption = None,
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option("--scope", help="What it may do; may be given several times. Default: all you may."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="For which model; may be given several times."),
+    ] = None,
+    requests_per_minute: given.RequestsOption = None,
+    tokens_per_minute: given.TokensOption = None,
+    concurrent: given.ConcurrentOption = None,
+    credits_per_day: given.DayOption = None,
+    credits_per_month: given.MonthOption = None,
 ) -> None:
-    """Make a key; it is shown this once."""
-    made, printer = session.pool.create_key(name, expires_s=seconds_of(expires)), session.printer
+    """Make a key; it is shown this once. It may at most what the key that makes it may."""
+    limits = given.limits_of(
+        session.printer,
+        requests_per_minute,
+        tokens_per_minute,
+        concurrent,
+        credits_per_day,
+        credits_per_month,
+        least=1,
+    )
+    made = session.pool.create_key(
+        name,
+        expires_s=seconds_of(expires),
+        scopes=[one.value for one in scope] if scope else None,
+        models=model or None,
+        limits=limits,
+    )
+    printer = session.printer
     printer.show(made, lambda: printer.line(made.key))
     until = f", valid until {made.expires_at}" if made.expires_at else ""
     printer.note(f"This is key {made.name} ({made.id}){until}. It is not shown again: put it away now.")
+    said = given.spoken(printer, made.limits)
+    models = f"; models: {', '.join(made.models)}" if made.models else ""
+    printer.note(f"It may: {', '.join(made.scopes) or 'all you may'}{models}; limits: {said}.")
 
 
 @command(app, "revoke", example="potluck keys revoke key_4fa2")

@@ -1,10 +1,11 @@
-"""`potluck members`: who is in the pool (for admins)."""
+"""`potluck members`: who is in the pool, and what each may use (for admins)."""
 
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from potluck.cli.limits import limit_member
 from potluck.cli.session import Session, command, group
 from potluck.credits import AmountError, parse
 from potluck.errors import UsageError
@@ -46,6 +47,9 @@ def add(
         f"This is the key of {made.name} ({made.id}); it is not shown again. Send it to {made.name}, who"
         f" then runs: potluck login {session.pool.url}"
     )
+
+
+command(app, "limit", example="potluck members limit alice --credits-per-day 50")(limit_member)
 
 
 def _line(session: Session, text: str | None) -> int | None:
