@@ -1,7 +1,8 @@
 """Limits of members and keys, and keys' scopes and models, through the real API."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fixtures_api import MODEL, Said, Stand, chat_body, error_of, open_stand
 from fixtures_sessions import TOKENS, open_house
 
 from coordinator.api.pool_keys import ANCESTORS_MAX
-from coordinator.core.budgets import DAY_S, Limit, period_ends
+from coordinator.core.budgets import DAY_S, Budgets, Limit, period_ends
 from coordinator.core.jobs import JobId
 from potluck.v1 import session_pb2, work_pb2
 
@@ -55,6 +56,19 @@ async def used(stand: Stand, what: Limit, by: str = "alice") -> dict[str, Any]:
 def charge_of(response: httpx2.Response) -> int:
     charge: int = response.json()["usage"]["potluck"]["charge"]
     return charge
+
+
+@dataclass
+class Watched(Budgets):
+    """Notes the most that one name ever spent and held together; changes nothing."""
+
+    subject: str = ""
+    most: int = 0
+
+    def reserve(self, job: JobId, subjects: Sequence[str], tokens: int, amount: int, now: float) -> None:
+        super().reserve(job, subjects, tokens, amount, now)
+        spent = self.spent(self.subject, now)
+        self.most = max(self.most, spent.day + spent.held)
 
 
 # ---- credits
@@ -147,20 +161,11 @@ async def test_concurrent_requests_never_spend_a_microcredit_too_much(stand: Sta
     budget = 5 * worst + worst // 2
     await new_key(stand, limits={"credits_per_day": budget})
     pool, subject = stand.context.pool, (await stand.ask("GET", "/pool/v1/me", by="ci")).json()["key"]["id"]
-    most = 0
-    reserve = pool.budgets.reserve
-
-    def watched(*arguments: Any) -> None:
-        nonlocal most
-        reserve(*arguments)
-        spent = pool.budgets.spent(subject, pool.now())
-        most = max(most, spent.day + spent.held)
-
-    pool.budgets.reserve = watched  # type: ignore[method-assign]  # looks on, changes nothing
+    pool.budgets = watched = Watched(subject=subject)
     answers = await asyncio.gather(*(chat(stand, "ci") for _ in range(64)))
     assert {answer.status_code for answer in answers} == {200, 402}
     spent = sum(charge_of(answer) for answer in answers if answer.status_code == 200)
-    assert 0 < spent <= most <= budget
+    assert 0 < spent <= watched.most <= budget
     assert (await used(stand, Limit.DAY, "ci"))["used"] == spent
     assert -stand.available()["balance"] == spent
 
@@ -227,13 +232,20 @@ async def test_a_keys_requests_are_limited_beside_its_members(tmp_path: Path) ->
 
 async def test_tokens_are_reserved_at_worst_and_settled_to_what_came(tmp_path: Path) -> None:
     """429 says when it fits; what never fits has no time to come back at."""
-    async with open_stand(tmp_path, tokens_per_minute=QUOTED + 20) as stand:
+    async with open_stand(tmp_path, tokens_per_minute=1_000) as stand:
+        row = await used(stand, Limit.TOKENS)
+        assert (row["used"], row["allowed"], row["set_by"]) == (0, 1_000, "pool")
+        body = {"kind": "chat", "request": chat_body(max_tokens=QUOTED)}
+        quoted = (await stand.ask("POST", "/pool/v1/quote", json=body)).json()
+        allowed = quoted["prompt_tokens"] + QUOTED
+        await limit(stand, tokens_per_minute=allowed)
         first = await chat(stand)
         assert first.status_code == 200
         counted = first.json()["usage"]["total_tokens"]
+        assert counted < allowed
         row = await used(stand, Limit.TOKENS)
-        assert (row["used"], row["allowed"], row["set_by"]) == (counted, QUOTED + 20, "pool")
-        assert first.headers["x-ratelimit-limit-tokens"] == str(QUOTED + 20)
+        assert (row["used"], row["allowed"], row["set_by"]) == (counted, allowed, "member")
+        assert first.headers["x-ratelimit-limit-tokens"] == str(allowed)
         refused = await chat(stand)
         assert (refused.status_code, error_of(refused)["code"]) == (429, "tokens_per_minute_exceeded")
         assert error_of(refused)["potluck"]["used"] == counted
@@ -335,15 +347,19 @@ async def test_a_key_made_by_a_narrower_key_is_narrower(stand: Stand) -> None:
     assert child["scopes"] == ["read", "account"]
     assert child["models"] == [MODEL]
     assert child["expires_at"] is not None
-    for wider, code in (
-        ({"scopes": ["inference"]}, "scope_not_allowed"),
-        ({"scopes": ["admin"]}, "scope_not_allowed"),
-    ):
-        refused = await stand.ask("POST", "/pool/v1/keys", by="narrow", json={"name": "x", **wider})
-        assert (refused.status_code, error_of(refused)["code"]) == (403, code)
+    for wider in ("inference", "admin"):
+        body = {"name": "x", "scopes": [wider]}
+        refused = await stand.ask("POST", "/pool/v1/keys", by="narrow", json=body)
+        assert (refused.status_code, error_of(refused)["code"]) == (403, "scope_not_allowed")
     refused = await stand.ask("POST", "/pool/v1/keys", json={"name": "x", "scopes": ["admin"]})
     assert refused.status_code == 403  # alice is no admin
-    for wrong in ({"scopes": []}, {"models": []}, {"limits": {"credits_per_day": 0}}, {"scopes": ["all"]}):
+    wrongs: list[dict[str, Any]] = [
+        {"scopes": []},
+        {"scopes": ["all"]},
+        {"models": []},
+        {"limits": {"credits_per_day": 0}},
+    ]
+    for wrong in wrongs:
         refused = await stand.ask("POST", "/pool/v1/keys", json={"name": "x", **wrong})
         assert refused.status_code == 400
     unknown = await stand.ask("POST", "/pool/v1/keys", json={"name": "x", "models": ["emulator-smal"]})
