@@ -113,9 +113,10 @@ async def test_requests_that_come_together_look_their_key_up_once(
 ) -> None:
     """But whoever comes after a revocation does not get the answer to an older question."""
     context, asked = stand.context, 0
-    auth = Auth(context.store, context.clock, behind_proxy=False, requests_per_minute=100)
+    auth = Auth(context.store, context.clock, context.settings)
     header = (b"authorization", f"Bearer {stand.keys['alice']}".encode())
-    request = Request({"type": "http", "client": ("10.0.0.1", 1), "headers": [header]})
+    scope = {"type": "http", "method": "GET", "client": ("10.0.0.1", 1), "headers": [header]}
+    request = Request(scope)
     authenticate = Store.authenticate
 
     async def counted(store: Store, key_digest: str, now: float) -> Authenticated | None:
