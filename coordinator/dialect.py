@@ -3,9 +3,23 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import DDL, Connection, Dialect, Engine, Table, event
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    FromClause,
+    Table,
+    Text,
+    cast,
+    column,
+    event,
+    func,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -130,3 +144,23 @@ async def orphans(connection: AsyncConnection) -> list[str]:
     return [
         f"row {row['rowid']} of {row['table']} refers to a missing row of {row['parent']}" for row in rows
     ]
+
+
+def items_of(spoken: Dialect, document: ColumnElement[str], name: str) -> FromClause:
+    """The objects in the list `name` of a JSON object that is kept as text: a row each, column `value`."""
+    if spoken.name == "sqlite":
+        return func.json_each(document, f"$.{name}").table_valued("value")
+    found = cast(document, postgresql.JSONB)[name]
+    return func.jsonb_array_elements(found).table_valued(column("value", postgresql.JSONB)).lateral()
+
+
+def text_in(spoken: Dialect, item: FromClause, name: str) -> ColumnElement[Any]:
+    """A text in an object that `items_of` found."""
+    if spoken.name == "sqlite":
+        return func.json_extract(item.c.value, f"$.{name}")
+    return cast(item.c.value[name].astext, Text)
+
+
+def integer_in(spoken: Dialect, item: FromClause, name: str) -> ColumnElement[Any]:
+    """As `text_in`, an integer."""
+    return cast(text_in(spoken, item, name), BigInteger)

@@ -51,6 +51,7 @@ from potluck.results import (
     read,
     read_all,
 )
+from potluck.statement import StatementRoutes
 from potluck.streams import AnswerStream
 from potluck.transport import Transport
 
@@ -68,7 +69,7 @@ Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool:
+class Pool(StatementRoutes):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,

@@ -91,6 +91,7 @@ class Balance:
     held: int
     credit_line: int
     available: int
+    held_why: str | None = None  # what frees the held part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

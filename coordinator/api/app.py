@@ -24,6 +24,7 @@ from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
 from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_members import KeyRequest, MemberRequest, members_router
+from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
@@ -75,6 +76,7 @@ def create_api(context: Context) -> FastAPI:
         embeddings_router,
         openai_models_router,
         account_router,
+        statement_router,
         jobs_router,
         workers_router,
         members_router,
