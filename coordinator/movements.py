@@ -20,6 +20,7 @@ from coordinator.rows import postings_of, recorded_of
 from coordinator.tables import table_of
 
 MOVEMENTS_MAX: Final = 500  # on one page; ids in one IN list, too
+BITE: Final = 100  # of a whole statement at a time: between bites the coordinator serves others
 
 _ACCOUNTS = table_of(tables.Account)
 _ATTEMPTS = table_of(tables.Attempt)
@@ -134,11 +135,11 @@ class Movements(Database):
         self, account: AccountId, wanted: Wanted, *, before: int | None = None
     ) -> AsyncGenerator[Page, None]:
         """All of them, page by page. Between pages nothing is held: a slow reader keeps no connection."""
-        page = await self.movements(account, wanted, limit=MOVEMENTS_MAX, before=before)
+        page = await self.movements(account, wanted, limit=BITE, before=before)
         yield page
         while page.has_more:
             seam = page.movements[-1].seam
-            page = await self.movements(account, wanted, limit=MOVEMENTS_MAX, seam=seam)
+            page = await self.movements(account, wanted, limit=BITE, seam=seam)
             yield page
 
 
@@ -149,12 +150,20 @@ def summed(*buckets: Bucket) -> ColumnElement[Any]:
 
 
 def within(wanted: Wanted) -> list[ColumnElement[bool]]:
-    """The conditions on an entry's time. RFC 3339 in UTC sorts as text."""
-    bounds = []
+    """The conditions on the time of an entry and its postings. RFC 3339 in UTC sorts as text.
+
+    The bounds on the number follow from those on the time, also where a clock was set back; by them the
+    index on an account's postings is entered at the right place.
+    """
+    at, number = _ENTRIES.c.at, _POSTINGS.c.entry_number
+    every = _ENTRIES.alias("every")  # of all accounts; + 0, or SQLite would look along the numbers
+    bounds: list[ColumnElement[bool]] = []
     if wanted.since is not None:
-        bounds.append(_ENTRIES.c.at >= wanted.since)
+        first = select(func.min(every.c.number + 0)).where(every.c.at >= wanted.since)
+        bounds += [at >= wanted.since, number >= first.scalar_subquery()]
     if wanted.until is not None:
-        bounds.append(_ENTRIES.c.at < wanted.until)
+        last = select(func.max(every.c.number + 0)).where(every.c.at < wanted.until)
+        bounds += [at < wanted.until, number <= last.scalar_subquery()]
     return bounds
 
 

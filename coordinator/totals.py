@@ -6,10 +6,11 @@ on both. Fees and tokens stand in the entries' details; where those are too old 
 is what arrived.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, literal, or_, select
 from sqlalchemy.engine import Dialect
 
 from coordinator import dialect, tables
@@ -23,12 +24,10 @@ Period = Literal["day", "month"]
 _PERIOD_CHARS: Final = {"day": 10, "month": 7}  # of an RFC 3339 time
 
 _ENTRIES = table_of(tables.Entry)
-_JOBS = table_of(tables.Job)
 _POSTINGS = table_of(tables.Posting)
 _OF_JOBS = _ENTRIES.c.code.in_([Code.CLOSE.value, Code.SETTLE.value])
-_PAYERS = or_(  # the payer's postings among those of a job's entry
-    _POSTINGS.c.position == 0, and_(_POSTINGS.c.position == 1, _ENTRIES.c.code == Code.CLOSE.value)
-)
+# Holds, releases and lines bring nothing in and take nothing out.
+_MOVING: Final = [c.value for c in (Code.CLOSE, Code.SETTLE, Code.GRANT, Code.TRANSFER, Code.RETIRE)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,105 +66,94 @@ class Totals(Database):
         self, account: AccountId, by: Period, *, since: str | None = None, until: str | None = None
     ) -> list[Total]:
         """The newest period first; periods in which nothing moved are left out."""
-        span, length = Wanted(since=since, until=until), _PERIOD_CHARS[by]
         found: dict[str, Total] = {}
         async with self.reading() as connection:
-            for row in (await connection.execute(_moved(account, span, length))).all():
-                total = found.get(row.period) or Total(period=row.period)
-                found[row.period] = _with_money(total, row, account)
-            spoken = connection.dialect
-            for row in (await connection.execute(_served(spoken, account, span, length))).all():
-                total, fee = found[row.period], int(row.fee)
-                found[row.period] = replace(
-                    total, fee=fee, given=total.given_net + fee, tokens_served=int(row.tokens)
-                )
-            for row in (await connection.execute(_asked(spoken, account, span, length))).all():
-                found[row.period] = replace(found[row.period], tokens_asked=int(row.tokens))
+            sums = _sums(connection.dialect, account, Wanted(since=since, until=until), _PERIOD_CHARS[by])
+            for row in (await connection.execute(sums)).all():
+                found[row.period] = _added(found.get(row.period) or Total(period=row.period), row, account)
         moved = (total for total in found.values() if total != Total(period=total.period))
         return sorted(moved, key=lambda total: total.period, reverse=True)
 
 
-def _with_money(total: Total, row: Any, account: AccountId) -> Total:
-    code, paid, earned = Code(row.code), int(row.paid), int(row.earned)
+def _added(total: Total, row: Any, account: AccountId) -> Total:
+    """With the sums of the entries of one code."""
+    code, came, went = Code(row.code), int(row.came), int(row.went)
     if code in {Code.CLOSE, Code.SETTLE}:
-        total = replace(total, taken=total.taken - paid)
+        paid, earned, fee = int(row.paid), int(row.earned), int(row.fee or 0)
+        total = replace(
+            total,
+            taken=total.taken - paid,
+            tokens_served=total.tokens_served + int(row.served or 0),
+            tokens_asked=total.tokens_asked + int(row.asked or 0),
+        )
         if account == COMMONS:
             return replace(total, fees=total.fees + earned)
-        return replace(total, given=total.given + earned, given_net=total.given_net + earned)
+        return replace(
+            total,
+            given=total.given + earned + fee,
+            given_net=total.given_net + earned,
+            fee=total.fee + fee,
+        )
     if code is Code.GRANT and account != COMMONS:
-        return replace(total, granted=total.granted + int(row.came))
-    if code in {Code.GRANT, Code.TRANSFER, Code.RETIRE}:
-        return replace(total, received=total.received + int(row.came), sent=total.sent - int(row.went))
-    return total  # holds, releases and lines move nothing in or out
+        return replace(total, granted=total.granted + came)
+    return replace(total, received=total.received + came, sent=total.sent - went)
 
 
-def _moved(account: AccountId, span: Wanted, length: int) -> Select[Any]:
-    """Money by period and code: the payer's part, the earner's, and what came and went in all."""
-    period, amount = _period(length), _POSTINGS.c.amount
+def _sums(spoken: Dialect, account: AccountId, span: Wanted, length: int) -> Select[Any]:
+    """By period and code, in one pass."""
+    moved = _of_entries(spoken, account, span, length)
+    sums = ("paid", "earned", "came", "went", "fee", "served", "asked")
+    return select(
+        moved.c.period, moved.c.code, *(func.sum(moved.c[name]).label(name) for name in sums)
+    ).group_by(moved.c.period, moved.c.code)
+
+
+def _of_entries(spoken: Dialect, account: AccountId, span: Wanted, length: int) -> Subquery:
+    """What each entry did, along the index of the account's postings; details are read where they count."""
+    amount, position, details = _POSTINGS.c.amount, _POSTINGS.c.position, _ENTRIES.c.details
+    close = _ENTRIES.c.code == Code.CLOSE.value
+    paid = _sum(or_(position == 0, and_(position == 1, close)), amount)
+    earned = _sum(or_(position > 1, and_(position == 1, ~close)), amount)
+
+    def tokens(whose: AccountId | None) -> ColumnElement[Any]:
+        """Output; an embedding has none, and counts what went in."""
+        embedding = dialect.text_at(spoken, details, "kind") == Kind.EMBEDDING.value
+        prompts = case((embedding, dialect.sum_at(spoken, details, "prompts")), else_=0)
+        return func.coalesce(
+            func.nullif(dialect.sum_in(spoken, details, "paid", "tokens", whose), 0), prompts
+        )
+
+    serves = and_(_OF_JOBS, earned != 0, literal(account != COMMONS))
     return (
         select(
-            period.label("period"),
+            func.substr(_ENTRIES.c.at, 1, length).label("period"),
             _ENTRIES.c.code.label("code"),
-            _sum(_PAYERS, amount).label("paid"),
-            _sum(~_PAYERS, amount).label("earned"),
+            paid.label("paid"),
+            earned.label("earned"),
             _sum(amount > 0, amount).label("came"),
             _sum(amount < 0, amount).label("went"),
+            case((serves, dialect.sum_in(spoken, details, "paid", "fee", account)), else_=0).label("fee"),
+            case((serves, tokens(account)), else_=0).label("served"),
+            case((and_(_OF_JOBS, paid != 0), tokens(None)), else_=0).label("asked"),
         )
         .join(_ENTRIES, _ENTRIES.c.number == _POSTINGS.c.entry_number)
         .where(
             _POSTINGS.c.account_id == account,
             _POSTINGS.c.bucket.in_([bucket.value for bucket in MONEY]),
+            _ENTRIES.c.code.in_(_MOVING),
             *within(span),
         )
-        .group_by(period, _ENTRIES.c.code)
-    )
-
-
-def _served(spoken: Dialect, account: AccountId, span: Wanted, length: int) -> Select[Any, Any, Any]:
-    """What the fee took from own earnings, and the tokens behind them."""
-    mine = (
-        select(_POSTINGS.c.entry_number.label("number"))
-        .join(_ENTRIES, _ENTRIES.c.number == _POSTINGS.c.entry_number)
-        .where(_POSTINGS.c.account_id == account, _OF_JOBS, ~_PAYERS, *within(span))
-        .group_by(_POSTINGS.c.entry_number)
+        .group_by(*_by_entry(spoken))
         .subquery()
     )
-    paid = dialect.items_of(spoken, _ENTRIES.c.details, "paid")
-    period, fee = _period(length), dialect.integer_in(spoken, paid, "fee")
-    return (
-        select(
-            period.label("period"),
-            func.sum(fee).label("fee"),
-            func.sum(_tokens(dialect.integer_in(spoken, paid, "tokens"))).label("tokens"),
-        )
-        .select_from(mine.join(_ENTRIES, _ENTRIES.c.number == mine.c.number))
-        .join(_JOBS, _JOBS.c.id == _ENTRIES.c.job_id)
-        .join(paid, dialect.text_in(spoken, paid, "account") == account)
-        .group_by(period)
-    )
 
 
-def _asked(spoken: Dialect, account: AccountId, span: Wanted, length: int) -> Select[Any, Any]:
-    """The tokens that own jobs were charged for."""
-    paid, period = dialect.items_of(spoken, _ENTRIES.c.details, "paid"), _period(length)
-    tokens = _tokens(dialect.integer_in(spoken, paid, "tokens"))
-    return (
-        select(period.label("period"), func.sum(tokens).label("tokens"))
-        .select_from(_POSTINGS)
-        .join(_ENTRIES, _ENTRIES.c.number == _POSTINGS.c.entry_number)
-        .join(_JOBS, _JOBS.c.id == _ENTRIES.c.job_id)
-        .join(paid, dialect.text_in(spoken, paid, "account") != account)
-        .where(_POSTINGS.c.account_id == account, _POSTINGS.c.position == 0, _OF_JOBS, *within(span))
-        .group_by(period)
-    )
-
-
-def _tokens(delivered: ColumnElement[Any]) -> ColumnElement[Any]:
-    return case((_JOBS.c.kind == Kind.EMBEDDING.value, _JOBS.c.prompt_tokens), else_=delivered)
-
-
-def _period(length: int) -> ColumnElement[str]:
-    return func.substr(_ENTRIES.c.at, 1, length)
+def _by_entry(spoken: Dialect) -> Sequence[ColumnElement[Any]]:
+    """One group for each entry. PostgreSQL must be told that its columns depend on its number; SQLite knows
+    the order of the index by the first column alone, and would sort by both.
+    """
+    both = [_POSTINGS.c.entry_number, _ENTRIES.c.number]
+    return both[:1] if spoken.name == "sqlite" else both
 
 
 def _sum(condition: ColumnElement[bool], amount: ColumnElement[int]) -> ColumnElement[Any]:

@@ -10,7 +10,7 @@ from potluck.errors import UnexpectedAnswer
 from potluck.results import read, read_all
 from potluck.transport import Transport
 
-PAGE_LINES: Final = 500
+PAGE_LINES: Final = 100
 ROUTE: Final = "/pool/v1/statement"
 
 When = str | date | datetime
@@ -103,7 +103,7 @@ class StatementRoutes:
         return read(StatementPage, self._transport.get(ROUTE, {**filters, **paging}))
 
     def statement_csv(self, filters: dict[str, str]) -> AbstractContextManager[Iterator[bytes]]:
-        """All lines as CSV (RFC 4180) in microcredits: a context manager that gives the bytes as they come."""
+        """All lines as CSV (RFC 4180) in microcredits: a context manager that gives its bytes in pieces."""
         return self._transport.download(ROUTE, {**filters, "format": "csv"})
 
     def totals(
