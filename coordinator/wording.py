@@ -71,8 +71,9 @@ class Telling:
     def note(self) -> str:
         """Why somebody moved it, after a colon; empty if nothing was said."""
         details = self.details
-        said = next((details[key] for key in ("note", "why", "reason") if details.get(key)), "")
-        return f": {one_line(said)}" if isinstance(said, str) and said else ""
+        said = (details.get(key) for key in ("note", "why", "reason"))
+        lines = (one_line(text) for text in said if isinstance(text, str))
+        return next((f": {line}" for line in lines if line), "")
 
 
 def one_line(text: str) -> str:
