@@ -20,7 +20,7 @@ from coordinator.rows import postings_of, recorded_of
 from coordinator.tables import table_of
 
 MOVEMENTS_MAX: Final = 500  # on one page; ids in one IN list, too
-BITE: Final = 100  # of a whole statement at a time: between bites the coordinator serves others
+BITE: Final = 200  # of a whole statement at a time: between bites the coordinator serves others
 
 _ACCOUNTS = table_of(tables.Account)
 _ATTEMPTS = table_of(tables.Attempt)
@@ -132,14 +132,14 @@ class Movements(Database):
         return Page(movements, known, has_more)
 
     async def every_movement(
-        self, account: AccountId, wanted: Wanted, *, before: int | None = None
+        self, account: AccountId, wanted: Wanted, *, before: int | None = None, bite: int = BITE
     ) -> AsyncGenerator[Page, None]:
-        """All of them, page by page. Between pages nothing is held: a slow reader keeps no connection."""
-        page = await self.movements(account, wanted, limit=BITE, before=before)
+        """All of them, `bite` by bite. Between pages nothing is held: a slow reader keeps no connection."""
+        page = await self.movements(account, wanted, limit=bite, before=before)
         yield page
         while page.has_more:
             seam = page.movements[-1].seam
-            page = await self.movements(account, wanted, limit=BITE, seam=seam)
+            page = await self.movements(account, wanted, limit=bite, seam=seam)
             yield page
 
 

@@ -12,6 +12,8 @@ from test_api_pool import end_of, get, post
 
 from coordinator.core import details, entries
 from coordinator.core.ledger import Entry
+from potluck.results import plain, read, read_all
+from potluck.statement import StatementPage, Total
 from potluck.v1 import session_pb2, work_pb2
 
 __all__ = ["stand"]
@@ -257,3 +259,12 @@ async def test_totals_keep_work_and_money_apart(stand: Stand) -> None:
     assert sum(day["taken"] for day in days) == totals["alice"]["taken"]
     late = await get(stand, "/pool/v1/statement/totals", params={"from": "2999-01-01"})
     assert late == {"data": []}
+
+
+async def test_the_client_reads_what_the_pool_answers(stand: Stand) -> None:
+    """The SDK's shapes are the routes': no field is missing on either side."""
+    await asked(stand)
+    answer = await get(stand, "/pool/v1/statement", params={"holds": "true"})
+    assert plain(read(StatementPage, answer)) == answer
+    totals = (await get(stand, "/pool/v1/statement/totals"))["data"]
+    assert plain(read_all(Total, totals)) == totals
