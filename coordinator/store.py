@@ -22,6 +22,7 @@ from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
 from coordinator.members import Members
+from coordinator.movements import Movements
 from coordinator.records import Batch, Loaded, RecordedReceipt
 from coordinator.registry import Registry
 from coordinator.rows import (
@@ -40,6 +41,7 @@ from coordinator.spending import Spending
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
+from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
 from potluck.chain import GENESIS
 
@@ -52,7 +54,7 @@ _ATTEMPTS = table_of(tables.Attempt)
 _WORKERS = table_of(tables.Worker)
 
 
-class Store(Members, Enrolment, History, Registry, Spending, Audit, Database):
+class Store(Members, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database):
     """One for each coordinator, for as long as it runs."""
 
     _statements: Statements | None = None  # compiled when first needed

@@ -282,7 +282,7 @@ class Entry(Base, table=True):
     )
     number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     id: str
-    at: str
+    at: str = Field(index=True)  # a statement of one month finds its entries by it
     code: str
     job_id: str | None = Field(foreign_key="jobs.id", index=True)
     details: str = _text()

@@ -50,6 +50,7 @@ from potluck.results import (
     read_all,
     read_listed,
 )
+from potluck.statement import StatementRoutes
 from potluck.streams import AnswerStream
 from potluck.transport import Transport, path_of
 
@@ -65,7 +66,7 @@ Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool(Limiting):
+class Pool(Limiting, StatementRoutes):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,

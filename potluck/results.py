@@ -110,6 +110,7 @@ class Balance:
     held: int
     credit_line: int
     available: int
+    held_why: str | None = None  # what frees the held part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

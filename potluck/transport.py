@@ -102,6 +102,17 @@ class Transport:
             finally:
                 response.close()
 
+    @contextmanager
+    def download(self, path: str, params: Mapping[str, str | int] | None = None) -> Iterator[Iterator[bytes]]:
+        """The answer's bytes as they come. Raises PotluckError, also from the iterator if it breaks off."""
+        with self._translated():
+            request = self._client.build_request("GET", path, params=dict(params or {}))
+            response = self._sent(request, stream=True)
+            try:
+                yield response.iter_bytes()
+            finally:
+                response.close()
+
     def _answer(self, method: str, path: str, **arguments: Any) -> Any:
         with self._translated():
             response = self._sent(self._client.build_request(method, path, **arguments), stream=False)

@@ -38,6 +38,7 @@ ERRORS: dict[str, tuple[int, str, str]] = {
 class FakePool:
     url: str = ""
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
+    asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # paths with their queries
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     loading_left: int = 0
     looks_until_end: int = 0  # how often a job is looked at before it ends
@@ -46,9 +47,14 @@ class FakePool:
     streaming: threading.Event = field(default_factory=threading.Event)
     empty: bool = False
     limits: dict[str, Any] = field(default_factory=dict)  # carol's own, as an admin set them
+    held_why: str | None = None
+    movements: int = 3  # lines in the statement
 
     def bodies(self, path: str) -> list[Any]:
         return [body for _, seen, _, body in self.requests if seen == path]
+
+    def queries(self, path: str) -> list[dict[str, str]]:
+        return [query for seen, query in self.asked if seen == path]
 
     def headers(self, path: str) -> list[dict[str, str]]:
         return [headers for _, seen, headers, _ in self.requests if seen == path]
@@ -103,6 +109,7 @@ class Guard:
         request = Request(scope, receive)
         content = await request.body()
         body = json.loads(content) if content else None
+        self.fake.asked.append((request.url.path, dict(request.query_params)))
         self.fake.requests.append((request.method, request.url.path, dict(request.headers), body))
         left = [{"type": "http.request", "body": content, "more_body": False}]
 
@@ -208,7 +215,29 @@ class Routes:
             "credit_line": 10**9,
             "available": 999_728_766,
         }
-        return JSONResponse({"account": "acc_1", **amounts})
+        if self.fake.held_why:
+            amounts["held"] = 3_200_000
+        return JSONResponse({"account": "acc_1", **amounts, "held_why": self.fake.held_why})
+
+    async def statement(self, request: Request) -> Response:
+        """Lines numbered downwards from `movements`; no filter fits but `code=grant`, which fits nothing."""
+        query = request.query_params
+        if query.get("from") == "nonsense":
+            return error(400, "invalid_value", "from: a day or a time is needed.")
+        last = 0 if query.get("code") == "grant" else self.fake.movements
+        numbers = [n for n in range(last, 0, -1) if n < int(query.get("before", last + 1))]
+        if query.get("format") == "csv":
+            rows = "".join(f"{n},{-1_500_000 * n}\r\n" for n in numbers)
+            return Response(f"number,amount\r\n{rows}", media_type="text/csv")
+        limit = int(query.get("limit", 50))
+        data = [movement(n, holds=query.get("holds") == "true") for n in numbers[:limit]]
+        return JSONResponse({"data": data, "has_more": len(numbers) > limit})
+
+    async def totals(self, request: Request) -> Response:
+        day = request.query_params["by"] == "day"
+        total = {"period": "2026-11-26" if day else "2026-11", "given": 5_000_000, "given_net": 4_900_000}
+        more = {"fee": 100_000, "taken": 2_000_000, "contribution": 3_000_000, "tokens_served": 12_345}
+        return JSONResponse({"data": [total | more] if self.fake.movements else []})
 
     async def models(self, _: Request) -> Response:
         far = {"name": "far", "kinds": ["chat"], "state": "unserved", "workers": 0}
@@ -362,6 +391,22 @@ class Routes:
         )
 
 
+def movement(number: int, *, holds: bool) -> dict[str, Any]:
+    return {
+        "number": number,
+        "at": f"2026-11-23T10:00:{number % 60:02d}.000Z",
+        "code": "transfer",
+        "words": f"sent to bob: {'pizza ' * 20}number {number}",
+        "amount": -1_500_000,
+        "held": 0,
+        "reserved": 2_000_000 if holds else 0,
+        "credit_line": 0,
+        "balance": -1_500_000 * number,
+        "job": None,
+        "counterparties": ["bob"],
+    }
+
+
 def create(fake: FakePool) -> Guard:
     r = Routes(fake)
     routes = [
@@ -371,6 +416,8 @@ def create(fake: FakePool) -> Guard:
         Route("/pool/v1/quote", r.quote, methods=["POST"]),
         Route("/pool/v1/me", r.me),
         Route("/pool/v1/balance", r.balance),
+        Route("/pool/v1/statement", r.statement),
+        Route("/pool/v1/statement/totals", r.totals),
         Route("/pool/v1/models", r.models),
         Route("/pool/v1/workers", r.workers),
         Route("/pool/v1/status", r.status),

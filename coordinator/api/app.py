@@ -26,6 +26,7 @@ from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_keys import KeyRequest, keys_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
+from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
@@ -72,6 +73,7 @@ def create_api(context: Context) -> FastAPI:
         embeddings_router,
         openai_models_router,
         account_router,
+        statement_router,
         jobs_router,
         workers_router,
         members_router,

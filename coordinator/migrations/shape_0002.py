@@ -230,6 +230,7 @@ def ledger() -> None:
         sa.PrimaryKeyConstraint("number", name=op.f("pk_entries")),
         sa.UniqueConstraint("id", name=op.f("uq_entries_id")),
     )
+    op.create_index("ix_entries_at", "entries", ["at"], unique=False)
     op.create_index("ix_entries_job_id", "entries", ["job_id"], unique=False)
     op.create_table(
         "postings",

@@ -78,10 +78,17 @@ class Printer:
         return "microcredits" if self.micro else "credits"
 
     def table(
-        self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        right: Sequence[int] = (),
+        whole: Sequence[int] = (),
     ) -> None:
-        """Aligned columns; those with an index in `right` end at the same place."""
-        cells = [[_cell(cell) for cell in row] for row in (headers, *rows)]
+        """Aligned columns; those with an index in `right` end at the same place. In those in `whole` nothing
+        is cut off.
+        """
+        cells = [[_cell(cell, whole=i in whole) for i, cell in enumerate(row)] for row in (headers, *rows)]
         widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             padded = []
@@ -115,6 +122,6 @@ def _json(value: Any, indent: int | None = None) -> str:
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
 
 
-def _cell(text: str) -> str:
+def _cell(text: str, *, whole: bool) -> str:
     line = " ".join(printable(text).split())
-    return line if len(line) <= CELL_CHARS_MAX else line[: CELL_CHARS_MAX - 1] + "…"
+    return line if whole or len(line) <= CELL_CHARS_MAX else line[: CELL_CHARS_MAX - 1] + "…"
