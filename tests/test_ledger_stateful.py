@@ -18,7 +18,15 @@ from fixtures_core import MODEL, SHAPE
 from fixtures_store import NOW, url_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from coordinator.core import entries
 from coordinator.core.engine import Engine, Impossible, Rules
@@ -87,7 +95,7 @@ class Books(RuleBasedStateMachine):
         """A coordinator starts on what the disk holds."""
         loaded = await self.store.load()
         book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
-        rules = Rules(proof=Proof(needed=True, jobs=2, age_s=30.0), attempts_max=50, wait_s=20.0)
+        rules = Rules(proof=Proof(needed=True, jobs=1, age_s=5.0), attempts_max=50, wait_s=20.0, prove_s=1.0)
         self.engine = Engine(rules, book, Fleet())
         self.ticker = Ticker(
             engine=self.engine,
@@ -160,10 +168,10 @@ class Books(RuleBasedStateMachine):
     @rule(
         target=running,
         who=st.sampled_from(MEMBERS),
-        tokens=st.integers(1, 12),
+        tokens=st.integers(1, 6),
         prompt=st.integers(1, 400),
         stored=st.booleans(),
-        own=st.booleans(),
+        own=st.integers(0, 5).map(lambda n: n == 0),
     )
     def submit(self, who: str, tokens: int, prompt: int, stored: bool, own: bool) -> Any:
         demand = Demand(Kind.CHAT, SHAPE, (prompt,), tokens, 1)
@@ -227,12 +235,18 @@ class Books(RuleBasedStateMachine):
 
     # -- what workers do
 
-    @rule(fence=running, tokens=st.integers(1, 5))
-    def frame(self, fence: Fence, tokens: int) -> None:
-        attempt = self.attempt(fence)
-        if attempt is None:
-            return
-        live = self.engine.lives[fence[0]]
+    def held_now(self) -> list[Fence]:
+        """The attempts that hold a job now."""
+        return sorted(f for worker in self.engine.fleet.workers.values() for f in worker.running)
+
+    @precondition(lambda self: self.held_now())
+    @rule(pick=st.integers(0, 9), tokens=st.integers(1, 8))
+    def frame(self, pick: int, tokens: int) -> None:
+        """The next output of whoever holds a job, often to its end."""
+        fences = self.held_now()
+        fence = fences[pick % len(fences)]
+        attempt, live = self.attempt(fence), self.engine.lives[fence[0]]
+        assert attempt is not None
         choice = live.output.choices[0]
         done = choice.tokens + choice.open_ids
         tokens = min(tokens, live.job.max_tokens - done)
@@ -391,7 +405,7 @@ class Books(RuleBasedStateMachine):
 TestBooks = Books.TestCase
 TestBooks.settings = settings(
     max_examples=25,
-    stateful_step_count=40,
+    stateful_step_count=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
