@@ -1,7 +1,8 @@
 """The accounts as the API sees them: balances, and entries of no job. Amounts are microcredits."""
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.core import entries
@@ -21,13 +22,18 @@ class Accounts:
     ticker: Callable[[], Ticker]  # made after the pool
     now: Callable[[], float]
     closing: bool = False  # the coordinator stops: nothing new begins
+    deciding: asyncio.Lock = field(default_factory=asyncio.Lock)  # for what looks before it writes
 
     def know(self, account: AccountId) -> None:
         """Members may be newer than this process; their first entry finds the account here."""
         self.engine.book.accounts.setdefault(account, Account(account))
 
+    def account(self, account_id: AccountId) -> Account:
+        """As it is at this moment."""
+        return self.engine.book.accounts.get(account_id) or Account(account_id)
+
     def balance(self, account_id: AccountId) -> dict[str, Any]:
-        account = self.engine.book.accounts.get(account_id) or Account(account_id)
+        account = self.account(account_id)
         return {
             "account": account.id,
             "balance": account.balance,
@@ -63,14 +69,37 @@ class Accounts:
         Raises IdConflict if its cause had another effect before, Overdrawn, or Refusal while the pool
         cannot write.
         """
+        known, posted = await self.decide(entry.id, lambda: entry)
+        if known != entry:
+            raise IdConflict(entry.id)
+        return posted
+
+    async def decide(self, entry_id: str, make: Callable[[], Entry]) -> tuple[Entry, Posted]:
+        """As `record`, of an entry that is made at the moment of writing: nothing can come in between.
+
+        What was written under this id before is answered instead, and `make` is not asked.
+        """
         self.check_open()
-        if entry.id not in self.engine.book.entries and (known := await self.store.entry(entry.id)):
-            if known.entry != entry:
-                raise IdConflict(entry.id)
-            return Posted.EXISTS
+        if (known := await self.posted(entry_id)) is not None:
+            return known, Posted.EXISTS
+        entry = make()
+        assert entry.id == entry_id
         posted = self.engine.post(entry)
         await self.ticker().committed()
-        return posted
+        return entry, posted
+
+    async def posted(self, entry_id: str) -> Entry | None:
+        """The entry of this id, once it is on the disk."""
+        if entry_id not in self.engine.book.entries and (known := await self.store.entry(entry_id)):
+            return known.entry
+        if (fresh := self.engine.book.entries.get(entry_id)) is not None:
+            await self.ticker().committed()
+        return fresh
+
+    @property
+    def trouble(self) -> bool:
+        """Whether nothing can be written just now."""
+        return self.closing or bool(self.ticker().trouble)
 
     def check_open(self) -> None:
         """Raises Refusal while nothing new can be taken."""

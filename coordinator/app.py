@@ -21,6 +21,7 @@ from coordinator.api.context import Clock, Context
 from coordinator.artifacts import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
+from coordinator.chores import keep_tidy, tidy
 from coordinator.clock import SteadyClock
 from coordinator.core import entries
 from coordinator.core.engine import Engine, Rules
@@ -114,7 +115,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     """
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_home_lock(settings))
+        stack.enter_context(home_lock(settings))
         http_socket = stack.enter_context(_listening(settings.http, "--http"))
         with _bound(settings.grpc, "--grpc"):
             pass  # said now: gRPC knows no reasons, and after this the first key is made
@@ -143,6 +144,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
+        await tidy(pool)
+        stack.push_async_callback(_background(keep_tidy(pool), failed))
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, counter, models, clock
         )
@@ -195,6 +198,7 @@ async def _pool(
         vocabularies=vocabularies,
         catalogue=lambda: catalogue,
         public_key=ca.public_key.hex(),
+        sign=ca.sign,
         now=clock.now,
     )
     pool.budgets = await store.budgets(loaded.open_jobs, clock.now())
@@ -341,7 +345,7 @@ def _fail(failed: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:
         failed.set_exception(error)
 
 
-def _home_lock(settings: Settings) -> FileLock:
+def home_lock(settings: Settings) -> FileLock:
     """One coordinator for each home, wherever its database lies: the CA and the artifacts are here."""
     try:
         return FileLock.acquire(settings.folder / LOCK_FILE)

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from coordinator.app import Coordinator, PortTaken, coordinator
+from coordinator.app import Coordinator, PortTaken, coordinator, home_lock
 from coordinator.ca import CertificateError
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
 from coordinator.models import ModelsError
+from coordinator.recovery import recover_admin
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck import collector
@@ -85,6 +86,32 @@ def start(
     except TROUBLES as trouble:
         typer.echo(f"potluck: {trouble}", err=True)
         raise typer.Exit(ExitCode.ERROR) from None
+
+
+@app.command("admin-key", epilog="Example:  potluck coordinator admin-key")
+def admin_key(
+    member: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which admin; default: the one who was made first.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME."),
+    ] = None,
+) -> None:
+    """Make a new key for an admin who lost theirs, on this machine, while the coordinator is stopped."""
+    try:
+        settings = Settings.load({} if database is None else {"database": database})
+        lock = home_lock(settings)
+        try:
+            admin, path = asyncio.run(recover_admin(settings, member))
+        finally:
+            lock.release()
+    except (AlreadyRunning, StoreError, SettingsError) as trouble:
+        typer.echo(f"potluck: {trouble}", err=True)
+        raise typer.Exit(ExitCode.ERROR) from None
+    typer.echo(f"A new key of {admin.name} was written to {path}")
+    typer.echo(f"Once the coordinator runs again: potluck login URL --key file:{path}")
+    typer.echo("Then look at `potluck keys list` and revoke the keys that are lost.")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -11,7 +11,7 @@ from coordinator.core.jobs import AccountId, MemberId, WorkerId
 from coordinator.database import Database
 from coordinator.ids import new_id
 from coordinator.members import clean_name
-from coordinator.records import EnrolledWorker, Issued, JoinTokenRow
+from coordinator.records import EnrolledWorker, Issued, JoinTokenRow, MemberState
 from coordinator.store_errors import (
     JoinTokenExpired,
     JoinTokenUnknown,
@@ -44,8 +44,11 @@ class Enrolment(Database):
             expires_at=expires_at,
         )
         async with self.changing() as session:
-            if await session.get(tables.Member, member_id) is None:
+            member = await session.get(tables.Member, member_id)
+            if member is None:
                 raise Unknown(f"there is no member {member_id}")
+            if member.state == MemberState.CLOSED:
+                raise StoreConflict(f"the account of {member.name} is closed: it lets no workers in any more")
             session.add(row)
             return _token_of(row)
 

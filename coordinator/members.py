@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlmodel import col, func, select
+from sqlmodel import and_, col, func, or_, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from coordinator import keys, tables
 from coordinator.bounds import limits_of, limits_text
@@ -16,7 +17,7 @@ from coordinator.core.ledger import COMMONS, LINES
 from coordinator.database import Database
 from coordinator.ids import new_id
 from coordinator.records import Ancestor, ApiKey, Authenticated, Member, MemberState, Role, Scope
-from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
+from coordinator.store_errors import LastAdmin, LastKey, NameTaken, StoreConflict, StoreError, Unknown
 
 NAME_CHARS_MAX: Final = 64
 KEYS_PER_MEMBER_MAX: Final = 100
@@ -46,28 +47,17 @@ class Members(Database):
         The line is lent by an entry that the caller posts; until then it stands in `unopened`. Raises
         NameTaken, or StoreError for a name or a line that cannot be one.
         """
-        name = clean_name(name)
         _check_line(opening_line)
-        row = tables.Member(
-            id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
-        )
-        account = tables.Account(id=new_id("acc"), member_id=row.id, opening_line=opening_line)
         key = key or keys.generate()
-        key_row = _key_row(MemberId(row.id), key_name, key, now)
         async with self.changing() as session:
-            named = select(tables.Member.id).where(tables.Member.name_folded == row.name_folded)
-            if (await session.exec(named)).first() is not None:
-                raise NameTaken(f"there is a member named {name} already: choose another name")
-            session.add(row)
-            await session.flush()  # others refer to it
-            session.add_all((account, key_row))
-            return _member_of(row, account), key.text
+            account = tables.Account(opening_line=opening_line)
+            return await add_member(session, name, role, account, key_name, key, now), key.text
 
     async def members(self) -> list[Member]:
         """All, by name."""
         async with self.viewing() as session:
-            rows = await session.exec(_with_account().order_by(tables.Member.name_folded))
-            return [_member_of(*row) for row in rows.all()]
+            rows = await session.exec(with_account().order_by(tables.Member.name_folded))
+            return [member_of(*row) for row in rows.all()]
 
     async def member(self, member_id: MemberId) -> Member | None:
         return await self._one(tables.Member.id == member_id)
@@ -103,17 +93,19 @@ class Members(Database):
             expired = key.expires_at is not None and key.expires_at <= now
             if key.revoked_at is not None or expired or not keys.same_digest(key.digest, key_digest):
                 return None
-            return Authenticated(member=_member_of(member, account), key=_key_of(key))
+            if member.state == MemberState.CLOSED:
+                return None
+            return Authenticated(member=member_of(member, account), key=_key_of(key))
 
     async def set_limits(self, member_id: MemberId, limits: Limits) -> Member:
         """The member's own limits from now on. Raises Unknown. The caller forgets what it remembers."""
         async with self.changing() as session:
-            row = (await session.exec(_with_account().where(tables.Member.id == member_id))).first()
+            row = (await session.exec(with_account().where(tables.Member.id == member_id))).first()
             if row is None:
                 raise Unknown(f"there is no member {member_id}")
             row[0].limits = limits_text(limits)
             session.add(row[0])
-            return _member_of(*row)
+            return member_of(*row)
 
     async def create_key(
         self,
@@ -126,9 +118,13 @@ class Members(Database):
         models: Iterable[str] = (),
         limits: Limits = NO_LIMITS,
         within: tuple[Ancestor, ...] = (),
+        key: keys.NewKey | None = None,
     ) -> tuple[ApiKey, str]:
-        """A further key; its text is known only here. Raises Unknown, or StoreConflict at the limit."""
-        key = keys.generate()
+        """A further key; its text is known only here.
+
+        Raises Unknown, or StoreConflict at the limit and for a member whose account is closed.
+        """
+        key = key or keys.generate()
         row = _key_row(member_id, name, key, now, expires_at)
         row.scopes = json.dumps(sorted(scopes))
         row.models = json.dumps(list(models))
@@ -137,8 +133,11 @@ class Members(Database):
             tables.ApiKey.member_id == member_id, col(tables.ApiKey.revoked_at).is_(None)
         )
         async with self.changing() as session:
-            if await session.get(tables.Member, member_id) is None:
+            member = await session.get(tables.Member, member_id)
+            if member is None:
                 raise Unknown(f"there is no member {member_id}")
+            if member.state == MemberState.CLOSED:
+                raise StoreConflict(f"the account of {member.name} is closed: it gets no key any more")
             if (await session.exec(mine)).one() >= KEYS_PER_MEMBER_MAX:
                 raise StoreConflict(f"a member has at most {KEYS_PER_MEMBER_MAX} keys: revoke one first")
             session.add(row)
@@ -151,24 +150,94 @@ class Members(Database):
             rows = await session.exec(mine.order_by(col(tables.ApiKey.created_at), tables.ApiKey.id))
             return [_key_of(row) for row in rows.all()]
 
-    async def revoke_key(self, key_id: str, now: float, *, member: MemberId | None = None) -> ApiKey:
+    async def revoke_key(
+        self, key_id: str, now: float, *, member: MemberId | None = None, keep_one_of: MemberId | None = None
+    ) -> ApiKey:
         """The key from now on. With `member`, only a key of that member; a second call changes nothing.
 
-        Raises Unknown. The caller forgets what it remembers of the key.
+        The last usable key of all admins is never revoked, and of `keep_one_of` not the last one either.
+        Raises Unknown, LastKey or LastAdmin. The caller forgets what it remembers of the key.
         """
         async with self.changing() as session:
             row = await session.get(tables.ApiKey, key_id)
             if row is None or (member is not None and row.member_id != member):
                 raise Unknown(f"there is no key {key_id}")
             if row.revoked_at is None:
+                await _check_others(session, row, now, keep_one_of)
                 row.revoked_at = now
                 session.add(row)
             return _key_of(row)
 
     async def _one(self, condition: Any) -> Member | None:
         async with self.viewing() as session:
-            row = (await session.exec(_with_account().where(condition))).first()
-            return None if row is None else _member_of(*row)
+            row = (await session.exec(with_account().where(condition))).first()
+            return None if row is None else member_of(*row)
+
+
+async def add_member(
+    session: AsyncSession,
+    name: str,
+    role: Role,
+    account: tables.Account,
+    key_name: str,
+    key: keys.NewKey,
+    now: float,
+) -> Member:
+    """A member with this account and key, in the caller's transaction. Raises NameTaken or StoreError."""
+    name = clean_name(name)
+    row = tables.Member(
+        id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
+    )
+    account.id, account.member_id = new_id("acc"), row.id
+    named = select(tables.Member.id).where(tables.Member.name_folded == row.name_folded)
+    if (await session.exec(named)).first() is not None:
+        raise NameTaken(f"there is a member named {name} already: choose another name")
+    session.add(row)
+    await session.flush()  # others refer to it
+    session.add_all((account, _key_row(MemberId(row.id), key_name, key, now)))
+    return member_of(row, account)
+
+
+def usable(now: float) -> Any:
+    """The condition that a key opens something."""
+    expires_at = col(tables.ApiKey.expires_at)
+    return and_(col(tables.ApiKey.revoked_at).is_(None), or_(expires_at.is_(None), expires_at > now))
+
+
+def admin_keys(now: float) -> Any:
+    """The usable keys of admins who may act."""
+    return (
+        select(tables.ApiKey.id)
+        .join(tables.Member, col(tables.Member.id) == tables.ApiKey.member_id)
+        .where(
+            tables.Member.role == Role.ADMIN,
+            tables.Member.state == MemberState.ACTIVE,
+            usable(now),
+            or_(tables.ApiKey.scopes == "[]", col(tables.ApiKey.scopes).contains(f'"{Scope.ADMIN}"')),
+        )
+    )
+
+
+async def _check_others(
+    session: AsyncSession, row: tables.ApiKey, now: float, keep_one_of: MemberId | None
+) -> None:
+    """Raises LastAdmin or LastKey if the key is the last usable one of its kind."""
+    others = (await session.exec(admin_keys(now).where(tables.ApiKey.id != row.id))).first()
+    mine = (await session.exec(admin_keys(now).where(tables.ApiKey.id == row.id))).first()
+    if mine is not None and others is None:
+        raise LastAdmin(
+            "this is the last key of the last admin: make another one first (`potluck keys create`)"
+        )
+    if row.member_id != keep_one_of:
+        return
+    rest = select(tables.ApiKey.id).where(
+        tables.ApiKey.member_id == row.member_id, tables.ApiKey.id != row.id, usable(now)
+    )
+    if (await session.exec(rest)).first() is None:
+        raise LastKey(
+            "this is your last key: without it only an admin can let you in again. Make another one first"
+            " (`potluck keys create`), or say that you mean it (--force, `?force=true`)"
+        )
 
 
 def clean_name(name: str) -> str:
@@ -189,7 +258,7 @@ def _check_line(credit_line: int) -> None:
         raise StoreError("a credit line is 0 or more microcredits")
 
 
-def _with_account() -> Any:
+def with_account() -> Any:
     return select(tables.Member, tables.Account).join(
         tables.Account, col(tables.Account.member_id) == tables.Member.id
     )
@@ -209,7 +278,7 @@ def _key_row(
     )
 
 
-def _member_of(row: tables.Member, account: tables.Account) -> Member:
+def member_of(row: tables.Member, account: tables.Account) -> Member:
     return Member(
         id=MemberId(row.id),
         name=row.name,

@@ -24,7 +24,10 @@ from coordinator.core.ledger import Overdrawn
 from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
+from coordinator.giving import Giving
 from coordinator.ids import new_id
+from coordinator.invitations import Invitations
+from coordinator.membership import Membership
 from coordinator.receipts import Receipts
 from coordinator.records import ReceiptRow, RecordedReceipt
 from coordinator.refusal import Refusal, credits_of
@@ -53,10 +56,14 @@ class Pool:
     vocabularies: Vocabularies
     catalogue: Callable[[], Catalogue]
     public_key: str
+    sign: Callable[[bytes], bytes]  # in the pool's name
     now: Callable[[], float]
     ticker: Ticker = field(init=False)  # the composition root ties the knot
     receipts: Receipts = field(init=False)
     accounts: Accounts = field(init=False)
+    giving: Giving = field(init=False)
+    invitations: Invitations = field(init=False)
+    membership: Membership = field(init=False)
     relay: Relay = field(default_factory=Relay)
     answers: Answers = field(default_factory=Answers)
     budgets: Budgets = field(default_factory=Budgets)
@@ -71,6 +78,9 @@ class Pool:
 
         self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep, since=self.now())
         self.accounts = Accounts(self.engine, self.store, lambda: self.ticker, self.now)
+        self.giving = Giving(self.accounts, self.settings.transfer_day_max)
+        self.invitations = Invitations(self.accounts, self.settings.invite_credit_line, self.sign)
+        self.membership = Membership(self.accounts, self.invitations, self.end_jobs, self.expel)
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -133,6 +143,12 @@ class Pool:
         if cancelled:
             self.ticker.wake()
         return cancelled
+
+    def end_jobs(self, member: MemberId, why: str) -> None:
+        """Cancel all that the member has open; what was delivered is paid."""
+        for live in list(self.engine.lives.values()):
+            if live.job.member == member:
+                self.cancel(live.job.id, why)
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, let running answers end for a while, then return the holds of what is left."""

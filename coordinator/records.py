@@ -170,6 +170,49 @@ class Authenticated:
     key: ApiKey
 
 
+class InviteState(StrEnum):
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invite:
+    """An invitation without its secret. `lender` is the account that its line comes from."""
+
+    id: str
+    member: MemberId
+    lender: AccountId
+    credit_line: int
+    from_pool: bool
+    note: str
+    created_at: float
+    expires_at: float
+    accepted_by: MemberId | None = None
+    accepted_account: AccountId | None = None
+    accepted_at: float | None = None
+    revoked_at: float | None = None
+
+    @property
+    def state(self) -> InviteState:
+        """As it was written down; one that is open in the books may be past its time."""
+        if self.accepted_at is not None:
+            return InviteState.ACCEPTED
+        if self.revoked_at is None:
+            return InviteState.OPEN
+        return InviteState.EXPIRED if self.revoked_at >= self.expires_at else InviteState.REVOKED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loan:
+    """What of an account's line a member lent; `lender` is None where all of it is the pool's."""
+
+    account: AccountId
+    lender: AccountId | None
+    lent: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinTokenRow:
     """A join token without its secret: `uses` of `uses_max` are spent."""

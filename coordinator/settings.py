@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="its private key (PEM)")
     default_credit_line: int = Field(1_000 * MICROCREDITS, ge=0, le=2**62, description="of a new member")
     commons_credit_line: int = Field(10_000 * MICROCREDITS, ge=0, le=2**62, description="of the pool itself")
+    transfer_day_max: int = Field(
+        1_000 * MICROCREDITS, ge=0, le=2**62, description="may be sent by one account on a day (UTC)"
+    )
+    invite_credit_line: int = Field(
+        100 * MICROCREDITS, ge=0, le=2**62, description="of an invited member, if the invitation names none"
+    )
     fee_permille: int = Field(20, ge=0, le=1_000, description="of what workers earn, for the commons")
     prompt_weight_permille: int = Field(250, ge=0, le=1_000, description="of a prompt's work is charged")
     default_max_tokens: int = Field(1_024, ge=1, le=2**24, description="where a request names none")

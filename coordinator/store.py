@@ -21,6 +21,7 @@ from coordinator.core.standing import Standing
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
+from coordinator.invites import Invites
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.records import Batch, Loaded, RecordedReceipt
@@ -38,6 +39,7 @@ from coordinator.rows import (
     standing_values,
 )
 from coordinator.spending import Spending
+from coordinator.standings import Standings
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
@@ -54,7 +56,9 @@ _ATTEMPTS = table_of(tables.Attempt)
 _WORKERS = table_of(tables.Worker)
 
 
-class Store(Members, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database):
+class Store(
+    Members, Standings, Invites, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database
+):
     """One for each coordinator, for as long as it runs."""
 
     _statements: Statements | None = None  # compiled when first needed

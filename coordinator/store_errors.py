@@ -47,3 +47,31 @@ class JoinTokenExpired(JoinTokenRefused):
 
 class WorkerRevoked(StoreError):  # noqa: N818 -- named for what happened
     """The worker was shut out of the pool."""
+
+
+class InviteRefused(StoreError):  # noqa: N818 -- named for what happened
+    """The invitation lets nobody in; its subclasses say why."""
+
+
+class InviteUnknown(InviteRefused):
+    """The pool never made it."""
+
+
+class InviteUsed(InviteRefused):
+    """Somebody accepted it."""
+
+
+class InviteEnded(InviteRefused):
+    """It was taken back, or its time is over."""
+
+
+class InviteSuspended(InviteRefused):
+    """Whoever invites may not just now."""
+
+
+class LastAdmin(StoreError):  # noqa: N818 -- named for what happened
+    """The pool would be left without an admin who can act."""
+
+
+class LastKey(StoreError):  # noqa: N818 -- named for what happened
+    """The member would be left without a key."""

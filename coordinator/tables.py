@@ -31,6 +31,7 @@ from coordinator.records import HeadReason, MemberState, Role
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 _OPEN = text("ended_at IS NULL")
 _HELD = text("held")
+IS_TRANSFER = text("code = 'transfer'")  # as the index on them says it
 
 
 def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
@@ -279,6 +280,8 @@ class Entry(Base, table=True):
         _one_of("code", Code),
         _check("number >= 1", "number"),
         UniqueConstraint("id"),
+        # What was sent today is asked before each transfer.
+        Index("ix_entries_transfers", "at", sqlite_where=IS_TRANSFER, postgresql_where=IS_TRANSFER),
     )
     number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     id: str

@@ -19,6 +19,7 @@ from potluck.home import home, write_secret
 DEFAULT_URL: Final = "http://127.0.0.1:8420"
 DEFAULT_PROFILE: Final = "default"
 KEY_PREFIX: Final = "sk-potluck-"
+INVITE_PREFIX: Final = "pli_"
 KEY_BYTES_MAX: Final = 4_096
 FILE_BYTES_MAX: Final = 1 << 20
 PROFILE_CHARS_MAX: Final = 64
@@ -216,8 +217,8 @@ def _setting(
     return Setting(DEFAULTS.get(name), "default")
 
 
-def read_key(given: str) -> str:
-    """The key itself, or what the file of `file:PATH` holds. Raises UsageError with a sentence."""
+def read_key(given: str, *, what: str = "API key") -> str:
+    """The secret itself, or what the file of `file:PATH` holds. Raises UsageError with a sentence."""
     if given.startswith("file:"):
         path = Path(given.removeprefix("file:")).expanduser()
         try:
@@ -226,10 +227,11 @@ def read_key(given: str) -> str:
         except OSError as error:
             raise UsageError(f"The key file {path} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError:
-            raise UsageError(f"The file {path} holds no API key.") from None
+            raise UsageError(f"The file {path} holds no {what}.") from None
     key = given.strip()
     if not key or len(key) > KEY_BYTES_MAX or not key.isascii() or not key.isprintable() or " " in key:
-        raise UsageError(f"This is no API key: one starts with `{KEY_PREFIX}` and holds no blanks.")
+        starts = KEY_PREFIX if what == "API key" else INVITE_PREFIX
+        raise UsageError(f"This is no {what}: one starts with `{starts}` and holds no blanks.")
     return key
 
 

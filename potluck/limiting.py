@@ -45,6 +45,7 @@ class Limiting:
         self,
         name: str,
         *,
+        member: str | None = None,
         expires_s: int | None = None,
         scopes: Sequence[str] | None = None,
         models: Sequence[str] | None = None,
@@ -52,6 +53,7 @@ class Limiting:
     ) -> NewKey:
         """The new key's secret is in this answer and nowhere else.
 
+        `member`: for another member who lost theirs, by name or id (for admins).
         What is left out is as with the key that asks. Scopes: `inference`, `read`, `account`, `admin`.
         """
         given: dict[str, Any] = {
@@ -61,10 +63,13 @@ class Limiting:
             "limits": None if limits is None else _set(limits) or None,
         }
         body = {"name": name} | {key: value for key, value in given.items() if value is not None}
-        return read(NewKey, self._transport.post("/pool/v1/keys", body))
+        path = "/pool/v1/keys" if member is None else path_of_name("/pool/v1/members", member, "keys")
+        return read(NewKey, self._transport.post(path, body))
 
-    def revoke_key(self, key_id: str) -> None:
-        self._transport.delete(path_of("/pool/v1/keys", key_id))
+    def revoke_key(self, key_id: str, *, force: bool = False) -> None:
+        """`force`: also your own last key, without which only an admin can let you in again."""
+        params = {"force": "true"} if force else None
+        self._transport.delete(path_of("/pool/v1/keys", key_id), params)
 
     def limits(self) -> list[LimitUse]:
         """All that limits this key and its member, with what is used now."""

@@ -29,6 +29,7 @@ from potluck.errors import (
     Unreachable,
 )
 from potluck.limiting import Limiting
+from potluck.membership import IDEMPOTENCY_BYTES, Membership
 from potluck.results import (
     Answer,
     Balance,
@@ -59,14 +60,13 @@ RETRIES_MAX: Final = 2
 POLL_S_FIRST: Final = 0.1
 POLL_S_MAX: Final = 2.0
 AWAY_S_MAX: Final = 60.0  # a coordinator may be away so long while a job is followed
-IDEMPOTENCY_BYTES: Final = 16
 
 Message = Mapping[str, Any]
 Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool(Limiting, StatementRoutes):
+class Pool(Limiting, StatementRoutes, Membership):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,

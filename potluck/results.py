@@ -24,6 +24,8 @@ class MemberRef:
     id: str
     name: str
     role: str = "member"
+    state: str = "active"
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class Member:
     id: str
     name: str
     role: str = "member"
+    state: str = "active"
     account: str | None = None
     credit_line: int | None = None
     created_at: str | None = None

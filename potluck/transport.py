@@ -75,8 +75,12 @@ class Transport:
         """The JSON answer. Raises PotluckError."""
         return self._answer("GET", path, params=dict(params or {}))
 
-    def delete(self, path: str) -> Any:
-        return self._answer("DELETE", path)
+    def delete(self, path: str, params: Mapping[str, str | int] | None = None) -> Any:
+        return self._answer("DELETE", path, params=dict(params or {}))
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """For what is the same when done twice."""
+        return self._answer("PATCH", path, content=encoded(body), headers=_post_headers(None))
 
     def post(self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Any:
         """The JSON answer. With a key a second try finds the first one's job, so that one may be made."""

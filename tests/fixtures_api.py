@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha512
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ def new_pool(
         vocabularies=Vocabularies(counter, lambda: catalogue, ArtifactStore(settings.folder / "artifacts")),
         catalogue=lambda: catalogue,
         public_key="00",
+        sign=lambda message: sha512(message).digest(),
         now=clock.now,
     )
     pool.ticker = Ticker(

@@ -118,7 +118,8 @@ class Guard:
 
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         answer: Any = self.app
-        if key not in {KEY, ADMIN_KEY}:
+        open_to_all = request.url.path == "/pool/v1/invites/accept"
+        if key not in {KEY, ADMIN_KEY} and not open_to_all:
             answer = error(401, "invalid_api_key", "This API key is not valid here.")
         await answer(scope, again, send)
 
@@ -407,6 +408,86 @@ def movement(number: int, *, holds: bool) -> dict[str, Any]:
     }
 
 
+class Accounts:
+    """Gifts, members' standing and invitations; a member named as an error is one."""
+
+    def __init__(self, fake: FakePool) -> None:
+        self.fake = fake
+
+    async def transfers(self, request: Request) -> Response:
+        body = await request.json()
+        if body["to"] in ERRORS:
+            return error(*ERRORS[body["to"]])
+        if body["to"] == "shaky" and self.fake.loading_left > 0:
+            self.fake.loading_left -= 1
+            return error(503, "storage_unavailable", "The pool cannot write its books just now.")
+        to, left = {"id": "mem_2", "name": body["to"]}, {"balance": 7_500_000, "reserved": 0}
+        more = {"note": body.get("note"), "at": "2026-11-24T10:00:00.000Z", "available": 7_500_000}
+        return JSONResponse({"id": "trf_1", "to": to, "amount": body["amount"], **left, **more}, 201)
+
+    async def grants(self, request: Request) -> Response:
+        body = await request.json()
+        commons = {"balance": -body["amount"], "available": 0}
+        more = {"at": "2026-11-24T10:00:00.000Z", "reason": body["reason"], "commons": commons}
+        to = {"id": "mem_2", "name": body["member"]}
+        return JSONResponse({"id": "grt_1", "to": to, "amount": body["amount"], **more}, 201)
+
+    async def member(self, request: Request) -> Response:
+        """All of a member's routes: what was asked for is what it is from then on."""
+        name, verb = request.path_params["member"], request.path_params.get("verb", "")
+        if name in ERRORS:
+            return error(*ERRORS[name])
+        body = json.loads(await request.body() or b"{}")
+        state = {"freeze": "frozen", "close": "closed"}.get(verb, "active")
+        line, role = body.get("credit_line", 10**9), body.get("role", "member")
+        account = {"account": "acc_2", "balance": 0, "credit_line": line, "created_at": None}
+        facts = {"id": "mem_2", "name": name, "role": role, "state": state, "why": body.get("reason")}
+        return JSONResponse({**facts, **account})
+
+    async def keys(self, request: Request) -> Response:
+        if request.method == "GET":
+            return JSONResponse({"data": [{"id": "key_9", "name": "theirs", "prefix": "sk-potluck-bob"}]})
+        made = {"id": "key_9", "name": (await request.json())["name"], "key": "sk-potluck-again"}
+        return JSONResponse({**made, "expires_at": None}, 201)
+
+    def invite(self, **more: Any) -> dict[str, Any]:
+        times = {"created_at": "2026-11-24T10:00:00.000Z", "expires_at": "2026-12-01T10:00:00.000Z"}
+        facts = {"id": "inv_1", "state": "open", "by": "carol", "credit_line": 10**8, "from_pool": False}
+        return {**facts, **times, "note": None, "accepted_by": None, "ended_at": None, **more}
+
+    async def invites(self, request: Request) -> Response:
+        if request.method == "GET":
+            return JSONResponse({"data": [] if self.fake.empty else [self.invite(accepted_by="dave")]})
+        body = await request.json()
+        given = {name: body[name] for name in ("credit_line", "note", "from_pool") if name in body}
+        commands = [f"potluck login {self.fake.url} --invite pli_x --name NAME"]
+        return JSONResponse({**self.invite(**given), "token": "pli_x", "commands": commands}, 201)
+
+    async def revoke(self, request: Request) -> Response:
+        if request.path_params["invite_id"] != "inv_1":
+            return error(404, "invite_not_found", "You have no such invitation.")
+        return JSONResponse({"id": "inv_1", "state": "revoked"})
+
+    async def accept(self, request: Request) -> Response:
+        body = await request.json()
+        if body["token"] != "pli_good":
+            return error(409, "invite_used", "This invitation was used already: ask for another one.")
+        more = {"role": "member", "credit_line": 10**8, "pool": "kitchen"}
+        return JSONResponse({"id": "mem_3", "name": body["name"], "key": KEY, **more}, 201)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/pool/v1/transfers", self.transfers, methods=["POST"]),
+            Route("/pool/v1/grants", self.grants, methods=["POST"]),
+            Route("/pool/v1/members/{member}", self.member, methods=["GET", "PATCH"]),
+            Route("/pool/v1/members/{member}/keys", self.keys, methods=["GET", "POST"]),
+            Route("/pool/v1/members/{member}/{verb}", self.member, methods=["POST"]),
+            Route("/pool/v1/invites", self.invites, methods=["GET", "POST"]),
+            Route("/pool/v1/invites/accept", self.accept, methods=["POST"]),
+            Route("/pool/v1/invites/{invite_id}", self.revoke, methods=["DELETE"]),
+        ]
+
+
 def create(fake: FakePool) -> Guard:
     r = Routes(fake)
     routes = [
@@ -433,7 +514,7 @@ def create(fake: FakePool) -> Guard:
         Route("/pool/v1/members", r.members, methods=["GET", "POST"]),
         Route("/pool/v1/join-tokens", r.join_tokens, methods=["POST"]),
     ]
-    return Guard(fake, Starlette(routes=routes))
+    return Guard(fake, Starlette(routes=[*routes, *Accounts(fake).routes()]))
 
 
 @contextmanager

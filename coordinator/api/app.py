@@ -22,10 +22,13 @@ from coordinator.api.limits import Gauge
 from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
+from coordinator.api.pool_gifts import GrantRequest, TransferRequest, gifts_router
+from coordinator.api.pool_invites import AcceptRequest, InviteRequest, invites_router
 from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_keys import KeyRequest, keys_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
+from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
 from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -50,6 +53,13 @@ SCHEMAS: tuple[type[Schema], ...] = (
     JoinTokenRequest,
     EnrolRequest,
     RenewRequest,
+    TransferRequest,
+    GrantRequest,
+    ChangeRequest,
+    ReasonRequest,
+    CloseRequest,
+    InviteRequest,
+    AcceptRequest,
 )
 
 
@@ -79,6 +89,9 @@ def create_api(context: Context) -> FastAPI:
         members_router,
         keys_router,
         limits_router,
+        standing_router,
+        gifts_router,
+        invites_router,
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))

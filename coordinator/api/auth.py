@@ -19,6 +19,7 @@ from starlette.requests import Request
 
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
+from coordinator.api.frozen import refuse_frozen
 from coordinator.api.limits import Window
 from coordinator.bounds import bounds_of, owner_of, too_many_requests
 from coordinator.core.budgets import Bound, Limit
@@ -85,6 +86,7 @@ class Auth:
         caller = await self._caller(request)
         self._slow_down(self._work, caller, self._clock.now())
         caller.may((Scope.INFERENCE,))
+        await refuse_frozen(self._store, caller.member)
         return caller
 
     async def look(self, request: Request, *scopes: Scope) -> Caller:
@@ -97,6 +99,12 @@ class Auth:
         caller.may(scopes or ((Scope.READ if request.method in READING else Scope.ACCOUNT),))
         return caller
 
+    async def act(self, request: Request) -> Caller:
+        """The caller of a route that gives or changes something. Raises ApiError 401, 403 or 429."""
+        caller = await self.look(request)
+        await refuse_frozen(self._store, caller.member)
+        return caller
+
     async def admin(self, request: Request) -> Caller:
         """The caller of a route for admins. Raises ApiError 401, 403 or 429."""
         caller = await self.look(request, *ANY_SCOPE)
@@ -105,6 +113,7 @@ class Auth:
                 f"This needs an admin's key; {caller.member.name} has the role {caller.member.role.value}."
             )
             raise ApiError(403, "admin_needed", message)
+        await refuse_frozen(self._store, caller.member)
         caller.may((Scope.ADMIN,))
         return caller
 

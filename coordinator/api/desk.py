@@ -15,6 +15,9 @@ from coordinator.api.errors import ApiError
 from coordinator.api.limits import Gauge
 from coordinator.api.running import Running
 from coordinator.api.schema import Schema, validated
+from coordinator.core.jobs import MemberId
+from coordinator.members import NAME_CHARS_MAX
+from coordinator.records import Member
 from coordinator.submission import Submission
 
 IDEMPOTENCY_KEY_CHARS_MAX = 255
@@ -34,6 +37,20 @@ class Desk:
 
     async def read_object(self, request: Request) -> dict[str, Any]:
         return await read_json(request, self.context.settings.body_bytes_max)
+
+    async def member(self, request: Request) -> Member:
+        """Whom the path names. Raises ApiError 404."""
+        return await self.member_named(request.path_params["member"])
+
+    async def member_named(self, named: str, param: str | None = None) -> Member:
+        """By id or by name, an id first. Raises ApiError 404."""
+        store = self.context.store
+        found = await store.member(MemberId(named)) if named.startswith("mem_") else None
+        found = found or await store.member_by_name(named)
+        if found is None:
+            message = f"This pool has no member {named[:NAME_CHARS_MAX]!r}. Give a name or an id."
+            raise ApiError(404, "member_not_found", message, param=param)
+        return found
 
     async def run(self, request: Request, caller: Caller, submissions: Sequence[Submission]) -> Running:
         """Submit under the request's Idempotency-Key, if it has one."""

@@ -13,14 +13,15 @@ from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_limits import KeyLimits
 from coordinator.api.pool_members import Name, sentence
 from coordinator.api.prepare import unknown_model
+from coordinator.api.query import boolean
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import key_body, when
 from coordinator.bounds import check_model
-from coordinator.records import Ancestor, Scope
+from coordinator.records import Ancestor, Member, Scope
 from coordinator.refusal import Refusal
-from coordinator.store_errors import StoreConflict, StoreError, StoreUnavailable, Unknown
+from coordinator.store_errors import LastAdmin, LastKey, StoreConflict, StoreError, StoreUnavailable, Unknown
 from potluck.catalogue import Catalogue
 
 KEY_S_MAX = 10 * 366 * 86_400
@@ -49,6 +50,8 @@ class KeyRequest(Schema):
 
 def keys_router(desk: Desk) -> APIRouter:
     routes, router = Keys(desk), new_router("pool")
+    add(router, "GET", "/pool/v1/members/{member}/keys", routes.list_of)
+    add(router, "POST", "/pool/v1/members/{member}/keys", routes.create_of, body=KeyRequest, status=201)
     add(router, "GET", "/pool/v1/keys", routes.list)
     add(router, "POST", "/pool/v1/keys", routes.create, body=KeyRequest, status=201)
     add(router, "DELETE", "/pool/v1/keys/{key_id}", routes.revoke)
@@ -71,8 +74,23 @@ class Keys:
         Its limits count beside the member's, and its use counts for the limits of the key that made it. What
         is wider than the caller's key is refused (scopes, models) or narrowed (limits, expiry).
         """
+        caller = await self._desk.auth.act(request)
+        return await self._make(request, caller, caller.member)
+
+    async def list_of(self, request: Request) -> Response:
+        """A member's keys without their secrets. For admins."""
+        await self._desk.auth.admin(request)
+        member = await self._desk.member(request)
+        keys = await self._desk.context.store.list_keys(member.id)
+        return Json({"data": [key_body(key, member) for key in keys]})
+
+    async def create_of(self, request: Request) -> Response:
+        """A further key for a member who lost theirs, shown this once. For admins."""
+        caller = await self._desk.auth.admin(request)
+        return await self._make(request, caller, await self._desk.member(request))
+
+    async def _make(self, request: Request, caller: Caller, member: Member) -> Response:
         context = self._desk.context
-        caller = await self._desk.auth.look(request)
         wanted = await self._desk.read(request, KeyRequest)
         now = context.clock.now()
         expires_at = None if wanted.expires_s is None else now + wanted.expires_s
@@ -81,7 +99,7 @@ class Keys:
             expires_at = min(expires_at or caller.key.expires_at, caller.key.expires_at)
         try:
             key, text = await context.store.create_key(
-                caller.member.id,
+                member.id,
                 wanted.name,
                 now,
                 expires_at=expires_at,
@@ -96,16 +114,24 @@ class Keys:
             raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
         except StoreError as error:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        return Json({**key_body(key, caller.member), "key": text}, 201)
+        return Json({**key_body(key, member), "key": text}, 201)
 
     async def revoke(self, request: Request) -> Response:
-        """Revoke a key of the caller, or as an admin anybody's; it is worth nothing from now on."""
+        """Revoke a key of the caller, or as an admin anybody's; it is worth nothing from now on.
+
+        The caller's own last usable key only with `?force=true`, and the last key of the last admin never.
+        """
         context = self._desk.context
         caller = await self._desk.auth.look(request)
         key_id = request.path_params["key_id"][:64]
         owner = None if caller.admin else caller.member.id
+        keep = None if boolean(request, "force") else caller.member.id
         try:
-            key = await context.store.revoke_key(key_id, context.clock.now(), member=owner)
+            key = await context.store.revoke_key(key_id, context.clock.now(), member=owner, keep_one_of=keep)
+        except LastAdmin as error:
+            raise ApiError(409, "last_admin", sentence(error), retry=False) from None
+        except LastKey as error:
+            raise ApiError(409, "last_key", sentence(error), retry=False) from None
         except Unknown:
             raise ApiError(404, "key_not_found", f"You have no key {key_id}.") from None
         self._desk.auth.forget()

@@ -11,8 +11,7 @@ from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
-from coordinator.api.shapes import member_body, when
-from coordinator.bounds import written
+from coordinator.api.shapes import account_body
 from coordinator.members import NAME_CHARS_MAX
 from coordinator.records import Role
 from coordinator.store_errors import NameTaken, StoreError, StoreUnavailable
@@ -43,20 +42,11 @@ class Members:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """All members: `{data: [{id, name, role, account, credit_line, limits, created_at}]}`. For admins."""
+        """All members: `{data: [{id, name, role, state, account, credit_line, ...}]}`. For admins."""
         context = self._desk.context
         await self._desk.auth.admin(request)
-        data = [
-            {
-                **member_body(member),
-                "limits": written(member.limits),
-                "account": member.account,
-                "credit_line": context.pool.accounts.balance(member.account)["credit_line"],
-                "created_at": when(member.created_at),
-            }
-            for member in await context.store.members()
-        ]
-        return Json({"data": data})
+        members = await context.store.members()
+        return Json({"data": [account_body(member, context.pool.accounts) for member in members]})
 
     async def create(self, request: Request) -> Response:
         """A new member with an account and a first key, shown this once: `{id, name, key}`. For admins."""

@@ -132,14 +132,17 @@ class Workers:
     async def create_join_token(self, request: Request) -> Response:
         """A token by which workers join as the caller's, shown this once: `{token, expires_at, commands}`."""
         context = self._desk.context
-        caller = await self._desk.auth.look(request)
+        caller = await self._desk.auth.act(request)
         wanted = await self._desk.read(request, JoinTokenRequest)
         now = context.clock.now()
         token = JoinToken.create(context.ca.fingerprint())
         expires_at = now + wanted.expires_s
-        await context.store.create_join_token(
-            caller.member.id, digest=token.digest, uses=wanted.uses, expires_at=expires_at, now=now
-        )
+        try:
+            await context.store.create_join_token(
+                caller.member.id, digest=token.digest, uses=wanted.uses, expires_at=expires_at, now=now
+            )
+        except StoreConflict as error:
+            raise ApiError(409, "account_closed", sentence(error), retry=False) from None
         commands = [
             f"potluck worker join {http_address(request, context.settings)} --token {token}",
             "potluck worker start",

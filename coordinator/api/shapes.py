@@ -3,6 +3,7 @@
 import base64
 from typing import Any
 
+from coordinator.accounts import Accounts
 from coordinator.bounds import written
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import Attempt, Job
@@ -14,7 +15,27 @@ def when(seconds: float | None) -> str | None:
 
 
 def member_body(member: Member) -> dict[str, Any]:
-    return {"id": member.id, "name": member.name, "role": member.role.value}
+    """`why` says so, where the state is not active."""
+    return {
+        "id": member.id,
+        "name": member.name,
+        "role": member.role.value,
+        "state": member.state.value,
+        "why": member.why or None,
+    }
+
+
+def account_body(member: Member, accounts: Accounts) -> dict[str, Any]:
+    """A member with its account, as admins see it."""
+    account = accounts.account(member.account)
+    return {
+        **member_body(member),
+        "account": member.account,
+        "balance": account.balance,
+        "credit_line": account.credit_line,
+        "limits": written(member.limits),
+        "created_at": when(member.created_at),
+    }
 
 
 def key_body(key: ApiKey, member: Member) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordinator.core.entries import Payment
-from coordinator.core.jobs import Job
+from coordinator.core.jobs import AccountId, Job
 from coordinator.core.ledger import Bucket
 from coordinator.core.pricing import Demand, Segment, Tariff
 
@@ -63,3 +63,30 @@ def of_work(
             for p in paid
         ],
     )
+
+
+def of_transfer(sender: AccountId, to: AccountId, note: str) -> str:
+    return _with({"from": sender, "to": to}, note=note)
+
+
+def of_grant(to: AccountId, by: AccountId, reason: str) -> str:
+    """`by`: the account of the admin who granted it."""
+    return _with({"to": to, "by": by}, reason=reason)
+
+
+def of_line(by: AccountId) -> str:
+    """Of a line that an admin changed."""
+    return _with({"by": by})
+
+
+def of_invite(invite: str, lender: AccountId, became: str) -> str:
+    """`became`: open, accepted, revoked or expired."""
+    return _with({"invite": invite, "lender": lender}, became=became)
+
+
+def of_retire(why: str) -> str:
+    return _with({}, why=why)
+
+
+def _with(parties: dict[str, str], **said: str) -> str:
+    return written(**parties, **{name: text for name, text in said.items() if text})

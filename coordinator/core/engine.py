@@ -198,6 +198,13 @@ class Engine:
         self.effects.standings[worker.id] = replace(worker.standing)
         return True
 
+    def forfeit(self, worker_id: WorkerId, now: float) -> None:
+        """Its owner's account is closed: what was held of its earnings goes with it, and is never freed."""
+        worker = self.fleet.departed.pop(worker_id, None) or self.fleet.workers.get(worker_id)
+        standing = worker.standing if worker is not None else Standing()
+        standing.held, standing.proven_at = 0, standing.proven_at or now
+        self.effects.standings[worker_id] = replace(standing)
+
     def dispute(self, worker_id: WorkerId) -> None:
         """The worker said or did what is not true: it is blamed, and has to prove itself anew."""
         if (worker := self.fleet.workers.get(worker_id)) is not None:

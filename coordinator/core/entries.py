@@ -88,6 +88,19 @@ def opening(account: AccountId, amount: int) -> Entry:
     return line(f"{account}/open", LINES, account, amount)
 
 
+def set_aside(invite: str, lender: AccountId, amount: int, details: str = NOTHING) -> Entry:
+    """The line of an invitation leaves whoever lends it, and waits with the pool's lines for its end."""
+    return line(f"{invite}/lend", lender, LINES, amount, details)
+
+
+def ended(invite: str, to: AccountId, amount: int, details: str = NOTHING) -> Entry:
+    """The line set aside goes to who accepted the invitation, or back to who lent it.
+
+    Both have one id: whichever is written first, the other can never be.
+    """
+    return line(f"{invite}/end", LINES, to, amount, details)
+
+
 def release(worker: WorkerId, account: AccountId, amount: int, details: str = NOTHING) -> Entry:
     """What a worker earned while it was unproven; once for each worker, since after it nothing is held."""
     postings = (Posting(account, Bucket.HELD, -amount), Posting(account, Bucket.MAIN, amount))
@@ -115,6 +128,22 @@ def retire(account: Account, lender: AccountId, lent: int, details: str = NOTHIN
     ]
     moved = tuple(p for p in postings if p.amount) or tuple(postings[:2])
     return Entry(f"{account.id}/retire", Code.RETIRE, moved, None, details)
+
+
+def leftover(account: Account, number: int, details: str = NOTHING) -> Entry:
+    """What came to a closed account afterwards (a job it had served ended later) goes to the commons, too.
+
+    `number` counts from 1 for each account.
+    """
+    assert account.main >= 0, "a closed account has no line to owe on"
+    postings = (
+        Posting(account.id, Bucket.MAIN, -account.main),
+        Posting(account.id, Bucket.HELD, -account.held),
+        Posting(COMMONS, Bucket.MAIN, account.main + account.held),
+    )
+    return Entry(
+        f"{account.id}/retire/{number}", Code.RETIRE, tuple(p for p in postings if p.amount), None, details
+    )
 
 
 def _moved(source: AccountId, to: AccountId, bucket: Bucket, amount: int) -> tuple[Posting, Posting]:

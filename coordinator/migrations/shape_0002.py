@@ -232,6 +232,10 @@ def ledger() -> None:
     )
     op.create_index("ix_entries_at", "entries", ["at"], unique=False)
     op.create_index("ix_entries_job_id", "entries", ["job_id"], unique=False)
+    transfers = sa.text("code = 'transfer'")
+    op.create_index(
+        "ix_entries_transfers", "entries", ["at"], sqlite_where=transfers, postgresql_where=transfers
+    )
     op.create_table(
         "postings",
         sa.Column("entry_number", _NUMBER, nullable=False),

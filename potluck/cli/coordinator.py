@@ -48,6 +48,8 @@ class CoordinatorGroup(LazyGroup):
 
     entries = {  # noqa: RUF012 -- declared as ClassVar by the base class
         "join-token": Entry("potluck.cli.coordinator:join_token_app", "Make a token that lets a worker in."),
+        "invite": Entry("potluck.cli.invite:invite_app", "Invite a person; prints what to run there."),
+        "invites": Entry("potluck.cli.invite:invites_app", "List invitations; take one back."),
     }
 
     def list_commands(self, ctx: "Context") -> list[str]:

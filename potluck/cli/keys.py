@@ -1,4 +1,4 @@
-"""`potluck keys`: API keys of your own account."""
+"""`potluck keys`: API keys of your own account, and as an admin of others'."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -11,11 +11,16 @@ from potluck.cli.session import Session, command, group
 
 app = group("List, create and revoke API keys.")
 
+MemberOption = Annotated[
+    str | None, typer.Option("--member", metavar="MEMBER", help="Another member's keys (for admins).")
+]
+
 
 @command(app, "list", example="potluck keys list")
-def list_(session: Session) -> None:
+def list_(session: Session, member: MemberOption = None) -> None:
     """Your keys, by their beginnings."""
-    found, printer = session.pool.keys(), session.printer
+    printer = session.printer
+    found = session.pool.keys() if member is None else session.pool.member_keys(member)
     rows = [
         (
             key.id,
@@ -58,6 +63,7 @@ def create(
     concurrent: given.ConcurrentOption = None,
     credits_per_day: given.DayOption = None,
     credits_per_month: given.MonthOption = None,
+    member: MemberOption = None,
 ) -> None:
     """Make a key; it is shown this once. It may at most what the key that makes it may."""
     limits = given.limits_of(
@@ -71,6 +77,7 @@ def create(
     )
     made = session.pool.create_key(
         name,
+        member=member,
         expires_s=seconds_of(expires),
         scopes=[one.value for one in scope] if scope else None,
         models=model or None,
@@ -79,7 +86,10 @@ def create(
     printer = session.printer
     printer.show(made, lambda: printer.line(made.key))
     until = f", valid until {made.expires_at}" if made.expires_at else ""
-    printer.note(f"This is key {made.name} ({made.id}){until}. It is not shown again: put it away now.")
+    whose = f" of {member}" if member else ""
+    printer.note(
+        f"This is key {made.name}{whose} ({made.id}){until}. It is not shown again: put it away now."
+    )
     said = given.spoken(printer, made.limits)
     models = f"; models: {', '.join(made.models)}" if made.models else ""
     printer.note(f"It may: {', '.join(made.scopes) or 'all you may'}{models}; limits: {said}.")
@@ -87,9 +97,11 @@ def create(
 
 @command(app, "revoke", example="potluck keys revoke key_4fa2")
 def revoke(
-    session: Session, key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]
+    session: Session,
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    force: Annotated[bool, typer.Option("--force", help="Also your own last key.")] = False,
 ) -> None:
     """Make a key worthless, at once and for good."""
-    session.pool.revoke_key(key_id)
+    session.pool.revoke_key(key_id, force=force)
     printer = session.printer
     printer.show({"id": key_id, "revoked": True}, lambda: printer.line(f"Key {key_id} is revoked."))

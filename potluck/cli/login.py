@@ -34,6 +34,13 @@ def login(
         str | None,
         typer.Option("--key", metavar="file:PATH", help="Where the key lies; asked for otherwise."),
     ] = None,
+    invite: Annotated[
+        str | None,
+        typer.Option("--invite", metavar="TOKEN|file:PATH", help="Become a member by an invitation."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="With --invite: your name in the pool.")
+    ] = None,
     profile: ProfileOption = None,
     output: OutputOption = None,
     micro: MicroOption = False,
@@ -41,10 +48,50 @@ def login(
     """Save a pool's address and your key for it, after trying both."""
     printer = Printer(output or Output.TEXT, micro)
     try:
-        _login(printer, url, key, profile)
+        if invite is not None:
+            _accept(printer, url, invite, name, key, profile)
+        else:
+            _login(printer, url, key, profile)
     except PotluckError as error:
         printer.error(error)
         raise typer.Exit(int(error.exit_code)) from None
+
+
+def _accept(
+    printer: Printer, url: str, invite: str, name: str | None, key: str | None, profile: str | None
+) -> None:
+    """Become a member, and save the key that comes with it before anything else can go wrong."""
+    from potluck.membership import accept_invite
+
+    if key is not None:
+        raise UsageError("--invite brings a key of its own: leave --key out.")
+    if not name:
+        raise UsageError("Say how you want to be called in the pool: --name NAME.")
+    address = checked_url(url)
+    token = read_key(invite, what="invitation")
+    profile_name = checked_profile(profile or os.environ.get("POTLUCK_PROFILE") or DEFAULT_PROFILE)
+    file = ClientFile.load()
+    if (saved := file.profiles.get(profile_name, {}).get("key")) is not None:
+        raise UsageError(
+            f"The profile {profile_name!r} holds a key already ({masked(saved)}). Give another one with"
+            " --profile NAME, so that it is not lost."
+        )
+    _note_clear(printer, address)
+    made = accept_invite(address, token, name)
+    try:
+        file.save_profile(profile_name, address, made.key, default=profile is None or not file.profiles)
+    except OSError as error:
+        message = f"The key could not be saved ({error.strerror}). It is shown this once: {made.key}"
+        raise PotluckError(message, code="key_not_saved") from None
+    data = {
+        "profile": profile_name,
+        "url": address,
+        "key": masked(made.key),
+        "file": str(file.path),
+        "member": {"id": made.id, "name": made.name, "credit_line": made.credit_line},
+    }
+    printer.show(data, lambda: printer.line(_welcome(made.name, made.pool, profile_name)))
+    printer.note(f"Your credit line is {printer.amount(made.credit_line)} {printer.unit}.")
 
 
 def _login(printer: Printer, url: str, key: str | None, profile: str | None) -> None:
@@ -59,15 +106,19 @@ def _login(printer: Printer, url: str, key: str | None, profile: str | None) -> 
         printer.note(
             "Note: a key on the command line stays in the shell's history; --key file:PATH does not."
         )
-    if address.startswith("http://") and not is_loopback(address):
-        printer.note(
-            f"Note: {address} is not encrypted; whoever is on the way can read the key and the answers."
-        )
+    _note_clear(printer, address)
     with Pool(address, secret, retries_max=0) as pool:
         me = pool.me()
     file.save_profile(name, address, secret, default=profile is None or not file.profiles)
     data = {"profile": name, "url": address, "key": masked(secret), "file": str(file.path), "me": me}
     printer.show(data, lambda: printer.line(_welcome(me.member.name, me.pool, name)))
+
+
+def _note_clear(printer: Printer, address: str) -> None:
+    if address.startswith("http://") and not is_loopback(address):
+        printer.note(
+            f"Note: {address} is not encrypted; whoever is on the way can read the key and the answers."
+        )
 
 
 def _welcome(member: str, pool: str, profile: str) -> str:

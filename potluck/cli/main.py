@@ -29,13 +29,14 @@ class Root(LazyGroup):
         "whoami": Entry("potluck.cli.whoami:app", "Who you are, and in which pool.", _YOU),
         "balance": Entry("potluck.cli.balance:app", "What you gave minus what you took.", _YOU),
         "statement": Entry("potluck.cli.statement:app", "What moved your balance, and why.", _YOU),
+        "send": Entry("potluck.cli.send:app", "Send credits to another member.", _YOU),
         "keys": Entry("potluck.cli.keys:app", "List, create and revoke API keys.", _YOU),
         "limits": Entry("potluck.cli.limits:app", "What you may use, what is used, when it renews.", _YOU),
         "config": Entry("potluck.cli.config:app", "Every setting, and where it comes from.", _YOU),
         "worker": Entry("worker.cli:app", "Share this machine: join, start, status.", _SHARE, extra="worker"),
         "workers": Entry("potluck.cli.workers:app", "The machines that are in the pool now.", _SHARE),
         "coordinator": Entry("potluck.cli.coordinator:app", "Start a pool; invite workers to it.", _RUN),
-        "members": Entry("potluck.cli.members:app", "List and add members (for admins).", _RUN),
+        "members": Entry("potluck.cli.members:app", "Members and what they may (for admins).", _RUN),
     }
 
 

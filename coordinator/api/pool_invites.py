@@ -1,0 +1,185 @@
+"""Pool routes for invitations: make, list, take back, accept."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api.address import http_address
+from coordinator.api.desk import Desk, idempotency_key
+from coordinator.api.errors import ApiError, Json
+from coordinator.api.pool_gifts import Note
+from coordinator.api.pool_members import CREDIT_LINE_MAX, Name, sentence
+from coordinator.api.query import boolean
+from coordinator.api.routing import add, new_router
+from coordinator.api.running import refused
+from coordinator.api.schema import Schema
+from coordinator.api.shapes import when
+from coordinator.invitations import Wanted, looks_like_invite
+from coordinator.records import Invite, InviteState
+from coordinator.refusal import Refusal
+from coordinator.store_errors import (
+    InviteEnded,
+    InviteRefused,
+    InviteSuspended,
+    InviteUsed,
+    NameTaken,
+    StoreConflict,
+    StoreError,
+    StoreUnavailable,
+    Unknown,
+)
+
+INVITE_S = 7 * 86_400
+INVITE_S_MAX = 30 * 86_400
+TOKEN_CHARS_MAX = 256
+
+
+class InviteRequest(Schema):
+    """The new member's `credit_line` (microcredits) is lent out of yours, or with `from_pool` by the pool."""
+
+    credit_line: Annotated[int, Field(ge=0, le=CREDIT_LINE_MAX)] | None = None
+    expires_s: Annotated[int, Field(ge=1, le=INVITE_S_MAX)] = INVITE_S
+    note: Note = ""
+    from_pool: bool = False
+
+
+class AcceptRequest(Schema):
+    """The token that somebody gave you, and the name that you want to have here."""
+
+    token: Annotated[str, Field(max_length=TOKEN_CHARS_MAX)]
+    name: Name
+
+
+def invites_router(desk: Desk) -> APIRouter:
+    routes, router = Invites(desk), new_router("pool")
+    add(router, "POST", "/pool/v1/invites", routes.create, body=InviteRequest, status=201)
+    add(router, "GET", "/pool/v1/invites", routes.list)
+    add(router, "DELETE", "/pool/v1/invites/{invite_id}", routes.revoke)
+    add(router, "POST", "/pool/v1/invites/accept", routes.accept, body=AcceptRequest, status=201)
+    return router
+
+
+class Invites:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def create(self, request: Request) -> Response:
+        """Invite one person: `{id, token, credit_line, expires_at, commands}`; the token is shown this once.
+
+        The line is set aside until the invitation is accepted, taken back, or expires.
+        """
+        context = self._desk.context
+        caller = await self._desk.auth.act(request)
+        key = idempotency_key(request)
+        asked = await self._desk.read(request, InviteRequest)
+        if asked.from_pool and not caller.admin:
+            message = "Only an admin may let the pool lend the line; leave from_pool out to lend your own."
+            raise ApiError(403, "admin_needed", message, param="from_pool")
+        wanted = Wanted(asked.credit_line, asked.expires_s, asked.note, asked.from_pool)
+        try:
+            invite, token = await context.pool.invitations.create(
+                caller.member, wanted, key=key, now=context.clock.now()
+            )
+        except Refusal as refusal:
+            raise refused(refusal) from None
+        except StoreConflict as error:
+            raise ApiError(409, "too_many_invites", sentence(error), retry=False) from None
+        address = http_address(request, context.settings)
+        commands = [f"potluck login {address} --invite {token} --name NAME"]
+        body = {**_body(invite, {caller.member.id: caller.member.name}), "token": token, "commands": commands}
+        return Json(body, 201)
+
+    async def list(self, request: Request) -> Response:
+        """The caller's invitations, newest first: `{data: [{id, state, by, credit_line, ...}]}`.
+
+        Admins: `?all=true`.
+        """
+        context = self._desk.context
+        caller = await self._desk.auth.look(request)
+        everybody = boolean(request, "all")
+        if everybody and not caller.admin:
+            raise ApiError(
+                403, "admin_needed", "Only an admin may list everybody's invitations.", param="all"
+            )
+        await context.pool.invitations.sweep(context.clock.now())
+        found = await context.store.invites(member=None if everybody else caller.member.id)
+        names: dict[Any, str] = {member.id: member.name for member in await context.store.members()}
+        return Json({"data": [_body(invite, names) for invite in found]})
+
+    async def revoke(self, request: Request) -> Response:
+        """Take an open invitation back, as who made it or an admin: `{id, state}`. Its line returns."""
+        context = self._desk.context
+        caller = await self._desk.auth.look(request)
+        invite_id = request.path_params["invite_id"][:64]
+        try:
+            ended = await context.pool.invitations.revoke(
+                invite_id, member=None if caller.admin else caller.member.id, now=context.clock.now()
+            )
+        except Unknown:
+            raise ApiError(404, "invite_not_found", f"You have no invitation {invite_id}.") from None
+        except InviteUsed as error:
+            raise ApiError(409, "invite_used", sentence(error), retry=False) from None
+        except Refusal as refusal:
+            raise refused(refusal) from None
+        return Json({"id": ended.id, "state": ended.state.value, "revoked_at": when(ended.revoked_at)})
+
+    async def accept(self, request: Request) -> Response:
+        """Become a member by an invitation, without a key: `{id, name, key}`; the key is shown this once."""
+        context, auth = self._desk.context, self._desk.auth
+        auth.refuse_guessers(request)
+        key = idempotency_key(request)
+        wanted = await self._desk.read(request, AcceptRequest)
+        token = wanted.token.strip()
+        if not looks_like_invite(token):
+            message = (
+                "This is not an invitation: one starts with `pli_` and has 47 characters. Copy it whole."
+            )
+            raise ApiError(400, "invite_malformed", message, param="token")
+        try:
+            member, text = await context.pool.invitations.accept(
+                token, wanted.name, key=key, now=context.clock.now()
+            )
+        except InviteRefused as error:
+            auth.count_failure(request, "invitation")
+            raise _refused(error) from None
+        except NameTaken as error:
+            raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            raise ApiError(400, "invalid_value", sentence(error), param="name") from None
+        except Refusal as refusal:
+            raise refused(refusal) from None
+        balance = context.pool.accounts.balance(member.account)
+        body = {"id": member.id, "name": member.name, "role": member.role.value, "key": text}
+        return Json({**body, "credit_line": balance["credit_line"], "pool": context.settings.pool_name}, 201)
+
+
+def _refused(error: InviteRefused) -> ApiError:
+    code = {
+        InviteUsed: "invite_used",
+        InviteEnded: "invite_ended",
+        InviteSuspended: "invite_suspended",
+    }.get(type(error))
+    if code is None:
+        return ApiError(404, "invite_unknown", sentence(error), param="token")
+    return ApiError(409, code, sentence(error), param="token", retry=False)
+
+
+def _body(invite: Invite, names: dict[Any, str]) -> dict[str, Any]:
+    accepted = invite.state is InviteState.ACCEPTED
+    return {
+        "id": invite.id,
+        "state": invite.state.value,
+        "by": names.get(invite.member, invite.member),
+        "credit_line": invite.credit_line,
+        "from_pool": invite.from_pool,
+        "note": invite.note or None,
+        "created_at": when(invite.created_at),
+        "expires_at": when(invite.expires_at),
+        "accepted_by": names.get(invite.accepted_by) if accepted else None,
+        "ended_at": when(invite.accepted_at if accepted else invite.revoked_at),
+    }
