@@ -23,6 +23,7 @@ from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
 from coordinator.members import Members
 from coordinator.movements import Movements
+from coordinator.proofs import Proofs
 from coordinator.records import Batch, Loaded, RecordedReceipt
 from coordinator.registry import Registry
 from coordinator.rows import (
@@ -54,7 +55,7 @@ _ATTEMPTS = table_of(tables.Attempt)
 _WORKERS = table_of(tables.Worker)
 
 
-class Store(Members, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database):
+class Store(Members, Enrolment, History, Movements, Totals, Registry, Spending, Proofs, Audit, Database):
     """One for each coordinator, for as long as it runs."""
 
     _statements: Statements | None = None  # compiled when first needed

@@ -24,6 +24,7 @@ from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
 from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_keys import KeyRequest, keys_router
+from coordinator.api.pool_ledger import ledger_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
 from coordinator.api.pool_statement import statement_router
@@ -75,6 +76,7 @@ def create_api(context: Context) -> FastAPI:
         account_router,
         statement_router,
         jobs_router,
+        ledger_router,
         workers_router,
         members_router,
         keys_router,
