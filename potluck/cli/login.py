@@ -11,6 +11,7 @@ from potluck.cli.printing import Output, Printer, printable
 from potluck.cli.session import MicroOption, OutputOption, ProfileOption
 from potluck.client import (
     DEFAULT_PROFILE,
+    POOL_KEY,
     ClientFile,
     checked_profile,
     checked_url,
@@ -64,8 +65,16 @@ def _login(printer: Printer, url: str, key: str | None, profile: str | None) -> 
             f"Note: {address} is not encrypted; whoever is on the way can read the key and the answers."
         )
     with Pool(address, secret, retries_max=0) as pool:
-        me = pool.me()
+        me, public_key = pool.me(), pool.status().coordinator_public_key
+    before = file.profiles.get(name, {})
     file.save_profile(name, address, secret, default=profile is None or not file.profiles)
+    if POOL_KEY.fullmatch(public_key):
+        if before.get("url") == address and before.get("public_key", public_key) != public_key:
+            printer.note(
+                f"Note: the pool at {address} signs by another key than before ({public_key}). Ask its admin"
+                " why: exports and heads from before do not verify with it."
+            )
+        file.save_pool_key(name, public_key)
     data = {"profile": name, "url": address, "key": masked(secret), "file": str(file.path), "me": me}
     printer.show(data, lambda: printer.line(_welcome(me.member.name, me.pool, name)))
 

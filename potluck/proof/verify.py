@@ -243,9 +243,7 @@ class _Walk:
         )
         self.entries.extend("entry", entry.number, entry.previous, entry.hash, covered)
         if entry.details is not None and chain.digest(entry.details) != entry.details_sha256:
-            raise Fault(
-                "entry", entry.number, f"{shown(entry.id)} has other details than it was made with"
-            )
+            raise Fault("entry", entry.number, f"{shown(entry.id)} has other details than it was made with")
         self.books.take(entry)
 
     def _receipt(self, value: dict[str, Any]) -> None:
