@@ -234,3 +234,13 @@ class Finding:
 
     subject: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an audit found, and how much it has seen."""
+
+    findings: list[Finding]
+    entries: int
+    receipts: int
+    heads: int

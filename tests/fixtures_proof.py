@@ -18,7 +18,7 @@ from fixtures_store import AT, LINE, NOW, World, url_in
 from coordinator.ca import CertificateAuthority
 from coordinator.core import details, entries
 from coordinator.core.jobs import Attempt, AttemptState, Job, JobEvent, Kind, move, with_attempt
-from coordinator.core.ledger import COMMONS, Entry
+from coordinator.core.ledger import Bucket, Entry
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, payments, quote
 from coordinator.core.receipts import ReceiptState
 from coordinator.exports import exported
@@ -74,7 +74,7 @@ class Books(World):
         units = charge_units(demand, TARIFF, segments, finisher)
         paid = payments(units, job.attempts, job.account, TARIFF)
         if held:
-            paid = [replace(payment, bucket=entries.Bucket.HELD) for payment in paid]
+            paid = [replace(payment, bucket=Bucket.HELD) for payment in paid]
         said = details.of_work(job, demand, TARIFF, segments, finisher, paid)
         ended = replace(move(job, JobEvent.SUCCEEDED, now=NOW), charge=sum(p.amount for p in paid))
         await self.store.commit(self.batch([self.record(entries.close(job, paid, said))], [ended]))
@@ -228,4 +228,4 @@ def again(lines: list[Line], sign: Callable[[bytes], bytes] | None) -> list[Line
     return lines
 
 
-__all__ = ["COMMONS", "Books", "Line", "again", "of", "open_books", "small_life", "write"]
+__all__ = ["Books", "Line", "again", "of", "open_books", "small_life", "write"]

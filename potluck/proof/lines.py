@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 FORMAT: Final = 1
 LINE_BYTES_MAX: Final = 8 << 20
@@ -18,6 +18,7 @@ CHARS_MAX: Final = 512  # of an id, a name, a time
 SHOWN_CHARS_MAX: Final = 80
 HASH = re.compile(r"[0-9a-f]{64}")
 SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_HEX = re.compile(r"([0-9a-f]{2}){0,256}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
@@ -40,8 +41,7 @@ class PoolLine:
     counts: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class EntryLine:
+class EntryLine(NamedTuple):
     """`postings`: [account, bucket, microcredits]. `details` is None where only their digest is here."""
 
     number: int
@@ -56,8 +56,7 @@ class EntryLine:
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptLine:
+class ReceiptLine(NamedTuple):
     number: int
     at: str
     worker: str
@@ -82,7 +81,7 @@ class HeadLine:
 def decoded(text: bytes | str) -> Any:
     """Strict JSON without floats and doubled names. Raises ValueError with a sentence's end."""
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_no_number)
+        return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
@@ -190,7 +189,7 @@ def receipt_of(expected: int, value: dict[str, Any]) -> ReceiptLine:
     if type(body) is not str:
         raise Fault("receipt", expected, "`body` must be text")
     signature = value.get("signature")
-    if type(signature) is not str or not _is_hex(signature):
+    if type(signature) is not str or not _HEX.fullmatch(signature):
         raise Fault("receipt", expected, "`signature` must be hex digits")
     return ReceiptLine(
         number=take.number("number"),
@@ -224,8 +223,7 @@ def shown(text: str) -> str:
     return printable if len(printable) <= SHOWN_CHARS_MAX else printable[:SHOWN_CHARS_MAX] + "..."
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class _Taken(NamedTuple):
     """The fields of one record, each checked as it is taken."""
 
     kind: str
@@ -281,10 +279,6 @@ def _natural(value: Any) -> bool:
     return type(value) is int and 0 <= value <= INTEGER_MAX
 
 
-def _is_hex(text: str) -> bool:
-    return len(text) <= CHARS_MAX and len(text) % 2 == 0 and all(c in "0123456789abcdef" for c in text)
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -294,3 +288,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no whole number")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_float=_no_number)

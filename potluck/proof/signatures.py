@@ -9,11 +9,14 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from functools import lru_cache
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from potluck.proof.lines import Fault
-from potluck.receipts import verify
 
 GROUP: Final = 1_000
 ALONE_MAX: Final = 2_000  # starting processes costs as much as so many checks
@@ -97,7 +100,21 @@ class Signatures:
 
 def wrong(checks: Sequence[tuple[bytes, bytes, bytes]]) -> list[int]:
     """The places of those signatures (key, message, signature) that do not fit."""
-    return [place for place, check in enumerate(checks) if not verify(*check)]
+    return [place for place, (key, *signed) in enumerate(checks) if not _fits(key, *signed)]
+
+
+def _fits(key: bytes, message: bytes, signature: bytes) -> bool:
+    try:
+        _public_key(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+@lru_cache(maxsize=1_024)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    """A pool has few keys and many signatures. Raises ValueError if these bytes are none."""
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _bare(group: Sequence[Check]) -> list[tuple[bytes, bytes, bytes]]:

@@ -263,7 +263,7 @@ class _Walk:
         if key is None:
             raise Fault("receipt", receipt.number, f"it is of {shown(receipt.worker)}, whose key is not here")
         if receipt.state != REFUSED:
-            what = f"it is not signed by the key of {shown(receipt.worker)}"
+            what = f"it is not signed by the key of {receipt.worker}"
             self.signatures.add(Check("receipt", receipt.number, what, key, body, receipt.signature))
         if receipt.countersignature or receipt.number != self.uncountersigned + 1:
             message = chain.countersigned(receipt.hash)
