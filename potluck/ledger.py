@@ -8,7 +8,8 @@ from typing import BinaryIO, Final
 from potluck.errors import InvalidRequest, UnexpectedAnswer, Unreachable
 from potluck.home import replacing
 from potluck.proof.lines import Fault, PoolLine, decoded, pool_of
-from potluck.results import LedgerHead, read
+from potluck.results import read
+from potluck.signed import LedgerHead
 from potluck.transport import Transport
 
 FIRST_LINE_BYTES_MAX: Final = 64 * 1024

@@ -5,7 +5,6 @@ be there, or `read` raises UnexpectedAnswer.
 """
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from potluck.errors import UnexpectedAnswer
+from potluck.signed import Receipt
 
 JOB_ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
@@ -132,55 +132,6 @@ class Attempt:
     tokens: int = 0
     paid: int = 0
     why: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """A worker's signed statement of one attempt in its place in the pool's chain of receipts.
-
-    `body` is the signed text, `signature` the worker's and `countersignature` the pool's, in base64.
-    """
-
-    number: int
-    attempt: int
-    worker: str
-    state: str
-    why: str | None = None
-    at: str | None = None
-    body: str = ""
-    signature: str = ""
-    previous: str = ""
-    hash: str = ""
-    countersignature: str = ""
-
-    @property
-    def claimed_tokens(self) -> int | None:
-        """What the worker says that it delivered."""
-        try:
-            body = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-        found = body.get("output_tokens") if isinstance(body, dict) else None
-        return found if type(found) is int else None
-
-    @property
-    def countersigned(self) -> bool:
-        return bool(self.countersignature)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerHead:
-    """The ends of the ledger and of the receipts, signed by the pool; hashes, key and signature in hex."""
-
-    pool: str
-    public_key: str
-    number: int
-    hash: str
-    receipts_number: int
-    receipts_hash: str
-    at: str
-    reason: str = ""
-    signature: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

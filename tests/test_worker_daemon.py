@@ -58,6 +58,9 @@ async def test_a_job_streams_ends_and_leaves_a_receipt(tmp_path: Path) -> None:
         assert len(told.text.split()) == 20
         body = coordinator.receipts["job_a", 1]
         assert (body.output_tokens, body.worker_id, body.model) == (20, "wrk_fake", EMULATOR.name)
+    kept = [json.loads(line) for line in (tmp_path / "worker" / "receipts.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["body"].encode()) for line in kept] == [(1, body.encode())]
+    assert WorkerState.load(tmp_path / "worker").receipts_countersigned == 1
 
 
 async def test_many_streams_at_once_stay_whole_and_share_frames(tmp_path: Path) -> None:

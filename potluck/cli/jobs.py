@@ -9,7 +9,8 @@ import typer
 from potluck.cli.session import Session, command, group
 from potluck.errors import ExitCode
 from potluck.pool import succeeded
-from potluck.results import Job, Receipt
+from potluck.results import Job
+from potluck.signed import Receipt
 
 app = group("List, show, watch and cancel jobs; fetch results.")
 
