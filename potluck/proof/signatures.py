@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -86,13 +87,24 @@ class Signatures:
         if self._executor is None:
             self._blame(group, wrong(_bare(group)))
             return
-        self._flying.append(self._executor.submit(wrong, _bare(group)))
+        try:
+            flying = self._executor.submit(wrong, _bare(group))
+        except BrokenProcessPool as error:
+            flying = Future()
+            flying.set_exception(error)
+        self._flying.append(flying)
         self._groups.append(group)
         while len(self._flying) > self._processes * AHEAD:
             self._land()
 
     def _land(self) -> None:
-        self._blame(self._groups.popleft(), self._flying.popleft().result())
+        """Where processes cannot be had or were killed, this one does their work: slower, not worse."""
+        group = self._groups.popleft()
+        try:
+            found = self._flying.popleft().result()
+        except BrokenProcessPool:
+            found = wrong(_bare(group))
+        self._blame(group, found)
 
     def _blame(self, group: list[Check], found: list[int]) -> None:
         self._faults += [Fault(group[i].kind, group[i].number, group[i].what) for i in found]
