@@ -30,7 +30,7 @@ def ledger_router(desk: Desk) -> APIRouter:
 class Ledger:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._open = Gauge(EXPORTS_MAX)
+        self._open = Gauge()
 
     @property
     def _heads(self) -> Heads:
@@ -55,9 +55,10 @@ class Ledger:
         """
         caller = await self._desk.auth.look(request)
         member, context = caller.member.id, self._desk.context
-        if not self._open.take(member):
+        if not self._open.fits(member, EXPORTS_MAX):
             message = f"{caller.member.name} has {EXPORTS_MAX} exports under way. Wait for one to end."
             raise ApiError(429, "too_many_exports", message, retry_after_s=RETRY_AFTER_S)
+        self._open.take(member)
         pages = exported(
             context.store,
             self._heads,
