@@ -29,6 +29,7 @@ from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
 from coordinator.core.standing import HOUR_S, Proof
+from coordinator.heads import Heads
 from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
@@ -132,6 +133,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(vocabularies.close)
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heads = Heads(store, ca.sign, clock.now)
         context = Context(
             pool=pool,
             store=store,
@@ -140,12 +142,14 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             counter=counter,
             catalogue=lambda: catalogue,
             clock=Clock(now=clock.now),
+            heads=heads,
         )
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
         await tidy(pool)
         stack.push_async_callback(_background(keep_tidy(pool), failed))
+        stack.push_async_callback(_background(heads.run(), failed))
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, counter, models, clock
         )

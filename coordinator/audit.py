@@ -18,17 +18,19 @@ from coordinator.core.jobs import JOB_ENDED
 from coordinator.core.ledger import LINES, MONEY, Bucket, Code, Posting, canonical
 from coordinator.database import Database
 from coordinator.history import entry_rows, postings_between
-from coordinator.records import Finding
+from coordinator.records import Finding, Report
 from coordinator.rows import entry_of
 from coordinator.tables import table_of
 from potluck import chain
 from potluck.chain import GENESIS
+from potluck.receipts import verify as signature_fits
 
 FINDINGS_MAX: Final = 100
 _PAGE_ENTRIES: Final = 5_000
 
 _ACCOUNTS = table_of(tables.Account)
 _ENTRIES = table_of(tables.Entry)
+_HEADS = table_of(tables.Head)
 _JOBS = table_of(tables.Job)
 _RECEIPTS = table_of(tables.Receipt)
 
@@ -37,6 +39,7 @@ _RECEIPTS = table_of(tables.Receipt)
 class _Tally:
     """What the entries say so far."""
 
+    public_key: bytes | None = None
     findings: list[Finding] = field(default_factory=list)
     number: int = 0
     hash: str = GENESIS
@@ -44,6 +47,8 @@ class _Tally:
     holds: dict[str, int] = field(default_factory=dict)  # by job, as they were made
     open_holds: dict[str, int] = field(default_factory=dict)  # what is left of each
     closed: set[str] = field(default_factory=set)
+    receipts: int = 0
+    heads: int = 0
 
     def blame(self, subject: str, message: str) -> None:
         if len(self.findings) < FINDINGS_MAX:
@@ -53,7 +58,11 @@ class _Tally:
 class Audit(Database):
     async def verify(self) -> list[Finding]:
         """What is wrong with the books, at most FINDINGS_MAX findings; nothing wrong is an empty list."""
-        tally = _Tally()
+        return (await self.audit()).findings
+
+    async def audit(self, public_key: bytes | None = None) -> Report:
+        """All there is to say of the books. Without the pool's `public_key` no signature is checked."""
+        tally = _Tally(public_key)
         async with self.reading() as connection:
             for damage in await dialect.damage(connection):
                 tally.blame("database", damage)
@@ -62,9 +71,12 @@ class Audit(Database):
                 for row in rows:
                     _check_entry(tally, row, postings.get(row.number, []))
             await _check_receipts(connection, tally)
+            await _check_heads(connection, tally)
             await _check_accounts(connection, tally)
             await _check_jobs(connection, tally)
-        return tally.findings
+        return Report(
+            findings=tally.findings, entries=tally.number, receipts=tally.receipts, heads=tally.heads
+        )
 
 
 def _check_entry(tally: _Tally, row: Row[Any], postings: list[Posting]) -> None:
@@ -104,7 +116,7 @@ def _check_hold(tally: _Tally, number: int, job: str, code: Code, postings: list
 
 
 async def _check_receipts(connection: AsyncConnection, tally: _Tally) -> None:
-    number, previous = 0, GENESIS
+    number, previous, unsigned = 0, GENESIS, 0
     async for row in await connection.stream(select(_RECEIPTS).order_by(_RECEIPTS.c.number)):
         number += 1
         covered = chain.receipt_bytes(
@@ -119,6 +131,41 @@ async def _check_receipts(connection: AsyncConnection, tally: _Tally) -> None:
         if row.number != number or row.previous != previous or chain.hash_of(covered) != row.hash:
             tally.blame(row.job_id, f"receipt {row.number} is not the one that its chain was made of")
         number, previous = row.number, row.hash
+        tally.receipts += 1
+        # The oldest may have none: they are from before the pool signed them.
+        unsigned += bool(number == unsigned + 1 and not row.countersignature)
+        if tally.public_key is not None and number > unsigned:
+            signed = chain.countersigned(row.hash)
+            if not signature_fits(tally.public_key, signed, row.countersignature):
+                tally.blame(row.job_id, f"receipt {row.number} is not countersigned by the pool's key")
+
+
+async def _check_heads(connection: AsyncConnection, tally: _Tally) -> None:
+    """Each is signed and lies on both chains, so that nothing before it was rewritten."""
+    on_chains = (
+        select(_HEADS, _ENTRIES.c.hash.label("entry_hash"), _RECEIPTS.c.hash.label("receipt_hash"))
+        .outerjoin(_ENTRIES, _ENTRIES.c.number == _HEADS.c.number)
+        .outerjoin(_RECEIPTS, _RECEIPTS.c.number == _HEADS.c.receipts_number)
+        .order_by(_HEADS.c.number, _HEADS.c.receipts_number)
+    )
+    async for row in await connection.stream(on_chains):
+        tally.heads += 1
+        subject = f"head of {row.at}"
+        here = row.entry_hash if row.number else GENESIS
+        receipts_here = row.receipt_hash if row.receipts_number else GENESIS
+        if here != row.hash:
+            tally.blame(subject, f"it signs another entry {row.number} than the one here")
+        if receipts_here != row.receipts_hash:
+            tally.blame(subject, f"it signs another receipt {row.receipts_number} than the one here")
+        signed = chain.head_bytes(
+            number=row.number,
+            hash=row.hash,
+            receipts_number=row.receipts_number,
+            receipts_hash=row.receipts_hash,
+            at=row.at,
+        )
+        if tally.public_key is not None and not signature_fits(tally.public_key, signed, row.signature):
+            tally.blame(subject, "it is not signed by the pool's key")
 
 
 async def _check_accounts(connection: AsyncConnection, tally: _Tally) -> None:

@@ -1,9 +1,10 @@
-"""`potluck coordinator start`."""
+"""`potluck coordinator start` and `check`."""
 
 import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 
 from coordinator.app import Coordinator, PortTaken, coordinator, home_lock
 from coordinator.ca import CertificateError
+from coordinator.check import check as checked
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
 from coordinator.models import ModelsError
@@ -19,8 +21,10 @@ from coordinator.recovery import recover_admin
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck import collector
-from potluck.errors import ExitCode
+from potluck.cli.printing import Output, Printer
+from potluck.errors import ExitCode, PotluckError
 from potluck.logs import configure
+from potluck.results import plain
 
 TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, ModelsError, StoreError, SettingsError)
 
@@ -112,6 +116,43 @@ def admin_key(
     typer.echo(f"A new key of {admin.name} was written to {path}")
     typer.echo(f"Once the coordinator runs again: potluck login URL --key file:{path}")
     typer.echo("Then look at `potluck keys list` and revoke the keys that are lost.")
+
+
+@app.command()
+def check(
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="sqlite:////path/to/file; default: a file in POTLUCK_HOME."),
+    ] = None,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", envvar="POTLUCK_OUTPUT", help="text, or json for programs.")
+    ] = Output.TEXT,
+) -> None:
+    """Recompute the books from the database and say what is wrong; the coordinator may go on meanwhile.
+
+    Exit 1 if anything is. Example: potluck coordinator check
+    """
+    printer = Printer(output)
+    try:
+        settings = Settings.load({} if database is None else {"database": database})
+        report, signed = asyncio.run(checked(settings, time.time()))
+    except TROUBLES as trouble:
+        printer.error(PotluckError(str(trouble)))
+        raise typer.Exit(ExitCode.ERROR) from None
+    seen = f"{report.entries} entries, {report.receipts} receipts, {report.heads} heads"
+
+    def as_text() -> None:
+        for finding in report.findings:
+            printer.line(f"{finding.subject}: {finding.message}")
+        if not report.findings:
+            printer.line(f"Nothing is wrong: {seen}.")
+        if not signed:
+            printer.note("Signatures were not checked: the pool's key is not in this POTLUCK_HOME.")
+
+    printer.show({**plain(report), "signatures_checked": signed}, as_text)
+    if report.findings:
+        printer.note(f"{len(report.findings)} findings in {seen}.")
+        raise typer.Exit(ExitCode.ERROR)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

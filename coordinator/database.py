@@ -27,7 +27,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from coordinator import dialect
 from coordinator.lock import FileLock
-from coordinator.migrations import migrate
+from coordinator.migrations import check_revision, migrate
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
 from coordinator.transaction import AlchemyTransaction, SqliteTransaction, Transaction
 from potluck.home import SECRET_MODE, make_folder
@@ -73,6 +73,30 @@ class Database:
         database = cls(writer, reader, _Books(parsed) if sqlite else None, lock)
         try:
             await _migrate(parsed)
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    @classmethod
+    async def inspect(cls, url: str) -> Self:
+        """Open the database to read and nothing else, while a coordinator runs on it or not.
+
+        No lock is taken and nothing is brought forward. Raises StoreError, also if the database has another
+        shape than this version knows.
+        """
+        parsed = database_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            engine = create_async_engine(_read_only(parsed), pool_size=1, max_overflow=0)
+            dialect.prepare_reader(engine.sync_engine)
+        else:
+            engine = create_async_engine(parsed, pool_size=1, max_overflow=0)
+            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        database = cls(engine, engine, None, None)
+        try:
+            with _translated():
+                async with engine.connect() as connection:
+                    await connection.run_sync(check_revision)
         except BaseException:
             await database.close()
             raise
@@ -186,6 +210,14 @@ def database_url(url: str) -> URL:
     if driver.startswith("sqlite") and parsed.database in {None, "", ":memory:"}:
         raise StoreError("a coordinator's books belong on a disk: give sqlite:////path/to/file")
     return parsed.set(drivername=driver)
+
+
+def _read_only(url: URL) -> URL:
+    """The file, which SQLite then neither creates nor changes. Raises StoreError if there is none."""
+    path = Path(str(url.database)).absolute()
+    if not path.is_file():
+        raise StoreError(f"there is no database at {path}")
+    return url.set(database=path.as_uri(), query={"mode": "ro", "uri": "true"})
 
 
 def _claim(url: URL) -> FileLock:

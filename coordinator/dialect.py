@@ -105,6 +105,23 @@ def writing(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
         raise
 
 
+def prepare_reader(engine: Engine) -> None:
+    """For connections that were opened read-only: one view for each transaction, and no change."""
+
+    def connected(connection: DBAPIConnection, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begun)
+
+
 def insert_into(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT in the dialect."""
     if spoken.name == "sqlite":

@@ -66,13 +66,19 @@ class RecordedReceipt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """The ends of the ledger and of the receipts at a moment, signed by the pool (`potluck.chain.head`)."""
+class Ends:
+    """The last entry and the last receipt; number 0 and GENESIS before the first."""
 
     number: int
     hash: str
     receipts_number: int
     receipts_hash: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head(Ends):
+    """The ends of the ledger and of the receipts at a moment, signed by the pool (`chain.head_bytes`)."""
+
     at: str  # RFC 3339 UTC
     reason: HeadReason
     signature: bytes
@@ -271,3 +277,13 @@ class Finding:
 
     subject: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an audit found, and how much it has seen."""
+
+    findings: list[Finding]
+    entries: int
+    receipts: int
+    heads: int

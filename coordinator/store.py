@@ -24,6 +24,7 @@ from coordinator.history import History, with_attempts
 from coordinator.invites import Invites
 from coordinator.members import Members
 from coordinator.movements import Movements
+from coordinator.proofs import Proofs
 from coordinator.records import Batch, Loaded, RecordedReceipt
 from coordinator.registry import Registry
 from coordinator.rows import (
@@ -57,7 +58,18 @@ _WORKERS = table_of(tables.Worker)
 
 
 class Store(
-    Members, Standings, Invites, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database
+    Members,
+    Standings,
+    Invites,
+    Enrolment,
+    History,
+    Movements,
+    Totals,
+    Registry,
+    Spending,
+    Proofs,
+    Audit,
+    Database,
 ):
     """One for each coordinator, for as long as it runs."""
 

@@ -5,6 +5,7 @@ with mode 0600 and holds profiles: one address and one key each.
 """
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, MutableMapping
@@ -23,6 +24,7 @@ INVITE_PREFIX: Final = "pli_"
 KEY_BYTES_MAX: Final = 4_096
 FILE_BYTES_MAX: Final = 1 << 20
 PROFILE_CHARS_MAX: Final = 64
+POOL_KEY: Final = re.compile(r"[0-9a-f]{64}")
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 VARIABLES: Final[Mapping[str, str]] = {
     "profile": "POTLUCK_PROFILE",
@@ -136,6 +138,14 @@ class ClientFile:
         table["url"], table["key"] = url, key
         write_secret(self.path, tomlkit.dumps(document).encode())
 
+    def save_pool_key(self, name: str, public_key: str) -> None:
+        """Remember the public key by which the pool of this profile signs."""
+        import tomlkit
+
+        document = tomlkit.parse(self.path.read_text(encoding="utf-8"))
+        document["profiles"][name]["public_key"] = public_key
+        write_secret(self.path, tomlkit.dumps(document).encode())
+
     def forget_profile(self, name: str, *, url: str) -> None:
         """Take the profile out if it is still the one for this address."""
         import tomlkit
@@ -178,6 +188,15 @@ def resolve(
     if key.value is not None:
         key = Setting(read_key(key.value), key.origin)
     return Connection(profile, url, key, found["model"], found["output"], file.path)
+
+
+def saved_pool_key(connection: Connection, file: ClientFile | None = None) -> str | None:
+    """The public key (hex) of the pool at this address, as it was seen when the profile was first used."""
+    file = file or ClientFile.load()
+    table = file.profiles.get(connection.profile.value or "", {})
+    found, url = table.get("public_key"), table.get("url")
+    known = isinstance(found, str) and POOL_KEY.fullmatch(found) and url
+    return found if known and _place(str(url)) == _place(connection.address) else None
 
 
 def _profile(flags: Mapping[str, str | None], environment: Mapping[str, str], file: ClientFile) -> Setting:

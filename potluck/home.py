@@ -7,7 +7,10 @@ at import; a folder appears when something is first written into it.
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
@@ -56,6 +59,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_MODE, durable: b
 
     Raises OSError (disk full, no permission); the old content then still stands.
     """
+    with replacing(path, mode=mode, durable=durable) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = PUBLIC_MODE, durable: bool = True) -> Iterator[BinaryIO]:
+    """A new file that takes the old one's place when the block ends; by any exception in it, nothing changes.
+
+    Raises OSError, as `write_atomic`.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     # O_EXCL and the mode at creation: no moment between making the file and closing it to others.
@@ -63,7 +76,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = PUBLIC_MODE, durable: b
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | binary, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

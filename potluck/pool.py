@@ -28,6 +28,7 @@ from potluck.errors import (
     Unavailable,
     Unreachable,
 )
+from potluck.ledger import LedgerCalls
 from potluck.limiting import Limiting
 from potluck.membership import IDEMPOTENCY_BYTES, Membership
 from potluck.results import (
@@ -66,7 +67,7 @@ Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool(Limiting, StatementRoutes, Membership):
+class Pool(Limiting, LedgerCalls, StatementRoutes, Membership):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,

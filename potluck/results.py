@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from potluck.errors import UnexpectedAnswer
+from potluck.signed import Receipt
 
 JOB_ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
@@ -154,6 +155,7 @@ class Job:
     code: str | None = None
     why: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    receipts: tuple[Receipt, ...] = ()  # where one job is shown, not in lists
 
     @property
     def ended(self) -> bool:

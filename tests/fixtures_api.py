@@ -26,6 +26,7 @@ from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import Book
+from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.records import Issued, Member, Role
 from coordinator.reports import WorkerReports
@@ -311,6 +312,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             counter=counter,
             catalogue=lambda: catalogue,
             clock=Clock(now=clock.now),
+            heads=Heads(store, ca.sign, clock.now),
         )
         url = await stack.enter_async_context(serving(create_api(context)))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S))

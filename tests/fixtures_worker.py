@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
     generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from potluck import chain
 from potluck.catalogue import Catalogue, ModelEntry, ModelShape, Variant
 from potluck.identity import JoinToken, WorkerIdentity, fingerprint_of, renewal_message
 from potluck.receipts import ReceiptBody, verify
@@ -36,6 +38,7 @@ from worker.membership import Certificate, Membership
 from worker.settings import Places, Settings
 
 WAIT_S = 20.0
+SIGNING = Ed25519PrivateKey.generate()  # by which the pool signs
 EMULATOR = ModelEntry(
     name="emulator-small",
     family="emulator",
@@ -129,6 +132,7 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         self.progress: list[session_pb2.Progress] = []
         self.receipts: dict[Key, ReceiptBody] = {}
         self.receipts_seen = 0
+        self.chain = (0, chain.GENESIS)
         self.fenced: set[Key] = set()
         self.acknowledges = True
         self.acknowledges_receipts = True
@@ -256,8 +260,30 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         self.receipts_seen += 1
         self.receipts[body.job_id, body.attempt] = body
         if self.acknowledges_receipts:
-            ack = session_pb2.ReceiptAck(attempt=attempt(body.job_id, body.attempt), state="matched")
-            connection.send(receipt_ack=ack)
+            connection.send(receipt_ack=self._countersigned(body, receipt))
+
+    def _countersigned(self, body: ReceiptBody, receipt: session_pb2.Receipt) -> session_pb2.ReceiptAck:
+        """In its place in the chain, as the pool's key signs it."""
+        number, previous, at = self.chain[0] + 1, self.chain[1], "2027-01-15T08:00:00.000Z"
+        covered = chain.receipt_bytes(
+            number=number,
+            at=at,
+            worker=body.worker_id,
+            body=receipt.body,
+            signature=receipt.signature,
+            state="matched",
+            previous=previous,
+        )
+        self.chain = (number, chain.hash_of(covered))
+        return session_pb2.ReceiptAck(
+            attempt=attempt(body.job_id, body.attempt),
+            state="matched",
+            number=number,
+            at=at,
+            previous=previous,
+            hash=self.chain[1],
+            countersignature=SIGNING.sign(chain.countersigned(self.chain[1])),
+        )
 
     def _told(self, at: work_pb2.Attempt) -> Told:
         return self.told.setdefault((at.job_id, at.number), Told())
@@ -375,6 +401,7 @@ class FakeDoor:
         assert path == "/pool/v1/enrol"
         self.receipt_key = base64.b64decode(body["receipt_key"])
         named = {"worker_id": "wrk_fake", "name": body["name"], "member": "ada", "pool": self.ca.pool}
+        named["public_key"] = SIGNING.public_key().public_bytes_raw().hex()
         return {**named, **fresh, "grpc": f"127.0.0.1:{self.grpc_port}"}
 
 
@@ -385,7 +412,13 @@ def join_by_hand(
     identity = WorkerIdentity.create(places.worker)
     Certificate(ca.certify(identity.tls_key.public_key(), **times), ca.pem).save(places.worker)
     Membership(
-        worker_id="wrk_fake", name="attic", member="ada", pool=ca.pool, grpc=f"127.0.0.1:{port}", url=url
+        worker_id="wrk_fake",
+        name="attic",
+        member="ada",
+        pool=ca.pool,
+        grpc=f"127.0.0.1:{port}",
+        url=url,
+        public_key=SIGNING.public_key().public_bytes_raw().hex(),
     ).save(places.worker)
     return identity.receipt_public_key()
 

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ("potluck", "coordinator", "worker", "tests", "benchmarks", "examples")
-SHARED_BY_CORE = ("potluck.chain",)  # as pure as the core itself
+SHARED_BY_CORE = ("potluck.chain", "potluck.pricing")  # as pure as the core itself
 PURE = [
     *sorted((ROOT / "coordinator" / "core").glob("*.py")),
     ROOT / "worker" / "core.py",
@@ -284,6 +284,6 @@ def test_the_mutants_are_those_of_the_code_as_it_is() -> None:
     mutants = script("mutants").MUTANTS
     assert len({mutant.name for mutant in mutants}) == len(mutants)
     for mutant in mutants:
-        source = (ROOT / "coordinator" / "core" / mutant.file).read_text(encoding="utf-8")
+        source = mutant.path(ROOT).read_text(encoding="utf-8")
         assert source.count(mutant.old) == 1, mutant.name
         compile(source.replace(mutant.old, mutant.new), mutant.file, "exec")

@@ -48,7 +48,7 @@ def log() -> io.StringIO:
 
 
 async def test_a_job_streams_ends_and_leaves_a_receipt(tmp_path: Path) -> None:
-    async with coordinating() as coordinator, working(coordinator, tmp_path):
+    async with coordinating() as coordinator, working(coordinator, tmp_path) as daemon:
         await coordinator.ready()
         told = coordinator.assign("job_a", tokens=20)
         await coordinator.until(lambda: ("job_a", 1) in coordinator.receipts)
@@ -58,6 +58,12 @@ async def test_a_job_streams_ends_and_leaves_a_receipt(tmp_path: Path) -> None:
         assert len(told.text.split()) == 20
         body = coordinator.receipts["job_a", 1]
         assert (body.output_tokens, body.worker_id, body.model) == (20, "wrk_fake", EMULATOR.name)
+        async with asyncio.timeout(WAIT_S):
+            while not daemon._evidence.kept:  # noqa: ASYNC110 -- nobody announces that an answer arrived
+                await asyncio.sleep(0)
+    kept = [json.loads(line) for line in (tmp_path / "worker" / "receipts.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["body"].encode()) for line in kept] == [(1, body.encode())]
+    assert WorkerState.load(tmp_path / "worker").receipts_countersigned == 1
 
 
 async def test_many_streams_at_once_stay_whole_and_share_frames(tmp_path: Path) -> None:

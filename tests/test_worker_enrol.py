@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from fixtures_worker import FakeCa, FakeDoor, opened
+from fixtures_worker import SIGNING, FakeCa, FakeDoor, opened
 
 from potluck.errors import ExitCode
 from potluck.identity import WorkerIdentity
@@ -31,6 +31,7 @@ async def test_a_worker_that_joined_has_keys_certificate_and_address(tmp_path: P
         membership = await joined(door, tmp_path / "worker")
     assert (membership.worker_id, membership.member, membership.pool) == ("wrk_fake", "ada", "fake pool")
     assert Membership.load(tmp_path / "worker") == membership
+    assert membership.public_key == SIGNING.public_key().public_bytes_raw().hex()
     identity = WorkerIdentity.load(tmp_path / "worker")
     assert identity.receipt_public_key() == door.receipt_key
     Certificate.load(tmp_path / "worker").check(identity.tls_key.public_key(), datetime.now(UTC))

@@ -172,6 +172,8 @@ def _show(printer: Printer, state: WorkerState) -> None:
     printer.line(f"since its start: {state.attempts_served} answers, {state.tokens_served} tokens")
     if state.receipts_waiting:
         printer.line(f"{state.receipts_waiting} receipts wait for the coordinator")
+    if state.receipts_countersigned:
+        printer.line(f"{state.receipts_countersigned} receipts kept here that the pool has countersigned")
 
 
 def _secret(text: str) -> str:

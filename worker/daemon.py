@@ -21,6 +21,7 @@ from worker.artifacts import ArtifactClient
 from worker.core import Core, Policy
 from worker.cores import CoreShare
 from worker.errors import WorkerConflict, WorkerError
+from worker.evidence import Evidence
 from worker.journal import ReceiptKeeper, SignedReceipt
 from worker.membership import utc_now
 from worker.messages import (
@@ -32,6 +33,7 @@ from worker.messages import (
     Event,
     ForgetReceipt,
     Instruction,
+    ReceiptAcknowledged,
     ReceiptKept,
     Reconnect,
     SendAccepted,
@@ -82,6 +84,9 @@ class Daemon:
         if workplace.warning:
             self._log.warning(workplace.warning, action="journal_set_aside")
         self._keeper = ReceiptKeeper(workplace.journal, lambda attempt: self.feed(ReceiptKept(attempt)))
+        self._evidence = Evidence(
+            places.worker, self.membership.worker_id, bytes.fromhex(self.membership.public_key)
+        )
         self._cores = CoreShare(places.machine, threads=settings.threads)
         self._threads = self._cores.threads()
         self._supervisor = Supervisor()
@@ -328,6 +333,8 @@ class Daemon:
         except wire.WireError as error:
             self._log.warning("the coordinator spoke nonsense", action="nonsense", why=str(error))
             return
+        if isinstance(event, ReceiptAcknowledged):  # before the core lets go of the receipt
+            self._evidence.add(message.receipt_ack, self._keeper.receipts.get(event.attempt))
         if message.HasField("drain"):
             self.drain(message.drain.why or "the coordinator asks for it")
         elif event is not None:
@@ -419,6 +426,7 @@ class Daemon:
             attempts_served=self._served,
             tokens_served=self.core.tokens_delivered,
             receipts_waiting=len(self._keeper.receipts),
+            receipts_countersigned=self._evidence.kept,
         )
         if self._state == "stopped":
             return now

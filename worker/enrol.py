@@ -52,6 +52,7 @@ class _Enrolled(BaseModel):
     certificate: str
     ca: str
     grpc: str
+    public_key: str = ""
 
 
 class _Renewed(BaseModel):

@@ -32,6 +32,7 @@ class Membership(BaseModel):
     pool: str = Field(max_length=256)
     grpc: str = Field(min_length=3, max_length=512)  # host:port
     url: str = Field(max_length=2048)  # where it was joined, and where certificates are renewed
+    public_key: str = Field("", pattern=r"^([0-9a-f]{64})?$")  # by which the pool signs; empty: not told
 
     @classmethod
     def load(cls, folder: Path) -> "Membership":

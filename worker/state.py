@@ -61,6 +61,7 @@ class WorkerState(BaseModel):
     attempts_served: int = 0
     tokens_served: int = 0
     receipts_waiting: int = 0
+    receipts_countersigned: int = 0  # kept here, signed by the pool, the owner's own proof
 
     def save(self, folder: Path) -> None:
         """Not made durable: after a crash of the machine there is no daemon to tell of."""

@@ -26,6 +26,7 @@ from coordinator.api.pool_gifts import GrantRequest, TransferRequest, gifts_rout
 from coordinator.api.pool_invites import AcceptRequest, InviteRequest, invites_router
 from coordinator.api.pool_jobs import jobs_router
 from coordinator.api.pool_keys import KeyRequest, keys_router
+from coordinator.api.pool_ledger import ledger_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
 from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
@@ -85,6 +86,7 @@ def create_api(context: Context) -> FastAPI:
         account_router,
         statement_router,
         jobs_router,
+        ledger_router,
         workers_router,
         members_router,
         keys_router,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coordinator.ca import CertificateAuthority
+from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -42,6 +43,7 @@ class Context:
     counter: TokenCounter
     catalogue: Callable[[], Catalogue]
     clock: Clock
+    heads: Heads
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

@@ -150,7 +150,7 @@ class Workers:
         return Json({"token": str(token), "expires_at": when(expires_at), "commands": commands}, 201)
 
     async def enrol(self, request: Request) -> Response:
-        """Let a worker in by its join token: `{worker_id, name, member, pool, certificate, ca, grpc}`."""
+        """Let a worker in by its join token: `{worker_id, name, member, pool, public_key, grpc, ...}`."""
         context = self._desk.context
         self._desk.auth.refuse_guessers(request)
         wanted = await self._desk.read(request, EnrolRequest)
@@ -194,6 +194,7 @@ class Workers:
                 "name": worker.name,
                 "member": member.name if member else worker.member,
                 "pool": context.settings.pool_name,
+                "public_key": context.ca.public_key.hex(),
                 "certificate": issued.pem.decode("ascii"),
                 "ca": context.ca.certificate_pem.decode("ascii"),
                 "grpc": grpc_address(request, context.settings, context.listening.grpc),

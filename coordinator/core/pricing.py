@@ -1,119 +1,42 @@
-"""What work costs: canonical FLOPs from a model's shape and the tokens that the coordinator saw.
-
-Never wall time, never a self-report. 1 microcredit is 1 MFLOP. All sums are exact integers in units of
-1/2,000 FLOP, because the prompt's weight is a permille and its attention term is halved; a charge is rounded
-up once, at the end. The quote is the same formula at its largest arguments, so a charge never exceeds it.
-"""
+"""Who is paid for a job: the price is `potluck.pricing`'s, which whoever checks the books has, too."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from coordinator.core.entries import Payment
-from coordinator.core.jobs import AccountId, Attempt, Kind, WorkerId
+from coordinator.core.jobs import AccountId, Attempt, WorkerId
 from coordinator.core.ledger import Bucket
+from potluck.pricing import (
+    EMBEDDING_WEIGHT_PERMILLE,
+    UNITS_PER_FLOP,
+    UNITS_PER_MICROCREDIT,
+    Demand,
+    Segment,
+    Shape,
+    Tariff,
+    amounts,
+    charge_units,
+    fee_of,
+    microcredits,
+    output_units,
+    prompt_units,
+    quote,
+)
 
-UNITS_PER_FLOP = 2_000
-UNITS_PER_MICROCREDIT = UNITS_PER_FLOP * 1_000_000
-EMBEDDING_WEIGHT_PERMILLE = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """N, H and a of one model (design, section 6), read off its own configuration."""
-
-    active_parameters: int  # N: those that multiply, with the LM head, without the embedding table
-    head_parameters: int  # H
-    attention: int  # a = 2*L*h*(d_qk + d_v): FLOPs per pair of positions
-
-
-@dataclass(frozen=True, slots=True)
-class Tariff:
-    """The pool's settings that enter a price."""
-
-    prompt_weight_permille: int = 250
-    fee_permille: int = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a job asks for. `prompts`: the token counts of its prompts (several only for an embedding).
-
-    `exact`: they are counted; otherwise they are upper bounds, since the model's tokenizer is not known.
-    """
-
-    kind: Kind
-    shape: Shape
-    prompts: tuple[int, ...]
-    max_tokens: int = 0
-    choices: int = 1
-    exact: bool = True
-
-    @property
-    def prompt_tokens(self) -> int:
-        return sum(self.prompts)
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Output tokens of one choice that one attempt delivered; `start` counts from the output's begin."""
-
-    attempt: int
-    choice: int
-    start: int
-    tokens: int
-
-
-def prompt_units(demand: Demand, tariff: Tariff) -> int:
-    weight = tariff.prompt_weight_permille
-    if demand.kind is Kind.EMBEDDING:
-        weight = EMBEDDING_WEIGHT_PERMILLE
-    shape = demand.shape
-    body = 4 * (shape.active_parameters - shape.head_parameters)
-    return weight * sum(body * tokens + shape.attention * tokens * tokens for tokens in demand.prompts)
-
-
-def output_units(demand: Demand, start: int, tokens: int) -> int:
-    """Output tokens `start`..`start + tokens - 1`; the i-th stands at position prompt + i."""
-    first = demand.prompt_tokens + start
-    positions = tokens * first + tokens * (tokens - 1) // 2
-    return UNITS_PER_FLOP * (2 * demand.shape.active_parameters * tokens + demand.shape.attention * positions)
-
-
-def microcredits(units: int) -> int:
-    """Rounded up."""
-    return -(-units // UNITS_PER_MICROCREDIT)
-
-
-def quote(demand: Demand, tariff: Tariff) -> int:
-    """The most the job can cost, in microcredits."""
-    output = demand.choices * output_units(demand, 0, demand.max_tokens)
-    return microcredits(prompt_units(demand, tariff) + output)
-
-
-def charge_units(
-    demand: Demand, tariff: Tariff, segments: Sequence[Segment], finisher: int | None
-) -> dict[int, int]:
-    """Units by attempt: its own output, and of the prompt a part in proportion to output delivered.
-
-    `finisher` is the attempt that ended the job with success; it is paid for the prompt of an answer that
-    has no tokens. Nothing delivered and nobody finished: nothing is owed. Remainders go to the last.
-    """
-    units: dict[int, int] = {}
-    tokens: dict[int, int] = {}
-    for segment in segments:
-        if segment.tokens:
-            part = output_units(demand, segment.start, segment.tokens)
-            units[segment.attempt] = units.get(segment.attempt, 0) + part
-            tokens[segment.attempt] = tokens.get(segment.attempt, 0) + segment.tokens
-    if not tokens:
-        return {} if finisher is None else {finisher: prompt_units(demand, tariff)}
-    prompt, total, given = prompt_units(demand, tariff), sum(tokens.values()), 0
-    last = max(tokens)
-    for attempt in sorted(tokens):
-        share = prompt - given if attempt == last else prompt * tokens[attempt] // total
-        units[attempt] += share
-        given += share
-    return units
+__all__ = [
+    "EMBEDDING_WEIGHT_PERMILLE",
+    "UNITS_PER_FLOP",
+    "UNITS_PER_MICROCREDIT",
+    "Demand",
+    "Segment",
+    "Shape",
+    "Tariff",
+    "charge_units",
+    "microcredits",
+    "output_units",
+    "payments",
+    "prompt_units",
+    "quote",
+]
 
 
 def payments(
@@ -123,22 +46,15 @@ def payments(
     tariff: Tariff,
     bucket_of: Callable[[WorkerId], Bucket] = lambda _: Bucket.MAIN,
 ) -> list[Payment]:
-    """Microcredits by attempt: one charge, rounded up as a whole, divided with the remainder to the last.
+    """Each attempt's part of the charge. Those on the payer's own workers move nothing and pay no fee.
 
-    Attempts on the payer's own workers move nothing and pay no fee. `bucket_of` says whether what a worker
-    earns can be spent at once.
+    `bucket_of` says whether what a worker earns can be spent at once.
     """
-    if not units:
-        return []
-    charge, given = microcredits(sum(units.values())), 0
-    last = max(units)
     by_number = {attempt.number: attempt for attempt in attempts}
     paid = []
-    for number in sorted(units):
-        amount = charge - given if number == last else units[number] // UNITS_PER_MICROCREDIT
-        given += amount
+    for number, amount in amounts(units).items():
         attempt = by_number[number]
         if amount and attempt.owner != payer:
-            fee = amount * tariff.fee_permille // 1_000
+            fee = fee_of(amount, tariff)
             paid.append(Payment(number, attempt.owner, amount, fee, bucket_of(attempt.worker)))
     return paid

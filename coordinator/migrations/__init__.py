@@ -8,7 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-from coordinator.store_errors import DatabaseNewer
+from coordinator.store_errors import DatabaseNewer, StoreError
 
 
 def configuration(connection: Connection) -> Config:
@@ -34,3 +34,17 @@ def migrate(connection: Connection) -> bool:
         )
     command.upgrade(config, "head")
     return current != known.get_current_head()
+
+
+def check_revision(connection: Connection) -> None:
+    """Raises StoreError unless the database has this version's shape; changes nothing."""
+    head = ScriptDirectory.from_config(configuration(connection)).get_current_head()
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None:
+        raise StoreError("this is no database of a Potluck coordinator")
+    if current != head:
+        raise StoreError(
+            f"this database has the shape of another version (revision {current}; this one knows {head})."
+            " Start the coordinator of this version once to bring an older one forward, or use the version"
+            " that wrote it."
+        )

@@ -10,6 +10,7 @@ from potluck.cli.session import Session, command, group
 from potluck.errors import ExitCode
 from potluck.pool import succeeded
 from potluck.results import Job
+from potluck.signed import Receipt
 
 app = group("List, show, watch and cancel jobs; fetch results.")
 
@@ -59,7 +60,7 @@ def list_(
 
 @command(app, "show", example="potluck jobs show job_4fa2")
 def show(session: Session, job_id: JobArgument) -> None:
-    """One job with all its attempts."""
+    """One job with all its attempts and receipts."""
     job = session.pool.job(job_id)
     session.printer.show(job, lambda: _show(session, job))
 
@@ -148,3 +149,23 @@ def _show(session: Session, job: Job) -> None:
             for a in job.attempts
         ]
         printer.table(("ATTEMPT", "WORKER", "STATE", "TOKENS", "PAID", "WHY"), rows, right=(0, 3, 4))
+    if job.receipts:
+        printer.line()
+        printer.table(
+            ("RECEIPT", "ATTEMPT", "WORKER", "STATE", "CLAIMED", "COUNTERSIGNED", "WHY"),
+            [_receipt_row(receipt) for receipt in job.receipts],
+            right=(0, 1, 4),
+        )
+
+
+def _receipt_row(receipt: Receipt) -> tuple[str, ...]:
+    claimed, signed = receipt.claimed_tokens, "yes" if receipt.countersigned else "no"
+    return (
+        str(receipt.number),
+        str(receipt.attempt),
+        receipt.worker,
+        receipt.state,
+        "-" if claimed is None else str(claimed),
+        signed,
+        receipt.why or "",
+    )

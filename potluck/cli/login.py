@@ -3,7 +3,7 @@
 import getpass
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from potluck.cli.printing import Output, Printer, printable
 from potluck.cli.session import MicroOption, OutputOption, ProfileOption
 from potluck.client import (
     DEFAULT_PROFILE,
+    POOL_KEY,
     ClientFile,
     checked_profile,
     checked_url,
@@ -18,7 +19,10 @@ from potluck.client import (
     masked,
     read_key,
 )
-from potluck.errors import PotluckError, UsageError
+from potluck.errors import PermissionDenied, PotluckError, UsageError
+
+if TYPE_CHECKING:
+    from potluck.pool import Pool
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -108,8 +112,16 @@ def _login(printer: Printer, url: str, key: str | None, profile: str | None) -> 
         )
     _note_clear(printer, address)
     with Pool(address, secret, retries_max=0) as pool:
-        me = pool.me()
+        me, public_key = pool.me(), _signing_key(pool)
+    before = file.profiles.get(name, {})
     file.save_profile(name, address, secret, default=profile is None or not file.profiles)
+    if POOL_KEY.fullmatch(public_key):
+        if before.get("url") == address and before.get("public_key", public_key) != public_key:
+            printer.note(
+                f"Note: the pool at {address} signs by another key than before ({public_key}). Ask its admin"
+                " why: exports and heads from before do not verify with it."
+            )
+        file.save_pool_key(name, public_key)
     data = {"profile": name, "url": address, "key": masked(secret), "file": str(file.path), "me": me}
     printer.show(data, lambda: printer.line(_welcome(me.member.name, me.pool, name)))
 
@@ -119,6 +131,14 @@ def _note_clear(printer: Printer, address: str) -> None:
         printer.note(
             f"Note: {address} is not encrypted; whoever is on the way can read the key and the answers."
         )
+
+
+def _signing_key(pool: "Pool") -> str:
+    """By which the pool signs its ledger; empty where this API key may not ask."""
+    try:
+        return pool.status().coordinator_public_key
+    except PermissionDenied:
+        return ""
 
 
 def _welcome(member: str, pool: str, profile: str) -> str:

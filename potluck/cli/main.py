@@ -30,6 +30,7 @@ class Root(LazyGroup):
         "balance": Entry("potluck.cli.balance:app", "What you gave minus what you took.", _YOU),
         "statement": Entry("potluck.cli.statement:app", "What moved your balance, and why.", _YOU),
         "send": Entry("potluck.cli.send:app", "Send credits to another member.", _YOU),
+        "ledger": Entry("potluck.cli.ledger:app", "Export the whole ledger; verify one offline.", _YOU),
         "keys": Entry("potluck.cli.keys:app", "List, create and revoke API keys.", _YOU),
         "limits": Entry("potluck.cli.limits:app", "What you may use, what is used, when it renews.", _YOU),
         "config": Entry("potluck.cli.config:app", "Every setting, and where it comes from.", _YOU),

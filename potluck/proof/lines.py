@@ -1,0 +1,293 @@
+"""An export as it lies in a file: JSON lines with bounds, read one after the other, and what each may hold.
+
+The first line is the pool's, then workers' receipt keys, entries, receipts, heads. Whatever a file holds, a
+line is either one of these or a `Fault` that names it; nothing else is ever raised.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+FORMAT: Final = 1
+LINE_BYTES_MAX: Final = 8 << 20
+INTEGER_MAX: Final = 2**63 - 1  # what the pool's database holds
+CHARS_MAX: Final = 512  # of an id, a name, a time
+SHOWN_CHARS_MAX: Final = 80
+HASH = re.compile(r"[0-9a-f]{64}")
+SIGNATURE = re.compile(r"[0-9a-f]{128}")
+_HEX = re.compile(r"([0-9a-f]{2}){0,256}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+
+
+class Fault(Exception):  # noqa: N818 -- named for what it is: the first thing that is wrong
+    """`kind` and `number` name the record: line, entry, receipt or head."""
+
+    def __init__(self, kind: str, number: int, what: str) -> None:
+        super().__init__(f"{kind} {number}: {what}")
+        self.kind, self.number, self.what = kind, number, what
+
+
+@dataclass(frozen=True, slots=True)
+class PoolLine:
+    """Whose ledger it is, and for whom it was exported. `account`: whose details are in clear."""
+
+    name: str
+    public_key: str
+    exported_at: str
+    account: str
+    counts: Mapping[str, int]
+
+
+class EntryLine(NamedTuple):
+    """`postings`: [account, bucket, microcredits]. `details` is None where only their digest is here."""
+
+    number: int
+    at: str
+    id: str
+    code: str
+    job: str | None
+    postings: list[list[Any]]
+    details_sha256: str
+    details: str | None
+    previous: str
+    hash: str
+
+
+class ReceiptLine(NamedTuple):
+    number: int
+    at: str
+    worker: str
+    body: str
+    signature: bytes
+    state: str
+    previous: str
+    hash: str
+    countersignature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLine:
+    number: int
+    hash: str
+    receipts_number: int
+    receipts_hash: str
+    at: str
+    signature: bytes
+
+
+def decoded(text: bytes | str) -> Any:
+    """Strict JSON without floats and doubled names. Raises ValueError with a sentence's end."""
+    try:
+        return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON ({error.msg} at character {error.pos})") from None
+
+
+def records(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number of the line from 1, its object). Raises Fault."""
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = file.readline(LINE_BYTES_MAX + 1)
+        except OSError as error:
+            raise Fault("line", number, f"it cannot be read: {error.strerror or error}") from None
+        if not line:
+            return
+        if len(line) > LINE_BYTES_MAX:
+            raise Fault("line", number, f"it is longer than {LINE_BYTES_MAX} bytes")
+        if not line.endswith(b"\n"):
+            raise Fault("line", number, "it has no end: the file was cut off")
+        try:
+            value = decoded(line)
+        except ValueError as error:
+            raise Fault("line", number, shown(str(error))) from None
+        if not isinstance(value, dict):
+            raise Fault("line", number, "it is no JSON object")
+        yield number, value
+
+
+def openings(path: Path) -> dict[str, int]:
+    """The opening line of each account, wherever in the chain it was lent; what is wrong is found later."""
+    found: dict[str, int] = {}
+    with path.open("rb") as file:
+        while line := file.readline(LINE_BYTES_MAX + 1):
+            if b'/open/line"' not in line:
+                continue
+            try:
+                value = decoded(line)
+                account, _, amount = value["postings"][1]
+                if value["id"] == f"{account}/open/line" and type(amount) is int:
+                    found[account] = amount
+            except (ValueError, KeyError, TypeError, IndexError):
+                continue
+    return found
+
+
+def pool_of(line: int, value: dict[str, Any]) -> PoolLine:
+    if value.get("type") != "pool":
+        raise Fault("line", line, "an export begins with the line of its pool; this is none")
+    if value.get("format") != FORMAT:
+        seen = shown(repr(value.get("format")))
+        raise Fault(
+            "line", line, f"the export's format is {seen}; this version knows {FORMAT}. Upgrade Potluck."
+        )
+    take = _Taken("line", line, value)
+    counts = value.get("counts")
+    names = ("workers", "entries", "receipts", "heads")
+    if not isinstance(counts, dict) or any(not _natural(counts.get(name)) for name in names):
+        raise Fault("line", line, "`counts` must give the numbers of workers, entries, receipts and heads")
+    return PoolLine(
+        name=take.text("name"),
+        public_key=take.digits("public_key", HASH),
+        exported_at=take.time("exported_at"),
+        account=take.text("account"),
+        counts={name: counts[name] for name in names},
+    )
+
+
+def worker_of(line: int, value: dict[str, Any]) -> tuple[str, str, bytes]:
+    """(id, its owner's account, raw public key of its receipts)."""
+    take = _Taken("line", line, value)
+    return take.text("id"), take.text("account"), bytes.fromhex(take.digits("receipt_key", HASH))
+
+
+def entry_of(expected: int, value: dict[str, Any]) -> EntryLine:
+    take = _Taken("entry", expected, value)
+    job, details = value.get("job"), value.get("details")
+    if job is not None:
+        job = take.text("job")
+    if details is not None and type(details) is not str:
+        raise Fault("entry", expected, "`details` must be text")
+    postings = value.get("postings")
+    if not isinstance(postings, list) or not all(_is_posting(posting) for posting in postings):
+        raise Fault("entry", expected, "`postings` must be a list of [account, bucket, microcredits]")
+    return EntryLine(
+        number=take.number("number"),
+        at=take.time("at"),
+        id=take.text("id"),
+        code=take.text("code"),
+        job=job,
+        postings=postings,
+        details_sha256=take.digits("details_sha256", HASH),
+        details=details,
+        previous=take.digits("previous", HASH),
+        hash=take.digits("hash", HASH),
+    )
+
+
+def receipt_of(expected: int, value: dict[str, Any]) -> ReceiptLine:
+    take = _Taken("receipt", expected, value)
+    body, countersignature = value.get("body"), value.get("countersignature")
+    if type(body) is not str:
+        raise Fault("receipt", expected, "`body` must be text")
+    signature = value.get("signature")
+    if type(signature) is not str or not _HEX.fullmatch(signature):
+        raise Fault("receipt", expected, "`signature` must be hex digits")
+    return ReceiptLine(
+        number=take.number("number"),
+        at=take.time("at"),
+        worker=take.text("worker"),
+        body=body,
+        signature=bytes.fromhex(signature),
+        state=take.text("state"),
+        previous=take.digits("previous", HASH),
+        hash=take.digits("hash", HASH),
+        countersignature=b"" if countersignature == "" else take.signature("countersignature"),
+    )
+
+
+def head_of(kind: str, number: int, value: dict[str, Any]) -> HeadLine:
+    """`kind`: what to call it in a fault, `head` or `saved head`."""
+    take = _Taken(kind, number, value)
+    return HeadLine(
+        number=take.number("number"),
+        hash=take.digits("hash", HASH),
+        receipts_number=take.number("receipts_number"),
+        receipts_hash=take.digits("receipts_hash", HASH),
+        at=take.time("at"),
+        signature=take.signature("signature"),
+    )
+
+
+def shown(text: str) -> str:
+    """What a file says, fit to be shown in a sentence."""
+    printable = "".join(c if c.isprintable() else "?" for c in text[: SHOWN_CHARS_MAX + 1])
+    return printable if len(printable) <= SHOWN_CHARS_MAX else printable[:SHOWN_CHARS_MAX] + "..."
+
+
+class _Taken(NamedTuple):
+    """The fields of one record, each checked as it is taken."""
+
+    kind: str
+    of: int
+    value: dict[str, Any]
+
+    def _fail(self, name: str, wanted: str) -> Fault:
+        return Fault(self.kind, self.of, f"`{name}` must be {wanted}")
+
+    def text(self, name: str) -> str:
+        found = self.value.get(name)
+        if type(found) is not str or not 0 < len(found) <= CHARS_MAX or not found.isprintable():
+            raise self._fail(name, f"printable text of 1 to {CHARS_MAX} characters")
+        return found
+
+    def number(self, name: str) -> int:
+        found = self.value.get(name)
+        if type(found) is not int or not 0 <= found <= INTEGER_MAX:
+            raise self._fail(name, "an integer from 0")
+        return found
+
+    def digits(self, name: str, pattern: re.Pattern[str]) -> str:
+        found = self.value.get(name)
+        if type(found) is not str or not pattern.fullmatch(found):
+            raise self._fail(name, f"{64 if pattern is HASH else 128} lower-case hex digits")
+        return found
+
+    def signature(self, name: str) -> bytes:
+        return bytes.fromhex(self.digits(name, SIGNATURE))
+
+    def time(self, name: str) -> str:
+        found = self.value.get(name)
+        if type(found) is not str or not _TIME.fullmatch(found):
+            raise self._fail(name, "a time like 2026-11-23T22:24:52.125Z")
+        return found
+
+
+def _is_posting(value: Any) -> bool:
+    if type(value) is not list or len(value) != 3:
+        return False
+    account, bucket, amount = value
+    return (
+        type(account) is str
+        and 0 < len(account) <= CHARS_MAX
+        and account.isprintable()
+        and type(bucket) is str
+        and type(amount) is int
+        and -INTEGER_MAX <= amount <= INTEGER_MAX
+    )
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= INTEGER_MAX
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no whole number")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_float=_no_number)
