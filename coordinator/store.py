@@ -21,6 +21,7 @@ from coordinator.core.standing import Standing
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
+from coordinator.lately import Lately
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.records import Batch, Loaded, RecordedReceipt
@@ -54,7 +55,7 @@ _ATTEMPTS = table_of(tables.Attempt)
 _WORKERS = table_of(tables.Worker)
 
 
-class Store(Members, Enrolment, History, Movements, Totals, Registry, Spending, Audit, Database):
+class Store(Members, Enrolment, History, Lately, Movements, Totals, Registry, Spending, Audit, Database):
     """One for each coordinator, for as long as it runs."""
 
     _statements: Statements | None = None  # compiled when first needed

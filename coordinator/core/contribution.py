@@ -1,12 +1,12 @@
 """What each account gave and took by work lately: a flow that fades, not a fortune.
 
-Counted from closes and settlements alone: what an account earned by serving others, minus what it was charged.
-Transfers, grants and credit lines are money and count for nothing here. Everything fades with one half-life, so
-that what was given long ago buys no place for ever, and an old debt is forgotten.
+Counted from closes and settlements alone: what an account earned by serving others, minus what it was
+charged. Transfers, grants and credit lines are money and count for nothing here. Everything fades with one
+half-life: what was given long ago buys no place for ever, and an old debt is forgotten.
 
 Accounts whose credit line was lent by a member are that member's relatives. Work among relatives counts for
-nothing, or a member could pay accounts of its own invention. And a relative stands in its lender's line until it
-has given `proven` more than it took to people outside: see `flow_of`.
+nothing, or a member could pay accounts of its own invention. And a relative stands in its lender's line until
+it has given people outside `proven` more than it took: see `flow_of`.
 """
 
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class Contributions:
             if LINES not in (lender.account, borrower.account):
                 self.lend(lender.account, borrower.account, borrower.amount)
         elif entry.code is Code.RETIRE:
-            self.part(entry.postings[0].account)
+            self.part(AccountId(entry.id.removesuffix("/retire")))
 
     def worked(self, payer: AccountId, account: AccountId, amount: int, at: float) -> None:
         """Of a charge paid by `payer`, `account` got so much (the payer itself: minus what left it)."""
@@ -96,6 +96,8 @@ class Contributions:
 
     def of_flow(self, flow: AccountId) -> float:
         """Given minus taken by all who stand in this line."""
+        if not self._borrowers.get(flow):
+            return self.of(flow) if flow in self._sums else 0.0
         total, open_ends = 0.0, [flow]
         seen = {flow}
         while open_ends:

@@ -1,12 +1,12 @@
 """Whose turn it is: weighted fair queueing over recent net contribution.
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996): each flow has a tag in virtual time, the flow with the lowest
-tag goes next, and a job given away moves its flow's tag on by cost / weight. A flow that had nothing to ask for
-starts at the present, so that idling saves up nothing. The cost is the job's quote until it closes and its
-charge from then on, so that a large `max_tokens` is not punished.
+Start-time fair queueing (Goyal, Vin, Cheng 1996): each flow has a tag in virtual time, the flow with the
+lowest tag goes next, and a job given away moves its flow's tag on by cost / weight. A flow that had nothing to
+ask for starts at the present, so that idling saves up nothing. The cost is the job's quote until it closes and
+its charge from then on, so that a large `max_tokens` is not punished.
 
-Weights are shares of one. `guaranteed_permille` is divided equally among all flows with work waiting (less for
-those deep in debt, but never nothing); the rest goes to contributors by what they gave.
+Weights are shares of one. `guaranteed_permille` is divided equally among all flows with work waiting (less
+for those deep in debt, but never nothing); the rest goes to contributors by what they gave.
 
 Each model and class has a lane of its own, because flows compete for workers and not for the pool. A worker
 that serves several models is taken from all their lanes at once.

@@ -86,6 +86,11 @@ class Line:
 
     def head(self, group: Group, running: Mapping[MemberId, int]) -> Asked | None:
         """The next job of the group: of the member who has the least running, and of that one the oldest."""
+        if len(group.members) == 1:
+            (jobs,) = group.members.values()
+            while jobs and jobs[0][1] not in self.jobs:
+                heapq.heappop(jobs)
+            return self.jobs[jobs[0][1]] if jobs else None
         best: tuple[int, float, JobId] | None = None
         for member, jobs in list(group.members.items()):
             while jobs and jobs[0][1] not in self.jobs:
@@ -126,11 +131,14 @@ class Room:
 
     def short(self, class_: JobClass, rule: Fairness) -> bool:
         """Whether a class that others go before has less than what is reserved for it."""
-        reserved = self.slots * rule.reserved_permille[class_] // 1_000
-        return class_ is not JobClass.INTERACTIVE and self.used[class_] < reserved
+        if class_ is JobClass.INTERACTIVE:
+            return False
+        return self.used[class_] < self.slots * rule.reserved_permille[class_] // 1_000
 
     def open(self, class_: JobClass, rule: Fairness) -> bool:
         """Whether the class may take one more slot without taking room that is kept for those before it."""
+        if class_ is JobClass.INTERACTIVE:
+            return True
         used, kept = 0, 0
         for other in JobClass:
             if other < class_:
@@ -155,28 +163,29 @@ class Order:
     now: float
     fair: list[Key] = field(default_factory=list)
     aged: list[Key] = field(default_factory=list)
-    _class: dict[AccountId, list[JobClass]] = field(default_factory=dict)
+    lanes: list[Lane] = field(default_factory=list)  # by JobClass
 
     def fill(self) -> None:
-        for group in self.line.wants.get(self.want, {}).values():
-            head = self.line.head(group, self.running)
+        line, running, aged_s = self.line, self.running, self.line.rule.aged_s
+        self.lanes = [line.clock.lane((self.want[1], class_)) for class_ in JobClass]
+        for group in line.wants.get(self.want, {}).values():
+            head = line.head(group, running)
             if head is None:
                 continue
             self.fair.append(self._key(group, head))
-            since = max(head.since, self._lane(group.class_).served_at.get(group.flow, head.since))
-            if self.now - since >= self.line.rule.aged_s[group.class_]:
+            since = head.since
+            if self.now - since >= aged_s[group.class_]:
+                since = max(since, self.lanes[group.class_].served_at.get(group.flow, since))
+            if self.now - since >= aged_s[group.class_]:
                 self.aged.append((since, int(group.class_), head.since, head.id, group.flow))
         heapq.heapify(self.fair)
         heapq.heapify(self.aged)
-
-    def _lane(self, class_: JobClass) -> Lane:
-        return self.line.clock.lane((self.want[1], class_))
 
     def _key(self, group: Group, head: Asked) -> Key:
         rule = self.line.rule
         # Ranks: a class short of its reserved room, then the classes. The two never share a rank.
         rank = group.class_ - 3 if self.room.short(group.class_, rule) else int(group.class_)
-        start = self._lane(group.class_).start(group.flow, rule)
+        start = self.lanes[group.class_].start(group.flow, rule)
         return rank, start, head.since, head.id, group.flow
 
     def peek(self) -> tuple[Asked, bool] | None:
@@ -188,7 +197,7 @@ class Order:
                 break
             job_class = JobClass(int(class_))
             group = groups.get((flow, job_class))
-            served = self._lane(job_class).served_at.get(flow, since)
+            served = self.lanes[job_class].served_at.get(flow, since)
             head = self.line.head(group, self.running) if group and served <= since else None
             if head is not None and self.room.open(head.class_, self.line.rule):
                 return head, False
@@ -209,7 +218,7 @@ class Order:
 
     def lag(self, asked: Asked) -> float:
         """How far the job's flow is ahead of its lane's present."""
-        lane = self._lane(asked.class_)
+        lane = self.lanes[asked.class_]
         return lane.start(asked.flow, self.line.rule) - lane.present
 
     def gave(self, asked: Asked, models: Iterable[str], *, in_turn: bool) -> None:

@@ -65,11 +65,21 @@ def allowed(job: Waiting, worker: Worker, served: Served) -> str:
 
 def seconds(worker: Worker, served: Served, policy: Policy) -> float:
     """Expected time to finish a typical job, from now, over reliability."""
+    load_s, work_s = _alone(worker, served, policy)
     load = len(worker.running) / max(1, worker.slots)
+    return (load_s + work_s * (1.0 + load)) / worker.reliability
+
+
+def _alone(worker: Worker, served: Served, policy: Policy) -> tuple[float, float]:
+    """Seconds to load the model and to do a typical job on an idle worker; kept while what it says stands."""
+    kept = worker.alone.get(served.name)
+    if kept is not None and kept[0] is served:
+        return kept[1]
     prefill = policy.typical_prompt_tokens / (served.prefill or PREFILL_GUESS)
     decode = policy.typical_output_tokens / (served.decode or DECODE_GUESS)
-    expected = COLD_S.get(served.state, 90.0) + (prefill + decode) * (1.0 + load)
-    return expected / worker.reliability
+    took = COLD_S.get(served.state, 90.0), prefill + decode
+    worker.alone[served.name] = served, took
+    return took
 
 
 @dataclass(slots=True)
@@ -83,19 +93,25 @@ class _Ranking:
 
     def fill(self, kind: Kind, model: str) -> Room:
         """Rank the workers with room; the room of all that serve this now, and what it is used for."""
-        room = Room()
+        room, free = Room(), 0
+        workers, heap, policy = self.fleet.workers, self.heap, self.policy
         for worker_id in self.fleet.by_model.get(model, ()):
-            worker = self.fleet.workers[worker_id]
+            worker = workers[worker_id]
             if (served := worker.takes(kind, model)) is None:
                 continue
-            slots = min(worker.slots, max(1, served.slots))
-            room.slots += slots
+            slots = worker.slots if worker.slots < served.slots else served.slots or 1
+            free += slots
             if worker.running:
                 for class_, used in enumerate(worker.classes):
                     room.used[class_] += used
-            if slots > len(worker.running) + self.taken.get(worker_id, 0):
-                self.heap.append((seconds(worker, served, self.policy), worker_id))
-        heapq.heapify(self.heap)
+                if slots <= len(worker.running):
+                    continue
+            elif not worker.faults and (kept := worker.alone.get(model)) and kept[0] is served:
+                heap.append((kept[1][0] + kept[1][1], worker_id))  # as `seconds`, of most workers, quickly
+                continue
+            heap.append((seconds(worker, served, policy), worker_id))
+        room.slots = free
+        heapq.heapify(heap)
         return room
 
     def room(self, worker: Worker, served: Served) -> int:
@@ -169,34 +185,30 @@ def plan(
     heads = [head for want, order in orders.items() if (head := _head(want, order)) is not None]
     heapq.heapify(heads)
     while heads and len(decisions) < policy.assignments_max:
-        want = heads[0][-1]
+        want, (asked, in_turn) = heads[0][4:]
         order, ranking = orders[want], rankings[want]
-        asked, in_turn = order.peek() or (None, False)
-        if asked is not None and ranking.heap and len(passed[want]) < policy.passed_max:
-            if (decision := ranking.take(waiting(asked.id))) is not None:
-                decisions.append(decision)
-                order.gave(asked, fleet.workers[decision.worker].models, in_turn=in_turn)
-            else:
-                passed[want].append(asked)
-                line.skip(asked)
-            head = _head(want, order)
+        if (decision := ranking.take(waiting(asked.id))) is not None:
+            decisions.append(decision)
+            order.gave(asked, fleet.workers[decision.worker].models, in_turn=in_turn)
         else:
-            head = None
-        if head is None:
-            heapq.heappop(heads)
-        else:
+            passed[want].append(asked)
+            line.skip(asked)
+        more = ranking.heap and len(passed[want]) < policy.passed_max
+        if more and (head := _head(want, order)) is not None:
             heapq.heapreplace(heads, head)
+        else:
+            heapq.heappop(heads)
     for jobs in passed.values():
         line.restore(jobs)
     return decisions
 
 
-def _head(want: Want, order: Order) -> tuple[int, float, float, JobId, Want] | None:
+def _head(want: Want, order: Order) -> tuple[int, float, float, JobId, Want, tuple[Asked, bool]] | None:
     """Where the next job of this kind and model stands among those of the others."""
     if (found := order.peek()) is None:
         return None
     asked, in_turn = found
-    return (int(asked.class_) if in_turn else -1), order.lag(asked), asked.since, asked.id, want
+    return (int(asked.class_) if in_turn else -1), order.lag(asked), asked.since, asked.id, want, found
 
 
 def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
