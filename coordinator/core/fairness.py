@@ -1,9 +1,9 @@
 """Whose turn it is: weighted fair queueing over recent net contribution.
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996): each flow has a tag in virtual time, the flow with the
-lowest tag goes next, and a job given away moves its flow's tag on by cost / weight. A flow that had nothing to
-ask for starts at the present, so that idling saves up nothing. The cost is the job's quote until it closes and
-its charge from then on, so that a large `max_tokens` is not punished.
+lowest tag goes next, and a job given away moves its flow's tag on by cost / weight. A flow that had nothing
+to ask for starts at the present, so that idling saves up nothing. The cost is the job's quote until it closes
+and its charge from then on, so that a large `max_tokens` is not punished.
 
 Weights are shares of one. `guaranteed_permille` is divided equally among all flows with work waiting (less
 for those deep in debt, but never nothing); the rest goes to contributors by what they gave.
@@ -36,7 +36,7 @@ def class_of(job: Job) -> JobClass:
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """The rule's numbers. Amounts are microcredits, times seconds; indexed by JobClass where there are three."""
+    """The rule's numbers. Amounts are microcredits, times seconds; where there are three, by JobClass."""
 
     guaranteed_permille: int = 200
     contributed_full: int = 10_000_000  # given in all before the contributors' part is divided wholly by it
@@ -52,7 +52,7 @@ def shares(nets: Mapping[AccountId, float], rule: Fairness) -> dict[AccountId, f
 
     Never nothing, and never less for having given more.
     """
-    equal = {flow: _equal_part(net, rule) for flow, net in nets.items()}
+    equal = {flow: equal_part(net, rule) for flow, net in nets.items()}
     given = sum(net for net in nets.values() if net > 0)
     all_equal = sum(equal.values())
     full = max(given, float(rule.contributed_full), 1.0)
@@ -64,7 +64,7 @@ def shares(nets: Mapping[AccountId, float], rule: Fairness) -> dict[AccountId, f
     }
 
 
-def _equal_part(net: float, rule: Fairness) -> float:
+def equal_part(net: float, rule: Fairness) -> float:
     """1, or less for those who took much more than they gave."""
     depth = min(1.0, max(0.0, -net) / max(1, rule.debt_full))
     return 1.0 - depth * (1_000 - rule.debt_permille) / 1_000

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.core.contribution import Contributions
-from coordinator.core.fairness import Clock, Fairness, JobClass, Lane, class_of, weights_of
+from coordinator.core.fairness import Clock, Fairness, JobClass, Lane, class_of, equal_part, weights_of
 from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId
 
 Want = tuple[Kind, str]  # kind and model
@@ -116,6 +116,10 @@ class Line:
         """The share that each waiting flow is due."""
         return weights_of(self.waiting, self.given, self.rule)
 
+    def patience(self, flow: AccountId) -> float:
+        """1, or the part of it by which those deep in debt wait longer before they count as forgotten."""
+        return equal_part(self.given.of_flow(flow), self.rule)
+
     def tidy(self) -> None:
         """Forget the tags of flows that are gone, now and then."""
         if sum(len(lane.tags) for lane in self.clock.lanes.values()) > 256 + 4 * len(self.waiting):
@@ -176,7 +180,7 @@ class Order:
             since = head.since
             if self.now - since >= aged_s[group.class_]:
                 since = max(since, self.lanes[group.class_].served_at.get(group.flow, since))
-            if self.now - since >= aged_s[group.class_]:
+            if self.now - since >= aged_s[group.class_] / line.patience(group.flow):
                 self.aged.append((since, int(group.class_), head.since, head.id, group.flow))
         heapq.heapify(self.fair)
         heapq.heapify(self.aged)
