@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#2b6cb0", "#b7791f", "#9b2c2c", "#276749")
-LEFT, TOP, ROW, BAR, WIDTH, GAP = 190, 64, 46, 11, 290, 70
+LEFT, TOP, ROW, BAR, WIDTH, GAP = 190, 76, 46, 11, 290, 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def _panel(panel: Panel, left: int, series: list[str]) -> list[str]:
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{BAR}" fill="{COLOURS[n]}">'
                 f"<title>{escape(series[n])}: {value:.1f}</title></rect>"
             )
-            x = f"{left + length + 4:.1f}"
-            parts.append(f'<text x="{x}" y="{y + 9}" font-size="9.5" fill="#4a5568">{value:,.0f}</text>')
+            beside = f"{left + length + 4:.1f}"
+            parts.append(f'<text x="{beside}" y="{y + 9}" font-size="9.5" fill="#4a5568">{value:,.0f}</text>')
     return parts
 
 

@@ -1,6 +1,5 @@
 """What the ledger says of recent work: from it a starting coordinator knows whose turn it is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -62,7 +61,7 @@ class Lately(Database):
                 .group_by(day, _JOBS.c.account_id, _POSTINGS.c.account_id)
                 .order_by(day, _JOBS.c.account_id, _POSTINGS.c.account_id)
             )
-            rows: Sequence[tuple[str, str, str, int]] = (await connection.execute(statement)).tuples().all()
+            rows = (await connection.execute(statement)).all()
         return [
             Worked(AccountId(payer), AccountId(account), int(amount), _noon(when))
             for when, payer, account, amount in rows
@@ -73,7 +72,7 @@ class Lately(Database):
         statement = select(_ACCOUNTS.c.lender_id, _ACCOUNTS.c.id, _ACCOUNTS.c.lent)
         statement = statement.where(_ACCOUNTS.c.lender_id.is_not(None), _ACCOUNTS.c.lent > 0)
         async with self.reading() as connection:
-            rows = (await connection.execute(statement.order_by(_ACCOUNTS.c.id))).tuples().all()
+            rows = (await connection.execute(statement.order_by(_ACCOUNTS.c.id))).all()
         return [Lent(AccountId(lender), AccountId(to), amount) for lender, to, amount in rows]
 
 

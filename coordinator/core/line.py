@@ -36,6 +36,7 @@ class Group:
     class_: JobClass
     members: dict[MemberId, list[tuple[float, JobId]]] = field(default_factory=dict)
     count: int = 0
+    last: dict[MemberId, int] = field(default_factory=dict)  # when each was served, by `Line.served`
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Line:
     jobs: dict[JobId, Asked] = field(default_factory=dict)
     wants: dict[Want, dict[tuple[AccountId, JobClass], Group]] = field(default_factory=dict)
     waiting: dict[AccountId, int] = field(default_factory=dict)  # jobs of each flow
+    served: int = 0  # jobs given away
 
     @property
     def rule(self) -> Fairness:
@@ -85,22 +87,22 @@ class Line:
             del self.waiting[asked.flow]
 
     def head(self, group: Group, running: Mapping[MemberId, int]) -> Asked | None:
-        """The next job of the group: of the member who has the least running, and of that one the oldest."""
+        """The group's next job: the oldest of who has least running, or else was served least lately."""
         if len(group.members) == 1:
             (jobs,) = group.members.values()
             while jobs and jobs[0][1] not in self.jobs:
                 heapq.heappop(jobs)
             return self.jobs[jobs[0][1]] if jobs else None
-        best: tuple[int, float, JobId] | None = None
+        best: tuple[int, int, float, JobId] | None = None
         for member, jobs in list(group.members.items()):
             while jobs and jobs[0][1] not in self.jobs:
                 heapq.heappop(jobs)
             if not jobs:
                 del group.members[member]
                 continue
-            key = (running.get(member, 0), *jobs[0])
+            key = (running.get(member, 0), group.last.get(member, 0), *jobs[0])
             best = key if best is None or key < best else best
-        return None if best is None else self.jobs[best[2]]
+        return None if best is None else self.jobs[best[3]]
 
     def skip(self, asked: Asked) -> None:
         """Look past the head for now; `restore` brings it back."""
@@ -242,4 +244,6 @@ class Order:
         )
         self.running[asked.member] = self.running.get(asked.member, 0) + 1
         self.room.used[asked.class_] += 1
+        line.served += 1
+        line.wants[self.want][asked.flow, asked.class_].last[asked.member] = line.served
         line.remove(asked.id)

@@ -48,8 +48,11 @@ def place_of(
         return Place(place, of, None, f"no worker that is here may take it: {why}")
     may = [pair for pair, refusal in zip(serving, refusals, strict=True) if not refusal]
     slots = sum(min(worker.slots, max(1, served.slots)) for worker, served in may)
-    why = _why(line, asked, waiting.account, own, others, slots)
-    return Place(place, of, _start_s(place, may, policy), why)
+    start_s = _start_s(place, may, policy)
+    if place == 1:
+        taken = f"all {slots} slots that could serve it are taken" if slots > 1 else "the only slot is taken"
+        return Place(place, of, start_s, f"it is the next: {taken}" if start_s else "it is the next")
+    return Place(place, of, start_s, _why(line, asked, waiting.account, own, others))
 
 
 def _own_before(
@@ -57,14 +60,15 @@ def _own_before(
 ) -> tuple[int, float]:
     """How many jobs of its own flow go before it, and the tag at which it starts."""
     start = line.clock.lane((asked.want[1], asked.class_)).start(asked.flow, line.rule)
-    turns: list[tuple[int, float, JobId]] = []
+    turns: list[tuple[int, int, float, JobId]] = []
     for member, jobs in group.members.items():
         mine = sorted({entry for entry in jobs if entry[1] in line.jobs})
-        first = running.get(member, 0)
-        turns += [(first + n, since, job) for n, (since, job) in enumerate(mine)]
+        first, last = running.get(member, 0), group.last.get(member, 0)
+        turns += [(first + n, last, since, job) for n, (since, job) in enumerate(mine)]
     turns.sort()
-    before = [job for _, _, job in turns].index(asked.id)
-    return before, start + sum(line.jobs[job].cost for _, _, job in turns[:before]) / weight
+    order = [turn[-1] for turn in turns]
+    before = order.index(asked.id)
+    return before, start + sum(line.jobs[job].cost for job in order[:before]) / weight
 
 
 def _ahead(line: Line, group: Group, asked: Asked, start: float, weights: Mapping[AccountId, float]) -> int:
@@ -93,11 +97,9 @@ def _start_s(place: int, may: list[tuple[Worker, Served]], policy: Policy) -> fl
     return round(max(0, place - free) / rate, 1)
 
 
-def _why(line: Line, asked: Asked, account: AccountId, own: int, others: int, slots: int) -> str:
-    if not own + others:
-        return f"it is the next; {_many(slots, 'slot')} of the workers that serve {asked.want[1]} are busy"
+def _why(line: Line, asked: Asked, account: AccountId, own: int, others: int) -> str:
     count = own + others
-    said = f"{_many(count, 'job')} {'is' if count == 1 else 'are'} ahead"
+    said = "1 job is ahead" if count == 1 else f"{count} jobs are ahead"
     if own:
         said += f", {own} of them your own" if others else ", your own"
     if asked.class_ and others:
@@ -119,10 +121,6 @@ def _standing(line: Line, asked: Asked, account: AccountId) -> str:
     if net >= SHOWN:
         return f"{who} gave {_credits(net)} more than you took recently; others gave more, or asked before"
     return f"{who} gave as much as you took recently; contributors go first, a part is kept for everybody"
-
-
-def _many(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _credits(micro: float) -> str:
