@@ -33,6 +33,7 @@ from coordinator.core.schedule import Policy, Waiting, impossible, plan
 from coordinator.core.standing import Proof, Standing
 
 FOREVER = math.inf
+NOBODY: frozenset[WorkerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Live:
             context_tokens=longest + job.max_tokens,
             own_only=job.own_only,
             only=job.only,
-            refused_by=frozenset(w for w, until in self.avoid.items() if until > now),
+            refused_by=frozenset(w for w, t in self.avoid.items() if t > now) if self.avoid else NOBODY,
             numerics=self.numerics if self.output.begun else "",
         )
 
@@ -430,7 +431,7 @@ class Engine:
             attempt = jobs.Attempt(
                 number=number, worker=worker.id, owner=worker.account, assigned_at=now, why=decision.why
             )
-            self._change(live, jobs.move(jobs.with_attempt(live.job, attempt), JobEvent.ASSIGNED, now=now))
+            self._change(live, jobs.assign(live.job, attempt, now=now))
             live.heard_at = live.progressed_at = now
             live.acknowledged, live.stage, live.load_began = 0, "", None
             live.numerics = worker.models[live.job.model].numerics

@@ -15,6 +15,7 @@ that serves several models is taken from all their lanes at once.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from coordinator.core.contribution import Contributions
 from coordinator.core.jobs import AccountId, Job, JobId
@@ -28,6 +29,9 @@ class JobClass(IntEnum):
     INTERACTIVE = 0
     BATCH = 1
     FINETUNE = 2
+
+
+CLASSES = tuple(JobClass)
 
 
 def class_of(job: Job) -> JobClass:
@@ -52,7 +56,7 @@ def shares(nets: Mapping[AccountId, float], rule: Fairness) -> dict[AccountId, f
 
     Never nothing, and never less for having given more.
     """
-    equal = {flow: equal_part(net, rule) for flow, net in nets.items()}
+    equal = {flow: 1.0 if net >= 0 else equal_part(net, rule) for flow, net in nets.items()}
     given = sum(net for net in nets.values() if net > 0)
     all_equal = sum(equal.values())
     full = max(given, float(rule.contributed_full), 1.0)
@@ -96,8 +100,7 @@ class Lane:
 LaneKey = tuple[str, JobClass]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """A job that was given away: what it was counted as, and where."""
 
     flow: AccountId

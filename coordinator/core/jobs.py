@@ -208,6 +208,19 @@ def move(job: Job, event: JobEvent, *, now: float, why: str = "", code: str = ""
     return replace(job, state=state)
 
 
+def assign(job: Job, attempt: Attempt, *, now: float) -> Job:
+    """`with_attempt` and `move` of a job that is given away, in one step: a tick does it for hundreds."""
+    assert attempt.number == next_number(job), "attempts are numbered without gaps"
+    if JobEvent.ASSIGNED not in JOB_TRANSITIONS[job.state]:
+        raise IllegalTransition(f"job {job.id}: {JobEvent.ASSIGNED} while {job.state}")
+    return replace(
+        job,
+        state=JOB_TRANSITIONS[job.state][JobEvent.ASSIGNED],
+        attempts=(*_without_old_refusals(job.attempts), attempt),
+        started_at=now if job.started_at is None else job.started_at,
+    )
+
+
 def move_attempt(attempt: Attempt, event: AttemptEvent, *, now: float, why: str | None = None) -> Attempt:
     """The attempt after the event; the only way an attempt changes state."""
     try:

@@ -8,16 +8,25 @@ member's jobs go by age.
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coordinator.core.contribution import Contributions
-from coordinator.core.fairness import Clock, Fairness, JobClass, Lane, class_of, equal_part, weights_of
+from coordinator.core.fairness import (
+    CLASSES,
+    Clock,
+    Fairness,
+    JobClass,
+    Lane,
+    class_of,
+    equal_part,
+    weights_of,
+)
 from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId
 
 Want = tuple[Kind, str]  # kind and model
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A job in the line. `cost` is its hold in microcredits, `since` when it was asked for."""
 
     id: JobId
@@ -201,7 +210,7 @@ class Order:
             since, class_, _, _, flow = self.aged[0]
             if self.line.clock.aged_due.get(self.want[1], 0.0) < 1.0 and self.fair:
                 break
-            job_class = JobClass(int(class_))
+            job_class = CLASSES[int(class_)]
             group = groups.get((flow, job_class))
             served = self.lanes[job_class].served_at.get(flow, since)
             head = self.line.head(group, self.running) if group and served <= since else None
@@ -210,7 +219,7 @@ class Order:
             heapq.heappop(self.aged)
         while self.fair:
             key = self.fair[0]
-            class_, flow = JobClass(int(key[0]) % 3), key[4]
+            class_, flow = CLASSES[int(key[0]) % 3], key[4]
             group = groups.get((flow, class_))
             head = self.line.head(group, self.running) if group else None
             if group is None or head is None or not self.room.open(class_, self.line.rule):
