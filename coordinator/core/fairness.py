@@ -26,6 +26,7 @@ WEIGHT_MIN = 1e-9
 class JobClass(IntEnum):
     """The lower goes first."""
 
+    __hash__ = int.__hash__  # quick: see Kind
     INTERACTIVE = 0
     BATCH = 1
     FINETUNE = 2

@@ -19,6 +19,7 @@ REFUSALS_KEPT = 12
 
 
 class Kind(StrEnum):
+    __hash__ = str.__hash__  # as quick as a text's: the planner looks kinds up ten thousand times a tick
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
