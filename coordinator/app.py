@@ -30,6 +30,7 @@ from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
 from coordinator.core.standing import HOUR_S, Proof
 from coordinator.heads import Heads
+from coordinator.lately import line_of, recall
 from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
@@ -194,7 +195,7 @@ async def _pool(
     loaded = await store.load()
     book = Book({a.id: a for a in loaded.accounts}, {e.id: e for e in loaded.entries})
     pool = Pool(
-        engine=Engine(rules_of(settings), book, Fleet()),
+        engine=Engine(rules_of(settings), book, Fleet(), line=line_of(settings)),
         store=store,
         settings=settings,
         sessions=Sessions(),
@@ -234,6 +235,7 @@ async def _remember(pool: Pool, loaded: Loaded) -> None:
     for worker in list(pool.engine.fleet.workers.values()):
         if worker.standing.held and not pool.engine.rules.proof.needed:
             pool.engine.prove(worker.id, pool.now(), "this is a pool of friends now")
+    await recall(pool.engine.line, pool.store, pool.now())
     for account, line in await pool.store.unopened():
         pool.engine.post(entries.opening(account, line))
     for job in loaded.open_jobs:

@@ -75,6 +75,18 @@ class Settings(BaseSettings):
     credits_per_month: int = Field(0, ge=0, le=2**62, description="of one member (UTC); 0 is no limit")
     queue_jobs_max: int = Field(10_000, ge=1, le=2**24, description="of all members")
     wait_for_worker_s: float = Field(60.0, gt=0, le=86_400, description="before a job is given up")
+    fairness_half_life_s: float = Field(604_800.0, ge=60, le=2**31, description="of what was given and taken")
+    fairness_guaranteed_permille: int = Field(200, ge=1, le=1_000, description="of the work, equally for all")
+    fairness_proven: int = Field(
+        100 * MICROCREDITS, ge=0, le=2**62, description="given: out of a lender's line"
+    )
+    fairness_interactive_permille: int = Field(100, ge=0, le=500, description="of slots, kept free for it")
+    fairness_batch_permille: int = Field(100, ge=0, le=500, description="of slots, for stored jobs")
+    fairness_finetune_permille: int = Field(100, ge=0, le=500, description="of slots, for fine-tuning")
+    fairness_aged_s: float = Field(
+        20.0, gt=0, le=2**31, description="without a turn: an interactive job passes"
+    )
+    fairness_batch_aged_s: float = Field(1_800.0, gt=0, le=2**31, description="the same, of a stored job")
     certificate_days: int = Field(7, ge=1, le=90, description="of a worker's certificate")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)

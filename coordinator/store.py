@@ -22,6 +22,7 @@ from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.history import History, with_attempts
 from coordinator.invites import Invites
+from coordinator.lately import Lately
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.proofs import Proofs
@@ -63,6 +64,7 @@ class Store(
     Invites,
     Enrolment,
     History,
+    Lately,
     Movements,
     Totals,
     Registry,

@@ -1,11 +1,14 @@
 """What the pool shows of itself, in the shapes of the design, section 9. Amounts are microcredits."""
 
+from dataclasses import asdict
 from typing import Any
 
 from coordinator import translate
+from coordinator.core.engine import Live
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
 from coordinator.core.ledger import COMMONS
+from coordinator.core.place import place_of
 from coordinator.core.pricing import Demand, quote
 from coordinator.core.standing import missing
 from coordinator.pool import Pool
@@ -29,6 +32,16 @@ def status(pool: Pool) -> dict[str, Any]:
         "ledger_sum": pool.engine.book.total(),
         "coordinator_public_key": pool.public_key,
     }
+
+
+def queue(pool: Pool, live: Live) -> dict[str, Any]:
+    """Where a job that waits stands, and why; nothing of one that does not."""
+    engine = pool.engine
+    if live.job.id not in engine.queue:
+        return {}
+    waiting = live.waiting(pool.now())
+    place = place_of(engine.line, engine.fleet, engine.running, engine.rules.policy, waiting)
+    return {"queue": asdict(place)}
 
 
 def workers(pool: Pool) -> list[dict[str, Any]]:

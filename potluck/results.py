@@ -138,6 +138,16 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """Where a job stands among those that wait for the same; `expected_start_s` is None if nobody can say."""
+
+    place: int
+    of: int
+    expected_start_s: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     id: str
     kind: str
@@ -156,6 +166,7 @@ class Job:
     why: str | None = None
     attempts: tuple[Attempt, ...] = ()
     receipts: tuple[Receipt, ...] = ()  # where one job is shown, not in lists
+    queue: Queue | None = None  # while it waits
 
     @property
     def ended(self) -> bool:

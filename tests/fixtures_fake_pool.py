@@ -42,6 +42,7 @@ class FakePool:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     loading_left: int = 0
     looks_until_end: int = 0  # how often a job is looked at before it ends
+    queue: dict[str, Any] | None = None  # where every job stands that is looked at
     end_state: str = "succeeded"
     left_early: threading.Event = field(default_factory=threading.Event)
     streaming: threading.Event = field(default_factory=threading.Event)
@@ -278,6 +279,8 @@ class Routes:
         )
 
     def seen(self, job: dict[str, Any]) -> dict[str, Any]:
+        if self.fake.queue is not None:
+            return job | {"queue": self.fake.queue}
         if job["state"] in {"queued", "running"}:
             job["looks"] += 1
             job["state"] = "running"

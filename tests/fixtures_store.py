@@ -46,11 +46,12 @@ class World:
     book: ledger.Book = field(default_factory=ledger.Book)
     number: int = 0
     hash: str = GENESIS
+    at: str = AT  # of what is recorded
     receipts: ReceiptChain = field(default_factory=lambda: ReceiptChain(lambda message: message[:64]))
 
     def record(self, entry: ledger.Entry) -> ledger.Recorded:
         self.book.post(entry)
-        recorded = ledger.record(self.number + 1, AT, entry, self.hash)
+        recorded = ledger.record(self.number + 1, self.at, entry, self.hash)
         self.number, self.hash = recorded.number, recorded.hash
         return recorded
 

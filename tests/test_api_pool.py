@@ -15,7 +15,7 @@ from fixtures_api import MODEL, TEXT, Said, Stand, chat_body, error_of, open_sta
 
 from coordinator.core.jobs import JobId
 from potluck.identity import JoinToken, WorkerIdentity, fingerprint_of, renewal_message
-from potluck.results import Balance, Job, Me, Model, Quote, Status, Worker, read, read_all
+from potluck.results import Balance, Job, Me, Model, Queue, Quote, Status, Worker, read, read_all
 from potluck.v1 import session_pb2, work_pb2
 
 
@@ -202,6 +202,20 @@ async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None
         assert [error_of(response)["param"]] == list(params)
     others = await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"before": ids[0]})
     assert others.status_code == 400  # an empty page would tell that there is such a job
+
+
+async def test_a_job_that_waits_says_where_it_stands_and_why(stand: Stand) -> None:
+    """Its worker is paused: the job waits, as the only one, and nobody knows until when."""
+    worker = stand.context.pool.engine.fleet.workers[stand.worker]
+    worker.state = "paused"
+    made = await post(stand, "/pool/v1/jobs", {"kind": "chat", "request": chat_body()})
+    job = read(Job, await get(stand, f"/pool/v1/jobs/{made['id']}"))
+    why = f"no worker that serves {MODEL} is here now"
+    assert job.queue == Queue(place=1, of=1, expected_start_s=None, why=why)
+    await stand.context.pool.ticker.committed()
+    worker.state = "sharing"
+    await end_of(stand, made["id"])
+    assert "queue" not in await get(stand, f"/pool/v1/jobs/{made['id']}")
 
 
 async def test_members_are_the_admins_business(stand: Stand) -> None:

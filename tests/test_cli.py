@@ -585,6 +585,26 @@ class Terminal:
         return True
 
 
+def test_a_job_that_waits_shows_its_place_and_the_reason(potluck: Command, fake_pool: FakePool) -> None:
+    job_id = fake_pool.new_job("chat", "small")
+    fake_pool.queue = {
+        "place": 4,
+        "of": 9,
+        "expected_start_s": 12.4,
+        "why": "3 jobs are ahead: you took more",
+    }
+    _, out, _ = potluck.here("jobs", "show", job_id)
+    shown = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
+    assert shown["place"] == "4 of 9, starts in about 12 s"
+    assert shown["reason"] == "3 jobs are ahead: you took more"
+    fake_pool.queue |= {"expected_start_s": None, "why": "no worker that serves small is here now"}
+    assert "4 of 9\n" in potluck.here("jobs", "show", job_id)[1]
+    fake_pool.queue |= {"expected_start_s": 0.0}
+    assert "4 of 9, may start now\n" in potluck.here("jobs", "show", job_id)[1]
+    found = json.loads(potluck.here("jobs", "show", job_id, "-o", "json")[1])
+    assert found["queue"] == fake_pool.queue
+
+
 # ---- help
 
 

@@ -21,6 +21,7 @@ from coordinator.core.jobs import (
     JobEvent,
     JobState,
     WorkerId,
+    assign,
     move,
     move_attempt,
     next_number,
@@ -155,3 +156,18 @@ def test_of_refused_attempts_the_last_few_are_kept() -> None:
         job = with_attempt(job, replace(an_attempt(number), state=AttemptState.REFUSED))
     job = with_attempt(job, an_attempt(2 * REFUSALS_KEPT))
     assert [a.number for a in job.attempts] == [1, *range(REFUSALS_KEPT, 2 * REFUSALS_KEPT + 1)]
+
+
+@pytest.mark.parametrize("state", list(JobState))
+def test_giving_a_job_away_in_one_step_is_the_same_as_in_two(state: JobState) -> None:
+    """Also in what it refuses, and in a second attempt, which keeps the time of the first."""
+    attempt = Attempt(number=1, worker=WorkerId("w"), owner=AccountId("o"), assigned_at=5.0)
+    job = a_job(state)
+    if JobEvent.ASSIGNED not in JOB_TRANSITIONS[state]:
+        with pytest.raises(IllegalTransition):
+            assign(job, attempt, now=7.0)
+        return
+    once = assign(job, attempt, now=7.0)
+    assert once == move(with_attempt(job, attempt), JobEvent.ASSIGNED, now=7.0)
+    again, second = move(once, JobEvent.REQUEUED, now=8.0), replace(attempt, number=2)
+    assert assign(again, second, now=9.0) == move(with_attempt(again, second), JobEvent.ASSIGNED, now=9.0)

@@ -1,43 +1,71 @@
 """The planner alone: its order, its filters, its score, and its reasons in words."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from fixtures_core import account, cold, fleet_of, served, worker
+from fixtures_core import account, cold, demand, fleet_of, job_of, served, worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.core.fleet import Fleet, Served
-from coordinator.core.jobs import JobId, Kind, MemberId, WorkerId
-from coordinator.core.schedule import Policy, Waiting, allowed, impossible, in_order, plan, seconds
+from coordinator.core.jobs import Job, JobId, Kind, MemberId, WorkerId
+from coordinator.core.line import Line
+from coordinator.core.schedule import Assign, Policy, Waiting, allowed, impossible, plan, seconds
 
 POLICY = Policy()
 
 
-def waiting(name: str = "job_1", member: str = "a", **fields: Any) -> Waiting:
+@dataclass(frozen=True, kw_only=True)
+class Ask(Waiting):
+    """A job as the planner sees it, with what the line must know of it."""
+
+    member: str = "a"
+    since: float = 0.0
+    stored: bool = False
+
+    def job(self) -> Job:
+        return job_of(
+            demand(self.kind),
+            self.id,
+            self.member,
+            model=self.model,
+            created_at=self.since,
+            stored=self.stored,
+            account=self.account,
+        )
+
+
+def waiting(name: str = "job_1", member: str = "a", **fields: Any) -> Ask:
     standard: dict[str, Any] = {
         "id": JobId(name),
         "kind": Kind.CHAT,
         "model": "tiny",
-        "member": MemberId(member),
+        "member": member,
         "account": account(member),
-        "since": 0.0,
         "context_tokens": 100,
     }
-    return Waiting(**{**standard, **fields})
+    return Ask(**{**standard, **fields})
 
 
-def planned(
-    queue: list[Waiting], fleet: Fleet, policy: Policy = POLICY, **running: int
-) -> list[tuple[str, str]]:
-    decisions = plan(queue, fleet, {MemberId(m): n for m, n in running.items()}, policy)
-    return [(d.job, d.worker) for d in decisions]
+def assigns(queue: list[Ask], fleet: Fleet, policy: Policy = POLICY, **running: int) -> list[Assign]:
+    """Who gets what, ten seconds after everything came."""
+    line, asked = Line(), {job.id: job for job in queue}
+    for job in queue:
+        line.enter(job.job())
+    turns = {MemberId(m): n for m, n in running.items()}
+    return plan(line, fleet, turns, policy, 10.0, lambda job_id: asked[job_id])
 
 
-def ids(jobs: list[Waiting]) -> list[str]:
-    return [job.id for job in jobs]
+def planned(queue: list[Ask], fleet: Fleet, policy: Policy = POLICY, **running: int) -> list[tuple[str, str]]:
+    return [(d.job, d.worker) for d in assigns(queue, fleet, policy, **running)]
+
+
+def order(queue: list[Ask], **running: int) -> list[str]:
+    """The order in which jobs are given to one worker with room for all."""
+    one = worker("w1", "z", served(slots=99), slots=99)
+    return [job for job, _ in planned(queue, fleet_of(one), POLICY, **running)]
 
 
 # -- the order of jobs
@@ -45,23 +73,27 @@ def ids(jobs: list[Waiting]) -> list[str]:
 
 def test_interactive_jobs_go_before_stored_ones() -> None:
     queue = [waiting("stored", stored=True, since=1.0), waiting("chat", since=2.0)]
-    assert ids(in_order(queue, {})) == ["chat", "stored"]
+    one = fleet_of(worker("w1", "z", served(slots=2), slots=2))
+    assert [job for job, _ in planned(queue, one)] == ["chat", "stored"]
 
 
 def test_members_take_turns() -> None:
     """Who asked for ten things first does not keep out who asked for one."""
     queue = [waiting(f"a{i}", "a", since=float(i)) for i in range(3)] + [waiting("b0", "b", since=9.0)]
-    assert ids(in_order(queue, {})) == ["a0", "b0", "a1", "a2"]
+    assert order(queue) == ["a0", "b0", "a1", "a2"]
 
 
-def test_what_runs_already_counts_as_a_turn() -> None:
-    queue = [waiting("a0", "a", since=1.0), waiting("b0", "b", since=2.0)]
-    assert ids(in_order(queue, {MemberId("a"): 1})) == ["b0", "a0"]
+def test_members_of_one_account_take_turns_by_what_they_have_running() -> None:
+    """Several members in one flow: who has least running goes first."""
+    shared = account("a")
+    queue = [waiting("a0", "a", since=1.0), waiting("b0", "b", since=2.0, account=shared)]
+    assert order(queue) == ["a0", "b0"]
+    assert order(queue, a=1) == ["b0", "a0"]
 
 
 def test_equals_go_by_age_then_by_name() -> None:
     queue = [waiting("z", "a", since=1.0), waiting("y", "b", since=1.0), waiting("x", "c", since=2.0)]
-    assert ids(in_order(queue, {})) == ["y", "z", "x"]
+    assert order(queue) == ["y", "z", "x"]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -269,7 +301,7 @@ def test_a_decision_says_why() -> None:
         worker("w1", "b", served(slots=2, prefill=512.0, decode=64.0, numerics="fp32"), slots=2),
         worker("w2", "b", served(numerics="fp32")),
     )
-    [decision] = plan([waiting(numerics="fp32")], fleet, {}, POLICY)
+    [decision] = assigns([waiting(numerics="fp32")], fleet)
     assert decision.why == "emulator ready, about 4.5 s, 1 others with room, same numerics"
 
 

@@ -20,6 +20,7 @@ from coordinator.api.shapes import job_body, receipt_body
 from coordinator.core.jobs import Job, JobId, JobState
 from coordinator.records import Scope
 from coordinator.refusal import Refusal
+from coordinator.views import queue
 
 LISTED_MAX = 100
 ASKER = (Scope.INFERENCE, Scope.READ)  # who asks must see what came of it
@@ -80,10 +81,15 @@ class Jobs:
         return Json({"data": data, "has_more": len(found) > limit})
 
     async def show(self, request: Request) -> Response:
-        """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid."""
+        """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid.
+
+        While it waits for a worker, `queue` says where it stands, when it may start, and why it waits.
+        """
         caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
         body = job_body(job, (await self._names(caller, [job]))[job.member])
+        if (live := self._desk.context.pool.live(job.id)) is not None:
+            body |= queue(self._desk.context.pool, live)
         receipts = await self._desk.context.store.receipts_of(job.id)
         return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
 

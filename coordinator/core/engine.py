@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import details, entries, jobs, ledger
+from coordinator.core.fairness import class_of
 from coordinator.core.fleet import LOADING, Fence, Fleet, LoadMark, Served, Worker, load_of
 from coordinator.core.jobs import (
     AttemptEvent,
@@ -24,6 +25,7 @@ from coordinator.core.jobs import (
     MemberId,
     WorkerId,
 )
+from coordinator.core.line import Line
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Choice, Misbehaviour, Output, Piece
 from coordinator.core.pricing import Demand, Tariff, charge_units, payments
@@ -31,6 +33,7 @@ from coordinator.core.schedule import Policy, Waiting, impossible, plan
 from coordinator.core.standing import Proof, Standing
 
 FOREVER = math.inf
+NOBODY: frozenset[WorkerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,11 @@ class Live:
             id=job.id,
             kind=job.kind,
             model=job.model,
-            member=job.member,
             account=job.account,
-            since=job.created_at,
             context_tokens=longest + job.max_tokens,
-            stored=job.stored,
             own_only=job.own_only,
             only=job.only,
-            refused_by=frozenset(w for w, until in self.avoid.items() if until > now),
+            refused_by=frozenset(w for w, t in self.avoid.items() if t > now) if self.avoid else NOBODY,
             numerics=self.numerics if self.output.begun else "",
         )
 
@@ -107,6 +107,7 @@ class Engine:
     queue: dict[JobId, None] = field(default_factory=dict)
     running: dict[MemberId, int] = field(default_factory=dict)
     effects: Effects = field(default_factory=Effects)
+    line: Line = field(default_factory=Line)
     _swept_at: float = 0.0
     _proven_at: float = 0.0
     _replan: bool = False
@@ -405,6 +406,7 @@ class Engine:
 
     def tick(self, now: float) -> Effects:
         """Sweep, plan, and hand over what is to be committed, sent and told."""
+        self.line.given.now = now
         for worker in self.fleet.left(now):
             self._leave(worker, now)
         if now >= self._swept_at + self.rules.sweep_s:
@@ -427,20 +429,23 @@ class Engine:
         return bool(self.lives) or any(w.missed_at is not None for w in self.fleet.workers.values())
 
     def _plan(self, now: float) -> None:
-        queue = [self.lives[job_id].waiting(now) for job_id in self.queue]
-        for decision in plan(queue, self.fleet, self.running, self.rules.policy):
+        def waiting(job_id: JobId) -> Waiting:
+            return self.lives[job_id].waiting(now)
+
+        for decision in plan(self.line, self.fleet, self.running, self.rules.policy, now, waiting):
             live, worker = self.lives[decision.job], self.fleet.workers[decision.worker]
             number = jobs.next_number(live.job)
             attempt = jobs.Attempt(
                 number=number, worker=worker.id, owner=worker.account, assigned_at=now, why=decision.why
             )
-            self._change(live, jobs.move(jobs.with_attempt(live.job, attempt), JobEvent.ASSIGNED, now=now))
+            self._change(live, jobs.assign(live.job, attempt, now=now))
             live.heard_at = live.progressed_at = now
             live.acknowledged, live.stage, live.load_began = 0, "", None
             live.numerics = worker.models[live.job.model].numerics
             if not worker.running:
                 worker.busy_since = now
             worker.running.add((live.job.id, number))
+            worker.classes[class_of(live.job)] += 1
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
             self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))
@@ -550,6 +555,7 @@ class Engine:
     def _enqueue(self, live: Live) -> None:
         self.lives[live.job.id] = live
         self.queue[live.job.id] = None
+        self.line.enter(live.job)
         self.effects.jobs[live.job.id] = live.job
         self._replan = True
 
@@ -589,6 +595,7 @@ class Engine:
         ended = replace(jobs.move_attempt(attempt, event, now=now, why=note), tokens=tokens)
         live.job = jobs.with_attempt(live.job, ended)
         self.fleet.workers[holder[0]].running.discard((live.job.id, attempt.number))
+        self.fleet.workers[holder[0]].classes[class_of(live.job)] -= 1
         self.running[live.job.member] -= 1
         if not self.running[live.job.member]:
             del self.running[live.job.member]
@@ -690,6 +697,7 @@ class Engine:
         )
         del self.lives[job.id]
         self.queue.pop(job.id, None)
+        self.line.leave(job.id, job.charge)
         self._remember(jobs.move(job, event, now=now, why=why, code=code))
 
     def _bucket_of(self, worker_id: WorkerId) -> ledger.Bucket:
@@ -731,6 +739,7 @@ class Engine:
     def _post(self, entry: ledger.Entry) -> ledger.Posted:
         posted = self.book.post(entry)
         if posted is ledger.Posted.CREATED:
+            self.line.given.take(entry)
             self.effects.entries.append(entry)
             self.effects.accounts.update(p.account for p in entry.postings)
         return posted

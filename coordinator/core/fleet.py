@@ -85,6 +85,8 @@ class Worker:
     state: str = "sharing"
     why: str = ""
     running: set[Fence] = field(default_factory=set)
+    classes: list[int] = field(default_factory=lambda: [0, 0, 0])  # how many of these, by JobClass
+    alone: dict[str, tuple[Served, tuple[float, float]]] = field(default_factory=dict)  # the planner's notes
     successes: int = 0
     faults: int = 0
     busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat

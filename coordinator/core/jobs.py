@@ -19,6 +19,7 @@ REFUSALS_KEPT = 12
 
 
 class Kind(StrEnum):
+    __hash__ = str.__hash__  # as quick as a text's: the planner looks kinds up ten thousand times a tick
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
@@ -206,6 +207,19 @@ def move(job: Job, event: JobEvent, *, now: float, why: str = "", code: str = ""
     if event is JobEvent.ASSIGNED and job.started_at is None:
         return replace(job, state=state, started_at=now)
     return replace(job, state=state)
+
+
+def assign(job: Job, attempt: Attempt, *, now: float) -> Job:
+    """`with_attempt` and `move` of a job that is given away, in one step: a tick does it for hundreds."""
+    assert attempt.number == next_number(job), "attempts are numbered without gaps"
+    if JobEvent.ASSIGNED not in JOB_TRANSITIONS[job.state]:
+        raise IllegalTransition(f"job {job.id}: {JobEvent.ASSIGNED} while {job.state}")
+    return replace(
+        job,
+        state=JOB_TRANSITIONS[job.state][JobEvent.ASSIGNED],
+        attempts=(*_without_old_refusals(job.attempts), attempt),
+        started_at=now if job.started_at is None else job.started_at,
+    )
 
 
 def move_attempt(attempt: Attempt, event: AttemptEvent, *, now: float, why: str | None = None) -> Attempt:

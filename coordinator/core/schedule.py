@@ -3,15 +3,16 @@
 `plan` is pure, bounded by `assignments_max` and totally ordered: the same snapshot gives the same plan. Hard
 filters first (there, willing, serves the kind, enough context, allowed on both sides, has not failed this job
 already), then the expected finish time over measured reliability. Workers are ranked once for each model and
-tick, jobs take from the ranking; so a tick stays cheap with many of both.
+tick, jobs take from the ranking in their fair order (`line`); so a tick stays cheap with many of both.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
+from coordinator.core.line import Asked, Line, Order, Room, Want
 
 PREFILL_GUESS = 200.0  # tokens/s of a worker that has not measured itself yet
 DECODE_GUESS = 20.0
@@ -24,6 +25,7 @@ class Policy:
     typical_prompt_tokens: int = 256
     typical_output_tokens: int = 256
     skips_max: int = 64  # workers passed over for one job before it waits for the next tick
+    passed_max: int = 256  # jobs of one kind and model passed over in a tick because nobody may take them now
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,8 @@ class Waiting:
     id: JobId
     kind: Kind
     model: str
-    member: MemberId
     account: AccountId
-    since: float
     context_tokens: int  # prompt and output together
-    stored: bool = False
     own_only: bool = False
     only: frozenset[WorkerId] = frozenset()
     refused_by: frozenset[WorkerId] = frozenset()
@@ -66,11 +65,21 @@ def allowed(job: Waiting, worker: Worker, served: Served) -> str:
 
 def seconds(worker: Worker, served: Served, policy: Policy) -> float:
     """Expected time to finish a typical job, from now, over reliability."""
+    load_s, work_s = _alone(worker, served, policy)
     load = len(worker.running) / max(1, worker.slots)
+    return (load_s + work_s * (1.0 + load)) / worker.reliability
+
+
+def _alone(worker: Worker, served: Served, policy: Policy) -> tuple[float, float]:
+    """Seconds to load the model and to do a typical job on an idle worker; kept while what it says stands."""
+    kept = worker.alone.get(served.name)
+    if kept is not None and kept[0] is served:
+        return kept[1]
     prefill = policy.typical_prompt_tokens / (served.prefill or PREFILL_GUESS)
     decode = policy.typical_output_tokens / (served.decode or DECODE_GUESS)
-    expected = COLD_S.get(served.state, 90.0) + (prefill + decode) * (1.0 + load)
-    return expected / worker.reliability
+    took = COLD_S.get(served.state, 90.0), prefill + decode
+    worker.alone[served.name] = served, took
+    return took
 
 
 @dataclass(slots=True)
@@ -82,13 +91,28 @@ class _Ranking:
     heap: list[tuple[float, WorkerId]] = field(default_factory=list)
     taken: dict[WorkerId, int] = field(default_factory=dict)
 
-    def fill(self, kind: Kind, model: str) -> None:
+    def fill(self, kind: Kind, model: str) -> Room:
+        """Rank the workers with room; the room of all that serve this now, and what it is used for."""
+        room, free = Room(), 0
+        workers, heap, policy = self.fleet.workers, self.heap, self.policy
         for worker_id in self.fleet.by_model.get(model, ()):
-            worker = self.fleet.workers[worker_id]
-            served = worker.takes(kind, model)
-            if served is not None and self.room(worker, served) > 0:
-                self.heap.append((seconds(worker, served, self.policy), worker_id))
-        heapq.heapify(self.heap)
+            worker = workers[worker_id]
+            if (served := worker.takes(kind, model)) is None:
+                continue
+            slots = worker.slots if worker.slots < served.slots else served.slots or 1
+            free += slots
+            if worker.running:
+                for class_, used in enumerate(worker.classes):
+                    room.used[class_] += used
+                if slots <= len(worker.running):
+                    continue
+            elif not worker.faults and (kept := worker.alone.get(model)) and kept[0] is served:
+                heap.append((kept[1][0] + kept[1][1], worker_id))  # as `seconds`, of most workers, quickly
+                continue
+            heap.append((seconds(worker, served, policy), worker_id))
+        room.slots = free
+        heapq.heapify(heap)
+        return room
 
     def room(self, worker: Worker, served: Served) -> int:
         used = len(worker.running) + self.taken.get(worker.id, 0)
@@ -133,35 +157,58 @@ class _Ranking:
         return Assign(job.id, worker_id, why)
 
 
-def in_order(queue: Iterable[Waiting], running: dict[MemberId, int]) -> list[Waiting]:
-    """Interactive before stored; within that, members take turns by what they already have running."""
-    ranked: list[tuple[bool, int, float, JobId, Waiting]] = []
-    turns = dict(running)
-    for job in sorted(queue, key=lambda j: (j.stored, j.since, j.id)):
-        turn = turns.get(job.member, 0)
-        turns[job.member] = turn + 1
-        ranked.append((job.stored, turn, job.since, job.id, job))
-    ranked.sort(key=lambda r: r[:4])
-    return [r[4] for r in ranked]
-
-
 def plan(
-    queue: Sequence[Waiting], fleet: Fleet, running: dict[MemberId, int], policy: Policy
+    line: Line,
+    fleet: Fleet,
+    running: Mapping[MemberId, int],
+    policy: Policy,
+    now: float,
+    waiting: Callable[[JobId], Waiting],
 ) -> list[Assign]:
-    """Assignments for this tick. Workers' rooms are respected across models."""
-    rankings: dict[tuple[Kind, str], _Ranking] = {}
+    """Assignments for this tick. Workers' rooms are respected across models.
+
+    What is given away leaves the line, and its flow's turn moves on. `running`: jobs of each member.
+    """
+    line.tidy()
     taken: dict[WorkerId, int] = {}
+    rankings: dict[Want, _Ranking] = {}
+    orders: dict[Want, Order] = {}
+    turns, weights = dict(running), line.weights()
+    for want in sorted(line.wants):
+        rankings[want] = ranking = _Ranking(fleet, policy, taken=taken)
+        room = ranking.fill(*want)
+        if ranking.heap:
+            orders[want] = order = Order(line, want, room, weights, turns, now)
+            order.fill()
     decisions: list[Assign] = []
-    for job in in_order(queue, running):
-        if len(decisions) >= policy.assignments_max:
-            break
-        key = (job.kind, job.model)
-        if key not in rankings:
-            rankings[key] = _Ranking(fleet, policy, taken=taken)
-            rankings[key].fill(*key)
-        if (decision := rankings[key].take(job)) is not None:
+    passed: dict[Want, list[Asked]] = {want: [] for want in orders}
+    heads = [head for want, order in orders.items() if (head := _head(want, order)) is not None]
+    heapq.heapify(heads)
+    while heads and len(decisions) < policy.assignments_max:
+        want, (asked, in_turn) = heads[0][4:]
+        order, ranking = orders[want], rankings[want]
+        if (decision := ranking.take(waiting(asked.id))) is not None:
             decisions.append(decision)
+            order.gave(asked, fleet.workers[decision.worker].models, in_turn=in_turn)
+        else:
+            passed[want].append(asked)
+            line.skip(asked)
+        more = ranking.heap and len(passed[want]) < policy.passed_max
+        if more and (head := _head(want, order)) is not None:
+            heapq.heapreplace(heads, head)
+        else:
+            heapq.heappop(heads)
+    for jobs in passed.values():
+        line.restore(jobs)
     return decisions
+
+
+def _head(want: Want, order: Order) -> tuple[int, float, float, JobId, Want, tuple[Asked, bool]] | None:
+    """Where the next job of this kind and model stands among those of the others."""
+    if (found := order.peek()) is None:
+        return None
+    asked, in_turn = found
+    return (int(asked.class_) if in_turn else -1), order.lag(asked), asked.since, asked.id, want, found
 
 
 def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:

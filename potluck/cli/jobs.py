@@ -124,6 +124,17 @@ def _changed(session: Session, job: Job, *, quiet: bool) -> None:
         session.printer.line(line)
 
 
+def _queue(job: Job) -> list[tuple[str, str]]:
+    """Where it stands in line, while it does."""
+    if job.state != "queued" or (queue := job.queue) is None:
+        return []
+    start_s = queue.expected_start_s
+    start = (
+        "" if start_s is None else ", may start now" if start_s < 1 else f", starts in about {start_s:.0f} s"
+    )
+    return [("place", f"{queue.place} of {queue.of}{start}"), ("reason", queue.why)]
+
+
 def _show(session: Session, job: Job) -> None:
     printer = session.printer
     printer.facts(
@@ -132,6 +143,7 @@ def _show(session: Session, job: Job) -> None:
             ("kind", job.kind),
             ("model", job.model),
             ("state", job.state + (f": {job.why}" if job.why else "")),
+            *_queue(job),
             ("member", job.member),
             ("quote", f"at most {printer.amount(job.quote)} {printer.unit}"),
             (
