@@ -40,7 +40,7 @@ def test_processes_that_are_killed_are_done_without() -> None:
     """What they had not answered is checked here, and nothing is missed."""
     with Signatures(10_000, 2) as signatures:
         signatures.add(check(1, bytes(64)))
-        for number in range(2, GROUP + 1):
+        for number in range(2, 2 * GROUP + 1):  # two groups: both processes are started, and no more will be
             signatures.add(check(number))
         assert signatures._executor is not None
         for pid in list(signatures._executor._processes):

@@ -60,7 +60,7 @@ def test_defaults_are_those_of_the_design(home: Path) -> None:
         ("zzz = 1", "Remove it"),
         ("this is no toml", "cannot be read"),
         ("fee_permille = 1001", r"`fee_permille` in .*coordinator.toml cannot be used: .* less than or equal to 1000"),
-        ('trust = "strangers"', "`trust` in .* should be 'friends'"),
+        ('trust = "nobody"', "`trust` in .* should be 'friends'"),
         ('http = "0.0.0.0:80"', "would carry API keys in clear"),
         ("x" * (1 << 20) + "y", "is larger than"),
     ],
