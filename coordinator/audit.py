@@ -128,14 +128,18 @@ async def _check_receipts(connection: AsyncConnection, tally: _Tally) -> None:
             state=row.state,
             previous=row.previous,
         )
-        if row.number != number or row.previous != previous or chain.hash_of(covered) != row.hash:
+        if (
+            row.number != number
+            or row.previous != previous
+            or chain.receipt_hash(covered, row.countersignature) != row.hash
+        ):
             tally.blame(row.job_id, f"receipt {row.number} is not the one that its chain was made of")
         number, previous = row.number, row.hash
         tally.receipts += 1
         # The oldest may have none: they are from before the pool signed them.
         unsigned += bool(number == unsigned + 1 and not row.countersignature)
         if tally.public_key is not None and number > unsigned:
-            signed = chain.countersigned(row.hash)
+            signed = chain.countersigned(chain.hash_of(covered))
             if not signature_fits(tally.public_key, signed, row.countersignature):
                 tally.blame(row.job_id, f"receipt {row.number} is not countersigned by the pool's key")
 

@@ -66,7 +66,8 @@ class ReceiptChain:
                 state=receipt.state.value,
                 previous=previous,
             )
-            self.number, self.hash = number, chain.hash_of(covered)
+            countersignature = self.sign(chain.countersigned(chain.hash_of(covered)))
+            self.number, self.hash = number, chain.receipt_hash(covered, countersignature)
             recorded.append(
                 RecordedReceipt(
                     number=number,
@@ -74,7 +75,7 @@ class ReceiptChain:
                     receipt=receipt,
                     previous=previous,
                     hash=self.hash,
-                    countersignature=self.sign(chain.countersigned(self.hash)),
+                    countersignature=countersignature,
                 )
             )
         return recorded

@@ -60,6 +60,13 @@ def countersigned(receipt_hash: str) -> bytes:
     return f'{{"hash":{_text(receipt_hash)},"potluck":"receipt"}}'.encode("ascii")
 
 
+def receipt_hash(covered: bytes, countersignature: bytes) -> str:
+    """The hash of a receipt in its place covers the pool's signature of it, too: whoever knows that the end of
+    the chain is the pool's knows it of each countersignature on the way.
+    """
+    return hash_of(covered + countersignature)
+
+
 def head_bytes(*, number: int, hash: str, receipts_number: int, receipts_hash: str, at: str) -> bytes:  # noqa: A002 -- as above
     """What the pool signs of the ends of both chains."""
     return (

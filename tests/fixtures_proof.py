@@ -212,9 +212,10 @@ def again(lines: list[Line], sign: Callable[[bytes], bytes] | None) -> list[Line
             number=number, at=receipt["at"], worker=receipt["worker"], body=receipt["body"].encode(),
             signature=bytes.fromhex(receipt["signature"]), state=receipt["state"], previous=previous,
         )  # fmt: skip
-        receipt["hash"] = receipts[number] = previous = chain.hash_of(covered)
         if sign is not None:
-            receipt["countersignature"] = sign(chain.countersigned(previous)).hex()
+            receipt["countersignature"] = sign(chain.countersigned(chain.hash_of(covered))).hex()
+        countersignature = bytes.fromhex(receipt["countersignature"])
+        receipt["hash"] = receipts[number] = previous = chain.receipt_hash(covered, countersignature)
     of(lines, "head")[-1] |= {"number": len(hashes) - 1, "receipts_number": len(receipts) - 1}
     for head in of(lines, "head"):
         head["number"] = min(head["number"], len(hashes) - 1)

@@ -274,7 +274,8 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
             state="matched",
             previous=previous,
         )
-        self.chain = (number, chain.hash_of(covered))
+        countersignature = SIGNING.sign(chain.countersigned(chain.hash_of(covered)))
+        self.chain = (number, chain.receipt_hash(covered, countersignature))
         return session_pb2.ReceiptAck(
             attempt=attempt(body.job_id, body.attempt),
             state="matched",
@@ -282,7 +283,7 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
             at=at,
             previous=previous,
             hash=self.chain[1],
-            countersignature=SIGNING.sign(chain.countersigned(self.chain[1])),
+            countersignature=countersignature,
         )
 
     def _told(self, at: work_pb2.Attempt) -> Told:

@@ -45,6 +45,7 @@ def test_a_receipt_and_its_countersignature(
     said |= {"body": sha256(body).hexdigest(), "signature": signature.hex()}
     assert made == canonical(said)
     assert chain.countersigned(previous) == canonical({"potluck": "receipt", "hash": previous})
+    assert chain.receipt_hash(made, signature) == sha256(canonical(said) + signature).hexdigest()
 
 
 @given(numbers, texts, numbers, texts, texts)

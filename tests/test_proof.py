@@ -145,6 +145,17 @@ def claims(number: int, tokens: int) -> Forge:
     return forge
 
 
+def test_a_signed_end_vouches_for_each_countersignature_before_it(tmp_path: Path, lived: Lived) -> None:
+    """One signature instead of one for each receipt; who looks at each finds the same."""
+    books = lived.books
+    checked(tmp_path, lived.lines(), books, thorough=True)
+    stranger = Ed25519PrivateKey.generate()
+    forged = again(lived.lines(), stranger.sign)
+    assert fault_of(tmp_path, forged, books).startswith("head 1: it is not signed by the pool's key")
+    expected = "receipt 1: it is not countersigned by the pool's key"
+    assert fault_of(tmp_path, forged, books, thorough=True).startswith(expected)
+
+
 def paid_to_another(lines: list[Line], books: Books) -> None:
     """Entry 6 is the close of others: its worker's owner gets nothing."""
     postings = entry(lines, 6)["postings"]
@@ -165,8 +176,8 @@ def paid_to_another(lines: list[Line], books: Books) -> None:
         (lacks(10, "details"), "entry 10: g1/grant should have its details in clear"),
         (sets(8, "previous", "0" * 64), "entry 8: it does not carry the hash of the one before"),
         (sets(2, "signature", "00" * 64, "receipt"), "receipt 2: it is not what its hash"),
-        (sets(2, "countersignature", "00" * 64, "receipt"), "receipt 2: it is not countersigned by the pool"),
-        (sets(2, "countersignature", "", "receipt"), "receipt 2: it is not countersigned by the pool"),
+        (sets(2, "countersignature", "00" * 64, "receipt"), "receipt 2: it is not what its hash"),
+        (sets(2, "countersignature", "", "receipt"), "receipt 2: it is not what its hash"),
         (removed("receipt", 3), "receipt 3: it is missing"),
         (sets(1, "signature", "00" * 64, "head"), "head 1: it is not signed by the pool's key"),
         (sets(1, "hash", "ab" * 32, "head"), "head 1: it signs another entry 13"),

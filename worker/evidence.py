@@ -71,8 +71,9 @@ class Evidence:
             state=ack.state,
             previous=ack.previous,
         )
-        same = chain.hash_of(covered) == ack.hash
-        return same and verify(self._public_key, chain.countersigned(ack.hash), ack.countersignature)
+        same = chain.receipt_hash(covered, ack.countersignature) == ack.hash
+        signed = chain.countersigned(chain.hash_of(covered))
+        return same and verify(self._public_key, signed, ack.countersignature)
 
     def _append(self, line: bytes) -> bool:
         path = self._folder / FILE

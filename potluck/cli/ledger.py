@@ -74,13 +74,19 @@ def verify_(
         str | None,
         typer.Option("--key", metavar="HEX", help="The pool's public key. Default: the one seen at login."),
     ] = None,
+    thorough: Annotated[
+        bool,
+        typer.Option(
+            "--thorough", help="Each countersignature too, which the signed end of the chain covers."
+        ),
+    ] = False,
 ) -> None:
     """Check all of an export, offline; exit 5 with the first thing that is wrong."""
     public_key, origin = _key(session, key)
     saved = None if head is None else _saved(head)
     try:
         with _Shown("checked", shown=session.printer.text) as progress:
-            summary = verify(file, key=public_key, saved=saved, progress=progress)
+            summary = verify(file, key=public_key, saved=saved, progress=progress, thorough=thorough)
     except Fault as fault:
         hint = ""
         if public_key is not None and fault.kind == "line" and "public key" in fault.what:

@@ -79,6 +79,7 @@ def verify(
     key: bytes | None = None,
     saved: HeadLine | None = None,
     processes: int | None = None,
+    thorough: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Check all of the export. Raises Fault with the first thing that is wrong, and OSError.
@@ -98,9 +99,9 @@ def verify(
                 f"it names the public key {pool.public_key}, but the pool's is known here as {key.hex()}:"
                 " this is the export of another pool, or of one that pretends to be it",
             )
-        expected = 2 * pool.counts["receipts"] + pool.counts["heads"]
+        expected = (1 + thorough) * pool.counts["receipts"] + pool.counts["heads"]
         with Signatures(expected, processes) as signatures:
-            walk = _Walk(pool, opened, signatures, key or bytes.fromhex(pool.public_key))
+            walk = _Walk(pool, opened, signatures, key or bytes.fromhex(pool.public_key), thorough)
             try:
                 for line, value in lines:
                     walk.take(line, value)
@@ -186,6 +187,7 @@ class _Walk:
     openings: dict[str, int]
     signatures: Signatures
     key: bytes
+    thorough: bool = False  # also each countersignature, which the signed end of the chain covers
     stage: int = 0
     keys: dict[str, bytes] = field(default_factory=dict)  # of receipts, by worker
     owners: dict[str, str] = field(default_factory=dict)
@@ -258,21 +260,22 @@ class _Walk:
             state=receipt.state,
             previous=receipt.previous,
         )
-        self.receipts.extend("receipt", receipt.number, receipt.previous, receipt.hash, covered)
+        chained = covered + receipt.countersignature  # as chain.receipt_hash has it
+        self.receipts.extend("receipt", receipt.number, receipt.previous, receipt.hash, chained)
         key = self.keys.get(receipt.worker)
         if key is None:
             raise Fault("receipt", receipt.number, f"it is of {shown(receipt.worker)}, whose key is not here")
         if receipt.state != REFUSED:
             what = f"it is not signed by the key of {receipt.worker}"
             self.signatures.add(Check("receipt", receipt.number, what, key, body, receipt.signature))
-        if receipt.countersignature or receipt.number != self.uncountersigned + 1:
-            message = chain.countersigned(receipt.hash)
+        if not receipt.countersignature and receipt.number == self.uncountersigned + 1:
+            self.uncountersigned += 1  # only the oldest ones, from before the pool signed them
+        elif self.thorough or not receipt.countersignature:
+            message = chain.countersigned(chain.hash_of(covered))
             what = "it is not countersigned by the pool's key"
             self.signatures.add(
                 Check("receipt", receipt.number, what, self.key, message, receipt.countersignature)
             )
-        else:
-            self.uncountersigned += 1  # only the oldest ones, from before the pool signed them
         self.evidence.take(receipt)
 
     def _head(self, value: dict[str, Any]) -> None:
