@@ -128,11 +128,8 @@ async def _check_receipts(connection: AsyncConnection, tally: _Tally) -> None:
             state=row.state,
             previous=row.previous,
         )
-        if (
-            row.number != number
-            or row.previous != previous
-            or chain.receipt_hash(covered, row.countersignature) != row.hash
-        ):
+        made = chain.receipt_hash(covered, row.countersignature)
+        if row.number != number or row.previous != previous or made != row.hash:
             tally.blame(row.job_id, f"receipt {row.number} is not the one that its chain was made of")
         number, previous = row.number, row.hash
         tally.receipts += 1

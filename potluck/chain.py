@@ -61,8 +61,8 @@ def countersigned(receipt_hash: str) -> bytes:
 
 
 def receipt_hash(covered: bytes, countersignature: bytes) -> str:
-    """The hash of a receipt in its place covers the pool's signature of it, too: whoever knows that the end of
-    the chain is the pool's knows it of each countersignature on the way.
+    """The hash of a receipt in its place covers the pool's signature of it, too: whoever knows that the end
+    of the chain is the pool's knows it of each countersignature on the way.
     """
     return hash_of(covered + countersignature)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fixtures_proof import Books, Line, again, of, open_books, small_life, write
 
 from potluck.proof.lines import Fault, HeadLine
