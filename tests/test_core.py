@@ -417,7 +417,7 @@ def test_who_is_back_without_its_attempt_has_lost_it(pair: Pool) -> None:
     effects = pair.tick()
     assert pair.live().job.attempts[0].state is AttemptState.LOST
     assert "came back without it" in pair.live().job.attempts[0].why
-    assert assigned(effects) == [("job_1", "w1", 2)]
+    assert assigned(effects) == [("job_1", "w2", 2)], "equals take turns: w1 had it before"
 
 
 def test_an_attempt_of_a_fenced_number_is_not_resumed(pair: Pool) -> None:

@@ -254,6 +254,30 @@ def test_the_better_worker_is_chosen(better: Any, worse: Any) -> None:
     assert planned([waiting()], fleet_of(worse, better)) == [("job_1", better.id)]
 
 
+def test_ones_own_worker_comes_first_unless_it_is_much_slower() -> None:
+    """It costs its owner nothing; but thrice the time is no favour, and a model to be loaded neither."""
+    quick = worker("w1", "b", served(decode=100.0, prefill=1_000.0))
+    own = worker("w2", "a", served(decode=50.0, prefill=500.0))
+    assert planned([waiting()], fleet_of(quick, own)) == [("job_1", "w2")]
+    assert dict(planned([waiting(), waiting("j2")], fleet_of(quick, own)))["j2"] == "w1", "its slot is taken"
+    for poor in (served(decode=10.0, prefill=100.0), cold("present", decode=50.0)):
+        assert planned([waiting()], fleet_of(quick, worker("w2", "a", poor))) == [("job_1", "w1")]
+    other = worker("w2", "a", served(decode=50.0, prefill=500.0, numerics="y"))
+    same = worker("w1", "b", served(decode=100.0, prefill=1_000.0, numerics="x"))
+    assert planned([waiting(numerics="x")], fleet_of(same, other)) == [("job_1", "w1")]
+
+
+def test_equals_take_turns() -> None:
+    """A tenth faster is no reason to get everything: who has been idle for longest comes first."""
+    one = worker("w1", "b", served(decode=21.0), busy_since=20.0)
+    two = worker("w2", "c", served(decode=20.0), busy_since=10.0)
+    assert planned([waiting()], fleet_of(one, two)) == [("job_1", "w2")]
+    two.busy_since = 30.0
+    assert planned([waiting()], fleet_of(one, two)) == [("job_1", "w1")]
+    slow = worker("w3", "c", served(decode=10.0), busy_since=0.0)
+    assert planned([waiting()], fleet_of(one, slow)) == [("job_1", "w1")]
+
+
 def test_a_much_faster_cold_worker_loses_against_a_warm_one() -> None:
     fleet = fleet_of(
         worker("w1", "b", cold("absent", decode=1_000.0)), worker("w2", "b", served(decode=20.0))

@@ -86,7 +86,7 @@ class Worker:
     why: str = ""
     running: set[Fence] = field(default_factory=set)
     classes: list[int] = field(default_factory=lambda: [0, 0, 0])  # how many of these, by JobClass
-    alone: dict[str, tuple[Served, tuple[float, float]]] = field(default_factory=dict)  # the planner's notes
+    alone: dict[str, tuple[Served, tuple[float, float], int]] = field(default_factory=dict)  # planner's notes
     successes: int = 0
     faults: int = 0
     busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat
@@ -111,20 +111,26 @@ class Worker:
 class Fleet:
     patience: Patience = field(default_factory=Patience)
     workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    by_account: dict[AccountId, dict[WorkerId, None]] = field(default_factory=dict)
     by_model: dict[str, dict[WorkerId, None]] = field(default_factory=dict)
     leaving: dict[WorkerId, None] = field(default_factory=dict)  # closed while busy, grace not yet over
     departed: dict[WorkerId, Worker] = field(default_factory=dict)  # with earnings that are still held
     braking_since: float | None = None
 
     def enrol(self, worker: Worker) -> None:
-        self.workers.setdefault(worker.id, worker)
+        if worker.id not in self.workers:
+            self.workers[worker.id] = worker
+            self.by_account.setdefault(worker.account, {})[worker.id] = None
 
     def remove(self, worker_id: WorkerId) -> None:
         worker = self.workers.pop(worker_id, None)
         if worker is not None and worker.standing.held:
             self.departed[worker_id] = worker
         self.leaving.pop(worker_id, None)
-        for name in worker.models if worker else ():
+        if worker is None:
+            return
+        del self.by_account[worker.account][worker_id]
+        for name in worker.models:
             self._withdraw(worker_id, name)
 
     def serve(self, worker: Worker, models: dict[str, Served]) -> None:

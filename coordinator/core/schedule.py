@@ -7,6 +7,7 @@ tick, jobs take from the ranking in their fair order (`line`); so a tick stays c
 """
 
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from coordinator.core.line import Asked, Line, Order, Room, Want
 
 PREFILL_GUESS = 200.0  # tokens/s of a worker that has not measured itself yet
 DECODE_GUESS = 20.0
+GRADE = 1.1  # of expected times, in which workers are equals
 COLD_S = {"ready": 0.0, "loading": 10.0, "present": 15.0, "downloading": 60.0, "absent": 90.0}
 
 
@@ -25,6 +27,7 @@ class Policy:
     typical_prompt_tokens: int = 256
     typical_output_tokens: int = 256
     skips_max: int = 64  # workers passed over for one job before it waits for the next tick
+    own_grades: int = 12  # an own worker costs nothing, and may be so much slower (1.1^12: thrice)
     passed_max: int = 256  # jobs of one kind and model passed over in a tick because nobody may take them now
 
 
@@ -78,8 +81,18 @@ def _alone(worker: Worker, served: Served, policy: Policy) -> tuple[float, float
     prefill = policy.typical_prompt_tokens / (served.prefill or PREFILL_GUESS)
     decode = policy.typical_output_tokens / (served.decode or DECODE_GUESS)
     took = COLD_S.get(served.state, 90.0), prefill + decode
-    worker.alone[served.name] = served, took
+    worker.alone[served.name] = served, took, _graded(sum(took))
     return took
+
+
+def _graded(expected_s: float) -> int:
+    """Who is a little faster must not get everything, since others live by it, too: within one grade the
+    worker comes first that has been without new work for longest.
+    """
+    return round(math.log(expected_s, GRADE))
+
+
+Candidate = tuple[float, float, WorkerId]  # grade of the expected time, since when it was idle, who
 
 
 @dataclass(slots=True)
@@ -88,7 +101,8 @@ class _Ranking:
 
     fleet: Fleet
     policy: Policy
-    heap: list[tuple[float, WorkerId]] = field(default_factory=list)
+    heap: list[Candidate] = field(default_factory=list)
+    own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
     taken: dict[WorkerId, int] = field(default_factory=dict)
 
     def fill(self, kind: Kind, model: str) -> Room:
@@ -107,9 +121,9 @@ class _Ranking:
                 if slots <= len(worker.running):
                     continue
             elif not worker.faults and (kept := worker.alone.get(model)) and kept[0] is served:
-                heap.append((kept[1][0] + kept[1][1], worker_id))  # as `seconds`, of most workers, quickly
+                heap.append((kept[2], worker.busy_since, worker_id))  # as below, of most workers, quickly
                 continue
-            heap.append((seconds(worker, served, policy), worker_id))
+            heap.append((_graded(seconds(worker, served, policy)), worker.busy_since, worker_id))
         room.slots = free
         heapq.heapify(heap)
         return room
@@ -119,12 +133,42 @@ class _Ranking:
         return min(worker.slots, max(1, served.slots)) - used
 
     def take(self, job: Waiting) -> Assign | None:
-        """The best worker that may have this job; one of the same numerics class before all others."""
-        passed: list[tuple[float, WorkerId]] = []
-        best: tuple[float, WorkerId] | None = None
-        while self.heap and len(passed) < self.policy.skips_max:
-            candidate = heapq.heappop(self.heap)
-            worker = self.fleet.workers[candidate[1]]
+        """An own worker that is ready and not much slower than the best of all, else the best of all."""
+        own = self._own(job)
+        if own and (not self.heap or own[0][0] <= self.heap[0][0] + self.policy.own_grades):
+            chosen = self._best(job, own)
+            if chosen is not None and (not job.numerics or self._same(job, chosen[2])):
+                return self._assign(job, chosen, own)
+            if chosen is not None:
+                heapq.heappush(own, chosen)
+        chosen = self._best(job, self.heap)
+        return None if chosen is None else self._assign(job, chosen, self.heap)
+
+    def _own(self, job: Waiting) -> list[Candidate]:
+        """The ranking of the asking member's own workers; made when first needed in a tick."""
+        if (found := self.own.get(job.account)) is None:
+            found = self.own[job.account] = []
+            for worker_id in self.fleet.by_account.get(job.account, ()):
+                worker = self.fleet.workers[worker_id]
+                served = worker.takes(job.kind, job.model)
+                if served is not None and served.state == "ready" and self.room(worker, served) > 0:
+                    grade = _graded(seconds(worker, served, self.policy))
+                    found.append((grade, worker.busy_since, worker_id))
+            heapq.heapify(found)
+        return found
+
+    def _same(self, job: Waiting, worker_id: WorkerId) -> bool:
+        return self.fleet.workers[worker_id].models[job.model].numerics == job.numerics
+
+    def _best(self, job: Waiting, heap: list[Candidate]) -> Candidate | None:
+        """The first of the heap that may have this job, taken out; one of the same numerics class before all
+        others.
+        """
+        passed: list[Candidate] = []
+        best: Candidate | None = None
+        while heap and len(passed) < self.policy.skips_max:
+            candidate = heapq.heappop(heap)
+            worker = self.fleet.workers[candidate[2]]
             served = worker.models[job.model]
             if self.room(worker, served) <= 0:
                 continue
@@ -140,21 +184,22 @@ class _Ranking:
             else:
                 passed.append(candidate)
         for other in passed:
-            heapq.heappush(self.heap, other)
-        return self._assign(job, best) if best else None
+            heapq.heappush(heap, other)
+        return best
 
-    def _assign(self, job: Waiting, chosen: tuple[float, WorkerId]) -> Assign:
-        score, worker_id = chosen
-        worker = self.fleet.workers[worker_id]
+    def _assign(self, job: Waiting, chosen: Candidate, heap: list[Candidate]) -> Assign:
+        worker = self.fleet.workers[chosen[2]]
         served = worker.models[job.model]
-        self.taken[worker_id] = self.taken.get(worker_id, 0) + 1
+        expected_s = seconds(worker, served, self.policy)
+        taken = self.taken[worker.id] = self.taken.get(worker.id, 0) + 1
         others = len(self.heap)
         if self.room(worker, served) > 0:
-            step = score / max(1, worker.slots)
-            heapq.heappush(self.heap, (score + step, worker_id))
+            loaded_s = expected_s * (1 + taken / max(1, worker.slots))
+            heapq.heappush(heap, (_graded(loaded_s), worker.busy_since, worker.id))
+        own = "its member's own, " if worker.account == job.account else ""
         same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
-        why = f"{served.engine} {served.state}, about {score:.1f} s, {others} others with room{same}"
-        return Assign(job.id, worker_id, why)
+        state = f"{served.engine} {served.state}, about {expected_s:.1f} s"
+        return Assign(job.id, worker.id, f"{own}{state}, {others} others with room{same}")
 
 
 def plan(
