@@ -259,7 +259,8 @@ def test_ones_own_worker_comes_first_unless_it_is_much_slower() -> None:
     quick = worker("w1", "b", served(decode=100.0, prefill=1_000.0))
     own = worker("w2", "a", served(decode=50.0, prefill=500.0))
     assert planned([waiting()], fleet_of(quick, own)) == [("job_1", "w2")]
-    assert dict(planned([waiting(), waiting("j2")], fleet_of(quick, own)))["j2"] == "w1", "its slot is taken"
+    both = planned([waiting("j1"), waiting("j2")], fleet_of(quick, own))
+    assert both == [("j1", "w2"), ("j2", "w1")], "its one slot is taken then"
     for poor in (served(decode=10.0, prefill=100.0), cold("present", decode=50.0)):
         assert planned([waiting()], fleet_of(quick, worker("w2", "a", poor))) == [("job_1", "w1")]
     other = worker("w2", "a", served(decode=50.0, prefill=500.0, numerics="y"))
@@ -268,9 +269,9 @@ def test_ones_own_worker_comes_first_unless_it_is_much_slower() -> None:
 
 
 def test_equals_take_turns() -> None:
-    """A tenth faster is no reason to get everything: who has been idle for longest comes first."""
-    one = worker("w1", "b", served(decode=21.0), busy_since=20.0)
-    two = worker("w2", "c", served(decode=20.0), busy_since=10.0)
+    """A twentieth faster is no reason to get everything: who has been idle for longest comes first."""
+    one = worker("w1", "b", served(decode=22.0), busy_since=20.0)
+    two = worker("w2", "c", served(decode=21.0), busy_since=10.0)
     assert planned([waiting()], fleet_of(one, two)) == [("job_1", "w2")]
     two.busy_since = 30.0
     assert planned([waiting()], fleet_of(one, two)) == [("job_1", "w1")]
