@@ -43,6 +43,7 @@ class Served:
     tokens: int = 0
     charges: int = 0
     rates: list[float] = field(default_factory=list)
+    quotes: list[tuple[int, int]] = field(default_factory=list)  # (quote, charge) of each answer
 
     @property
     def earned(self) -> int:
@@ -94,6 +95,8 @@ def ask(asker: Member, served: Served, question: str, tokens_max: int) -> list[s
     served.tokens += usage.completion_tokens
     served.charges += charge
     served.rates.append(rate)
+    quote = asker.api("GET", f"/pool/v1/jobs/{extra['potluck']['job_id']}").json()["quote"]
+    served.quotes.append((quote, charge))
     print(
         f"   {served.engine:<9} {usage.prompt_tokens:>4} + {usage.completion_tokens:>4} tokens"
         f" {seconds:6.1f} s {rate:6.1f} tokens/s  {reason:<6}  charged {aligned(moved)},"
@@ -103,6 +106,8 @@ def ask(asker: Member, served: Served, question: str, tokens_max: int) -> list[s
     problems = []
     if not text.strip() or reason not in ("stop", "length"):
         problems.append(f"{served.engine}: the answer is empty or ended with {reason!r}")
+    if charge > quote:
+        problems.append(f"{served.engine}: {charge} were charged, above the quote of {quote}")
     if not moved == charge > paid > 0:
         problems.append(f"{served.engine}: charged {charge}, the balance fell by {moved}, {paid} were paid")
     return problems
@@ -147,6 +152,13 @@ def main() -> int:
                     f"{served.engine}: {len(served.rates)} answers, {served.tokens} tokens, median"
                     f" {statistics.median(served.rates):.1f} tokens/s, charged {aligned(served.charges)},"
                     f" its owner has {aligned(served.earned)} credits"
+                )
+            if served.quotes:
+                above = sum(charge > quote for quote, charge in served.quotes)
+                ratio = statistics.median(quote / charge for quote, charge in served.quotes)
+                print(
+                    f"{served.engine}: the charge was above the quote in {above} of {len(served.quotes)};"
+                    f" median quote / charge {ratio:.2f} at {wanted.tokens} tokens at most"
                 )
         total = pool.ledger_sum()
         print(f"the asker has {aligned(asker.balance()['balance'])} credits; the ledger's sum is {total}")

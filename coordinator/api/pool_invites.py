@@ -38,12 +38,14 @@ TOKEN_CHARS_MAX = 256
 
 
 class InviteRequest(Schema):
-    """The new member's `credit_line` (microcredits) is lent out of yours, or with `from_pool` by the pool."""
+    """The new member's `credit_line` (microcredits) is lent out of yours, or with `from_pool` by the pool: for an
+    admin that is the default, since whose lines all come from one member stand in one line with that member.
+    """
 
     credit_line: Annotated[int, Field(ge=0, le=CREDIT_LINE_MAX)] | None = None
     expires_s: Annotated[int, Field(ge=1, le=INVITE_S_MAX)] = INVITE_S
     note: Note = ""
-    from_pool: bool = False
+    from_pool: bool | None = None
 
 
 class AcceptRequest(Schema):
@@ -78,7 +80,8 @@ class Invites:
         if asked.from_pool and not caller.admin:
             message = "Only an admin may let the pool lend the line; leave from_pool out to lend your own."
             raise ApiError(403, "admin_needed", message, param="from_pool")
-        wanted = Wanted(asked.credit_line, asked.expires_s, asked.note, asked.from_pool)
+        from_pool = caller.admin if asked.from_pool is None else asked.from_pool
+        wanted = Wanted(asked.credit_line, asked.expires_s, asked.note, from_pool)
         try:
             invite, token = await context.pool.invitations.create(
                 caller.member, wanted, key=key, now=context.clock.now()
