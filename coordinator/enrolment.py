@@ -10,7 +10,7 @@ from coordinator import tables
 from coordinator.core.jobs import AccountId, MemberId, WorkerId
 from coordinator.database import Database
 from coordinator.ids import new_id
-from coordinator.members import clean_name
+from coordinator.naming import clean_name
 from coordinator.records import EnrolledWorker, Issued, JoinTokenRow, MemberState
 from coordinator.store_errors import (
     JoinTokenExpired,

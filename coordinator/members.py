@@ -1,7 +1,6 @@
 """Members, their accounts and their API keys."""
 
 import json
-import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -16,10 +15,10 @@ from coordinator.core.jobs import AccountId, MemberId
 from coordinator.core.ledger import COMMONS, LINES
 from coordinator.database import Database
 from coordinator.ids import new_id
+from coordinator.naming import clean_name, folded, member_name
 from coordinator.records import Ancestor, ApiKey, Authenticated, Member, MemberState, Role, Scope
 from coordinator.store_errors import LastAdmin, LastKey, NameTaken, StoreConflict, StoreError, Unknown
 
-NAME_CHARS_MAX: Final = 64
 KEYS_PER_MEMBER_MAX: Final = 100
 
 
@@ -64,7 +63,7 @@ class Members(Database):
 
     async def member_by_name(self, name: str) -> Member | None:
         """Alice is found by alice."""
-        return await self._one(tables.Member.name_folded == _folded(name))
+        return await self._one(tables.Member.name_folded == folded(name))
 
     async def unopened(self) -> list[tuple[AccountId, int]]:
         """Accounts whose opening line is not yet in the ledger, as a crash may leave them."""
@@ -184,9 +183,9 @@ async def add_member(
     now: float,
 ) -> Member:
     """A member with this account and key, in the caller's transaction. Raises NameTaken or StoreError."""
-    name = clean_name(name)
+    name = member_name(name)
     row = tables.Member(
-        id=new_id("mem"), name=name, name_folded=_folded(name), role=role.value, created_at=now
+        id=new_id("mem"), name=name, name_folded=folded(name), role=role.value, created_at=now
     )
     account.id, account.member_id = new_id("acc"), row.id
     named = select(tables.Member.id).where(tables.Member.name_folded == row.name_folded)
@@ -238,19 +237,6 @@ async def _check_others(
             "this is your last key: without it only an admin can let you in again. Make another one first"
             " (`potluck keys create`), or say that you mean it (--force, `?force=true`)"
         )
-
-
-def clean_name(name: str) -> str:
-    """The name in one Unicode form. Raises StoreError if it could not be shown on one line."""
-    name = unicodedata.normalize("NFC", name).strip()
-    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
-        raise StoreError(f"a name has 1 to {NAME_CHARS_MAX} characters that can be printed, on one line")
-    return name
-
-
-def _folded(name: str) -> str:
-    """What two spellings of one name have in common."""
-    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 def _check_line(credit_line: int) -> None:

@@ -221,9 +221,14 @@ class Pool:
         return Refusal(402, "insufficient_credits", message, type="insufficient_credits", extra=extra)
 
     async def _known(self, job_id: JobId) -> Job | None:
-        if (live := self.engine.lives.get(job_id)) is not None:
-            return live.job
-        return self.engine.recent.get(job_id) or await self.store.job(job_id)
+        """The job that has this id. Memory is asked once more after the database: meanwhile another request
+        under the same Idempotency-Key may have made the job, and even ended it.
+        """
+        return self._in_memory(job_id) or await self.store.job(job_id) or self._in_memory(job_id)
+
+    def _in_memory(self, job_id: JobId) -> Job | None:
+        live = self.engine.lives.get(job_id)
+        return self.engine.recent.get(job_id) if live is None else live.job
 
     def _replay(self, known: Job, s: Submission) -> Ticket:
         same = (known.kind, known.model, known.quote, known.max_tokens, known.choices, known.stored)

@@ -14,7 +14,7 @@ from coordinator.core.jobs import Job, JobId, WorkerId
 from coordinator.core.receipts import ReceiptState, Verdict, judge
 from coordinator.records import ReceiptRow, RecordedReceipt
 from coordinator.store import Store
-from potluck.receipts import ReceiptBody, ReceiptError, verify
+from potluck.receipts import SIGNATURE_BYTES, ReceiptBody, ReceiptError, verify
 from potluck.v1 import session_pb2
 
 log = structlog.get_logger(__name__)
@@ -51,6 +51,8 @@ class Receipts:
             log.warning("receipt unreadable", action="receipt_unreadable", worker=worker, why=str(error))
             return -1
         key = (JobId(body.job_id), body.attempt, worker)
+        if len(receipt.signature) != SIGNATURE_BYTES:
+            return self._unsigned(key, receipt.body)
         if key in self.seen:
             self._again(self.seen[key])
             return -1
@@ -86,6 +88,23 @@ class Receipts:
         row = recorded.receipt
         self._remember((row.job_id, row.attempt, row.worker_id), recorded)
         self.acknowledge(row, recorded)
+
+    def _unsigned(self, key: Key, body: bytes) -> int:
+        """Refused and not kept: what is no signature cannot stand in the chain, where everybody checks it."""
+        job_id, attempt, worker = key
+        self.engine.dispute(worker)
+        why = f"its signature has not {SIGNATURE_BYTES} bytes"
+        row = ReceiptRow(
+            job_id=job_id,
+            attempt=attempt,
+            worker_id=worker,
+            body=body,
+            signature=b"",
+            state=ReceiptState.REFUSED,
+            why=why,
+        )
+        self.acknowledge(row, None)
+        return -1
 
     def _again(self, recorded: RecordedReceipt | None) -> None:
         if recorded is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -425,3 +426,22 @@ async def test_held_earnings_are_explained_wherever_they_show(tmp_path: Path) ->
         assert (after["held"], after["balance"]) == (0, balance["held"])
         assert "held_why" not in after
         assert (await stand.chat(potluck={"workers": "trusted"})).status_code == 200
+
+
+async def test_one_key_at_the_same_moment_is_one_job_whatever_becomes_of_it(stand: Stand) -> None:
+    """Submitted by many and cancelled by others at once: one job, one end, and nobody meets a mistake of ours."""
+    headers, body = {"idempotency-key": "storm"}, {"kind": "chat", "request": chat_body()}
+    for round_ in range(12):
+        headers["idempotency-key"] = f"storm {round_}"
+        digest = hashlib.sha256(f"{stand.members['alice'].id}\nstorm {round_}".encode()).digest()[:15]
+        job_id = f"job_{base64.b32encode(digest).decode().lower()}"
+        submits = [stand.ask("POST", "/pool/v1/jobs", headers=headers, json=body) for _ in range(10)]
+        cancels = [stand.ask("POST", f"/pool/v1/jobs/{job_id}/cancel", json={}) for _ in range(6)]
+        answers = await asyncio.gather(*(one for pair in zip(submits, cancels, strict=False) for one in pair))
+        answers += await asyncio.gather(*submits[6:])
+        assert {answer.status_code for answer in answers} <= {200, 202, 404}
+        assert {answer.json()["id"] for answer in answers if answer.status_code == 202} == {job_id}
+        await end_of(stand, job_id)
+    await stand.ticker.committed()
+    assert await stand.context.store.verify() == []
+    assert stand.context.pool.engine.book.total() == 0

@@ -250,6 +250,7 @@ async def test_receipts_that_cannot_be_read_do_no_harm(house: House) -> None:
     wrong = session_pb2.Receipt(body=sound.body, signature=b"short")
     await worker.send(session_pb2.WorkerMessage(receipt=wrong))
     assert (await worker.until("receipt_ack")).state == "refused"
+    assert (await house.job(attempt.job_id))["receipts"] == [], "what is no signature is in no chain"
     assert worker.seen.connected
     await house.settled()
 

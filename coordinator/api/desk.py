@@ -16,7 +16,7 @@ from coordinator.api.limits import Gauge
 from coordinator.api.running import Running
 from coordinator.api.schema import Schema, validated
 from coordinator.core.jobs import MemberId
-from coordinator.members import NAME_CHARS_MAX
+from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Member
 from coordinator.submission import Submission
 

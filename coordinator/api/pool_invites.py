@@ -38,8 +38,9 @@ TOKEN_CHARS_MAX = 256
 
 
 class InviteRequest(Schema):
-    """The new member's `credit_line` (microcredits) is lent out of yours, or with `from_pool` by the pool: for an
-    admin that is the default, since whose lines all come from one member stand in one line with that member.
+    """The new member's `credit_line` (microcredits) is lent out of yours, or with `from_pool` by the pool.
+
+    The pool is an admin's default: whose lines all come from one member stand in one line with that member.
     """
 
     credit_line: Annotated[int, Field(ge=0, le=CREDIT_LINE_MAX)] | None = None

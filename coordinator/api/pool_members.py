@@ -12,7 +12,7 @@ from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import account_body
-from coordinator.members import NAME_CHARS_MAX
+from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Role
 from coordinator.store_errors import NameTaken, StoreError, StoreUnavailable
 

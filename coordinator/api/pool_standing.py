@@ -17,7 +17,7 @@ from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import account_body
 from coordinator.core.ledger import Overdrawn
-from coordinator.members import NAME_CHARS_MAX
+from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Member, Role
 from coordinator.refusal import Refusal
 from coordinator.store_errors import LastAdmin, StoreConflict

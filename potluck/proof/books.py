@@ -117,7 +117,7 @@ class Books:
                 raise _Wrong(f"leaves {shown(account)} at {main} microcredits, below its floor of {-line}")
 
     def _emptied(self, entry: EntryLine) -> None:
-        account = entry.id.removesuffix("/retire")
+        account = entry.id.partition("/retire")[0]
         if any(self.buckets.get(account, ())):
             raise _Wrong(f"closes {shown(account)} and leaves something in it")
 
@@ -183,10 +183,22 @@ class Books:
         self.totals.transferred += _two(entry, "transfer", MAIN)
 
     def _line(self, entry: EntryLine) -> None:
+        if entry.id.endswith(("/lend/line", "/end/line")):
+            self._invitation(entry)
+            return
         _two(entry, "line", CREDIT_LINE, below=True)
         lender, to = entry.postings[0][0], entry.postings[1][0]
         if entry.id.endswith("/open/line") and (entry.id != f"{to}/open/line" or lender != LINES):
             raise _Wrong("is no opening: the pool lends an account its first line")
+
+    def _invitation(self, entry: EntryLine) -> None:
+        """The line waits among the pool's until the invitation ends; it may be none, or the pool's own."""
+        _cause(entry, "line")
+        (source, from_bucket, less), (to, bucket, more), *rest = entry.postings
+        waits = (to if entry.id.endswith("/lend/line") else source) == LINES
+        lines = (from_bucket, bucket) == (CREDIT_LINE, CREDIT_LINE) and less == -more <= 0
+        if rest or not waits or not lines:
+            raise _Wrong("is no line of an invitation: it waits with the account that lends for the pool")
 
     def _release(self, entry: EntryLine) -> None:
         worker = _cause(entry, "release").partition("/")[0]
@@ -197,7 +209,20 @@ class Books:
             raise _Wrong(f"releases earnings of {shown(worker)}, which is no worker of that account")
 
     def _retire(self, entry: EntryLine) -> None:
-        _cause(entry, "retire")
+        """All of one account to the commons; a debt to whoever lent its line, with that line."""
+        account, _, number = entry.id.partition("/retire")
+        if not account or not (number == "" or (number[0] == "/" and number[1:].isdecimal())):
+            raise _Wrong("has an id that does not follow from its cause: it should end in /retire")
+        others = {a for a, _, _ in entry.postings} - {account, COMMONS, LINES}
+        if len(others) > (number == "") or (number and any(a == LINES for a, _, _ in entry.postings)):
+            raise _Wrong("closes an account and moves what others have")
+        gains = {(a, b): amount for a, b, amount in entry.postings}
+        if gains.get((account, CREDIT_LINE), 0) > 0 or gains.get((account, HELD), 0) > 0:
+            raise _Wrong("closes an account and gives it something")
+        for lender in others:
+            owed, lent = -gains.get((lender, MAIN), 0), gains.get((lender, CREDIT_LINE), 0)
+            if not 0 <= owed <= lent or {b for a, b in gains if a == lender} - {MAIN, CREDIT_LINE}:
+                raise _Wrong(f"makes {shown(lender)} answer for more than the line that comes back")
 
     # -- what they share
 

@@ -124,7 +124,8 @@ def openings(path: Path) -> dict[str, int]:
             try:
                 value = decoded(line)
                 account, _, amount = value["postings"][1]
-                if value["id"] == f"{account}/open/line" and type(amount) is int:
+                opening = value["type"] == "entry" and value["id"] == f"{account}/open/line"
+                if opening and type(amount) is int:
                     found[account] = amount
             except (ValueError, KeyError, TypeError, IndexError):
                 continue
