@@ -12,6 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fixtures_proof import Books, Line, again, of, open_books, small_life, write
 
+from coordinator.core import entries
+from coordinator.core.ledger import LINES
 from potluck.proof.lines import Fault, HeadLine
 from potluck.proof.verify import Summary, verify
 
@@ -249,6 +251,74 @@ def test_what_a_pool_forges_with_its_own_key_is_named(
     forge(lines, books)
     with pytest.raises(Fault, match=expected):
         checked(tmp_path, again(lines, books.ca.sign), books)
+
+
+async def _closed(folder: Path) -> tuple[Books, list[Line]]:
+    """Invitations of all kinds, an account that is closed and gets money afterwards."""
+    async with open_books(folder) as books:
+        a, b, c = (member.account for member in books.members)
+        for invite, lender, amount in (("inv_1", a, 500), ("inv_2", a, 0), ("inv_3", LINES, 700)):
+            await books.post(entries.set_aside(invite, lender, amount))
+        await books.post(entries.ended("inv_1", c, 500))
+        await books.post(entries.ended("inv_2", a, 0))
+        await books.post(entries.ended("inv_3", LINES, 700))
+        await books.post(entries.transfer("t1", c, b, 300))
+        await books.post(entries.retire(books.book.accounts[c], a, 500))
+        await books.post(entries.transfer("t2", b, c, 40))
+        await books.post(entries.leftover(books.book.accounts[c], 1))
+        return books, await books.export()
+
+
+async def test_invitations_and_closed_accounts_verify(tmp_path: Path) -> None:
+    """Also the line that is none, the pool's own, and what came to an account after it was closed."""
+    books, lines = await _closed(tmp_path)
+    assert checked(tmp_path, lines, books).entries == len(of(lines, "entry"))
+
+
+@pytest.mark.parametrize(
+    ("postings", "expected"),
+    [
+        ([["commons", "main", -9], ["ME", "main", 9]], "makes acc_.* answer for more than the line"),
+        ([["ghost", "credit_line", 9], ["lines", "credit_line", -9]], "gives it something"),
+        ([["ME", "main", -9], ["OTHER", "main", -9], ["commons", "main", 18]], "moves what others have"),
+        ([["ME", "main", -9], ["commons", "main", 9]], "answer for more than the line that comes back"),
+    ],
+)
+async def test_closing_an_account_moves_nothing_of_others(
+    tmp_path: Path, postings: list[list[Any]], expected: str
+) -> None:
+    """Hashed and signed as if it were so: an account that never was is no way to get at money."""
+    books, lines = await _closed(tmp_path)
+    names = {"ME": books.members[0].account, "OTHER": books.members[1].account}
+    forged = next(line for line in of(lines, "entry") if line["id"].endswith("/retire"))
+    forged["id"] = "ghost/retire"
+    forged["postings"] = [[names.get(account, account), bucket, n] for account, bucket, n in postings]
+    with pytest.raises(Fault, match=expected):
+        checked(tmp_path, again(lines, books.ca.sign), books)
+
+
+async def test_only_entries_open_accounts(tmp_path: Path) -> None:
+    """A line of another kind that looks like an opening lends nobody anything."""
+    books, lines = await _closed(tmp_path)
+    trick = {
+        "type": "worker",
+        "id": "ghost/open/line",
+        "account": books.members[0].account,
+        "receipt_key": "00" * 32,
+        "postings": [["lines", "credit_line", 0], ["ghost", "credit_line", 10**18]],
+    }
+    lines.insert(1, trick)
+    lines[0]["counts"]["workers"] += 1
+    paid = next(line for line in of(lines, "entry") if line["id"] == "t1/transfer")
+    paid["postings"][0][0] = "ghost"
+    with pytest.raises(Fault, match="leaves ghost at -300 microcredits, below its floor"):
+        checked(tmp_path, again(lines, books.ca.sign), books)
+
+
+def test_half_a_character_is_no_crash(tmp_path: Path, lived: Lived) -> None:
+    lines = lived.lines()
+    entry(lines, 9)["details"] = "\ud800"
+    assert "entry 9" in fault_of(tmp_path, lines, lived.books)
 
 
 def test_whoever_lacks_the_pools_key_can_hash_again_and_not_sign(tmp_path: Path, lived: Lived) -> None:
