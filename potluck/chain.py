@@ -13,7 +13,7 @@ signatures Ed25519 (RFC 8032).
 from collections.abc import Sequence
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii as _text
-from typing import Final
+from typing import Any, Final
 
 GENESIS: Final = "0" * 64  # what the first record of a chain names as the one before
 
@@ -29,7 +29,7 @@ def entry_bytes(
     id: str,  # noqa: A002 -- the field's name in the export
     code: str,
     job: str | None,
-    postings: Sequence[tuple[str, str, int]],
+    postings: Sequence[Sequence[Any]],
     details_sha256: str,
     previous: str,
 ) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from potluck.proof.books import JobMoney
-from potluck.proof.lines import Fault, ReceiptLine, decoded, shown
+from potluck.proof.lines import Fault, ReceiptLine, Said, decoded, shown
 
 MATCHED, LATE, REFUSED, VOID = "matched", "late", "refused", "void"
 STATES: Final = (MATCHED, LATE, REFUSED, VOID)
@@ -36,9 +36,10 @@ class Evidence:
     witnessed: set[tuple[str, str]] = field(default_factory=set)  # (job, account) with a receipt
 
     def take(self, receipt: ReceiptLine) -> None:
-        """Raises Fault, naming the receipt."""
+        """Raises Fault, naming the receipt, which must have been found right by itself."""
+        assert receipt.said is not None
         try:
-            self._take(receipt)
+            self._take(receipt, receipt.said)
         except ValueError as error:
             raise Fault("receipt", receipt.number, str(error)) from None
 
@@ -51,10 +52,10 @@ class Evidence:
             for account in money.payees
         )
 
-    def _take(self, receipt: ReceiptLine) -> None:
+    def _take(self, receipt: ReceiptLine, said: Said) -> None:
         if receipt.state not in STATES:
             raise ValueError(f"its state `{shown(receipt.state)}` is none of {', '.join(STATES)}")
-        job, attempt, worker, engine, claimed = _said(receipt.body)
+        job, attempt, worker, engine, claimed = said
         key = (job, attempt, receipt.worker)
         if key in self.seen:
             raise ValueError(f"{_named(receipt, job, attempt)} was recorded before: a receipt counts once")
@@ -106,8 +107,8 @@ class Evidence:
             )
 
 
-def _said(body: str) -> tuple[str, int, str, str, int]:
-    """Job, attempt, worker, engine and output tokens. Raises ValueError if it is no receipt.
+def said_of(body: str) -> Said:
+    """Raises ValueError if it is no receipt.
 
     The rest of the body is covered by the worker's signature, and nothing here depends on it.
     """
@@ -126,7 +127,7 @@ def _said(body: str) -> tuple[str, int, str, str, int]:
             and attempt >= 0
             and tokens >= 0
         ):
-            return job, attempt, worker, engine, tokens
+            return Said(job, attempt, worker, engine, tokens)
     raise ValueError("its body is no receipt: it names no job, attempt, worker, engine and tokens")
 
 

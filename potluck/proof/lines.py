@@ -1,4 +1,4 @@
-"""An export as it lies in a file: JSON lines with bounds, read one after the other, and what each may hold.
+"""The lines of an export: JSON with bounds, and what each may hold.
 
 The first line is the pool's, then workers' receipt keys, entries, receipts, heads. Whatever a file holds, a
 line is either one of these or a `Fault` that names it; nothing else is ever raised.
@@ -6,10 +6,12 @@ line is either one of these or a `Fault` that names it; nothing else is ever rai
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from potluck import chain
 
 FORMAT: Final = 1
 LINE_BYTES_MAX: Final = 8 << 20
@@ -41,41 +43,71 @@ class PoolLine:
     counts: Mapping[str, int]
 
 
+class WorkerLine(NamedTuple):
+    """`account`: its owner's; `receipt_key`: raw Ed25519."""
+
+    id: str
+    account: str
+    receipt_key: bytes
+
+
 class EntryLine(NamedTuple):
-    """`postings`: [account, bucket, microcredits]. `details` is None where only their digest is here."""
+    """`postings`: [account, bucket, microcredits]. `details` is None where only their digest is here.
+
+    `wrong`, here and below: what does not hold in the record by itself, whatever stands before it.
+    """
 
     number: int
-    at: str
     id: str
     code: str
     job: str | None
     postings: list[list[Any]]
-    details_sha256: str
     details: str | None
     previous: str
     hash: str
+    wrong: str | None = None
+
+
+class Said(NamedTuple):
+    """What a worker signed, as far as the ledger depends on it."""
+
+    job: str
+    attempt: int
+    worker: str
+    engine: str
+    output_tokens: int
 
 
 class ReceiptLine(NamedTuple):
     number: int
-    at: str
     worker: str
-    body: str
-    signature: bytes
     state: str
+    countersigned: bool
     previous: str
     hash: str
-    countersignature: bytes
+    said: Said | None = None  # there unless something is wrong
+    wrong: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLine:
+class HeadLine(NamedTuple):
     number: int
     hash: str
     receipts_number: int
     receipts_hash: str
     at: str
     signature: bytes
+    wrong: str | None = None
+
+    @property
+    def signed(self) -> bytes:
+        """What the pool signed of it."""
+        return chain.head_bytes(
+            number=self.number,
+            hash=self.hash,
+            receipts_number=self.receipts_number,
+            receipts_hash=self.receipts_hash,
+            at=self.at,
+        )
 
 
 def decoded(text: bytes | str) -> Any:
@@ -90,28 +122,15 @@ def decoded(text: bytes | str) -> Any:
         raise ValueError(f"it is no JSON ({error.msg} at character {error.pos})") from None
 
 
-def records(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the line from 1, its object). Raises Fault."""
-    number = 0
-    while True:
-        number += 1
-        try:
-            line = file.readline(LINE_BYTES_MAX + 1)
-        except OSError as error:
-            raise Fault("line", number, f"it cannot be read: {error.strerror or error}") from None
-        if not line:
-            return
-        if len(line) > LINE_BYTES_MAX:
-            raise Fault("line", number, f"it is longer than {LINE_BYTES_MAX} bytes")
-        if not line.endswith(b"\n"):
-            raise Fault("line", number, "it has no end: the file was cut off")
-        try:
-            value = decoded(line)
-        except ValueError as error:
-            raise Fault("line", number, shown(str(error))) from None
-        if not isinstance(value, dict):
-            raise Fault("line", number, "it is no JSON object")
-        yield number, value
+def object_of(number: int, line: bytes) -> dict[str, Any]:
+    """What stands in line `number`. Raises Fault."""
+    try:
+        value = decoded(line)
+    except ValueError as error:
+        raise Fault("line", number, shown(str(error))) from None
+    if not isinstance(value, dict):
+        raise Fault("line", number, "it is no JSON object")
+    return value
 
 
 def openings(path: Path) -> dict[str, int]:
@@ -154,54 +173,52 @@ def pool_of(line: int, value: dict[str, Any]) -> PoolLine:
     )
 
 
-def worker_of(line: int, value: dict[str, Any]) -> tuple[str, str, bytes]:
-    """(id, its owner's account, raw public key of its receipts)."""
+def worker_of(line: int, value: dict[str, Any]) -> WorkerLine:
     take = _Taken("line", line, value)
-    return take.text("id"), take.text("account"), bytes.fromhex(take.digits("receipt_key", HASH))
+    return WorkerLine(take.text("id"), take.text("account"), bytes.fromhex(take.digits("receipt_key", HASH)))
 
 
-def entry_of(expected: int, value: dict[str, Any]) -> EntryLine:
-    take = _Taken("entry", expected, value)
+def entry_of(number: int, value: dict[str, Any]) -> EntryLine:
+    """The entry that stands in the place `number`, its fields being what they should; nothing is hashed."""
+    take = _Taken("entry", number, value)
     job, details = value.get("job"), value.get("details")
     if job is not None:
         job = take.text("job")
     if details is not None and type(details) is not str:
-        raise Fault("entry", expected, "`details` must be text")
+        raise Fault("entry", number, "`details` must be text")
     postings = value.get("postings")
-    if not isinstance(postings, list) or not all(_is_posting(posting) for posting in postings):
-        raise Fault("entry", expected, "`postings` must be a list of [account, bucket, microcredits]")
+    if not isinstance(postings, list) or not all(map(_is_posting, postings)):
+        raise Fault("entry", number, "`postings` must be a list of [account, bucket, microcredits]")
+    take.time("at")
+    take.digits("details_sha256", HASH)
     return EntryLine(
         number=take.number("number"),
-        at=take.time("at"),
         id=take.text("id"),
         code=take.text("code"),
         job=job,
         postings=postings,
-        details_sha256=take.digits("details_sha256", HASH),
         details=details,
         previous=take.digits("previous", HASH),
         hash=take.digits("hash", HASH),
     )
 
 
-def receipt_of(expected: int, value: dict[str, Any]) -> ReceiptLine:
-    take = _Taken("receipt", expected, value)
-    body, countersignature = value.get("body"), value.get("countersignature")
-    if type(body) is not str:
-        raise Fault("receipt", expected, "`body` must be text")
+def receipt_of(number: int, value: dict[str, Any]) -> ReceiptLine:
+    """As `entry_of`; what its body says is not looked at."""
+    take = _Taken("receipt", number, value)
+    if type(value.get("body")) is not str:
+        raise Fault("receipt", number, "`body` must be text")
     signature = value.get("signature")
     if type(signature) is not str or not _HEX.fullmatch(signature):
-        raise Fault("receipt", expected, "`signature` must be hex digits")
+        raise Fault("receipt", number, "`signature` must be hex digits")
+    take.time("at")
     return ReceiptLine(
         number=take.number("number"),
-        at=take.time("at"),
         worker=take.text("worker"),
-        body=body,
-        signature=bytes.fromhex(signature),
         state=take.text("state"),
+        countersigned=value.get("countersignature") != "" and bool(take.signature("countersignature")),
         previous=take.digits("previous", HASH),
         hash=take.digits("hash", HASH),
-        countersignature=b"" if countersignature == "" else take.signature("countersignature"),
     )
 
 

@@ -5,35 +5,44 @@ postings, charges from the details, signatures by the workers' keys and the pool
 accounts, not with the file.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Final
 
-from potluck import chain, receipts
 from potluck.chain import GENESIS
+from potluck.proof import lines
 from potluck.proof.books import Books
-from potluck.proof.evidence import REFUSED, STATES, Evidence
+from potluck.proof.evidence import STATES, Evidence
 from potluck.proof.lines import (
     HASH,
+    EntryLine,
     Fault,
     HeadLine,
     PoolLine,
+    ReceiptLine,
+    WorkerLine,
     decoded,
-    entry_of,
     head_of,
+    object_of,
     openings,
     pool_of,
-    receipt_of,
-    records,
     shown,
     worker_of,
 )
-from potluck.proof.signatures import Check, Signatures
+from potluck.proof.pages import Keys, Page, Record, blocks, fits, pages, wanted_processes
 
 HEAD_BYTES_MAX: Final = 64 * 1024
-ORDER: Final = ("pool", "worker", "entry", "receipt", "head")
+ORDER: Final[dict[type[Record], str]] = {
+    WorkerLine: "worker",
+    EntryLine: "entry",
+    ReceiptLine: "receipt",
+    HeadLine: "head",
+}
 MANY: Final = {"worker": "workers", "entry": "entries", "receipt": "receipts", "head": "heads"}
+_STAGES: Final = {kind: place for place, kind in enumerate(ORDER)}
 _HASH_BYTES: Final = 32
 
 Progress = Callable[[int, int], None]  # records done, of how many
@@ -89,9 +98,7 @@ def verify(
     """
     opened = openings(path)
     with path.open("rb") as file:
-        lines = records(file)
-        number, first = next(lines, (1, {}))
-        pool = pool_of(number, first)
+        pool = pool_of(1, object_of(1, _line(file, 1) or b"{}"))
         if key is not None and bytes.fromhex(pool.public_key) != key:
             raise Fault(
                 "line",
@@ -99,26 +106,45 @@ def verify(
                 f"it names the public key {pool.public_key}, but the pool's is known here as {key.hex()}:"
                 " this is the export of another pool, or of one that pretends to be it",
             )
-        expected = (1 + thorough) * pool.counts["receipts"] + pool.counts["heads"]
-        with Signatures(expected, processes) as signatures:
-            walk = _Walk(pool, opened, signatures, key or bytes.fromhex(pool.public_key), thorough)
-            try:
-                for line, value in lines:
-                    walk.take(line, value)
-                    if progress is not None and not line % 1_000:
-                        progress(line, walk.expected)
-                    if signatures.failed:
-                        break
-            except Fault:
-                if earlier := signatures.settle():
-                    raise earlier from None
-                raise
-            if earlier := signatures.settle():
-                raise earlier
-            walk.end()
-            if saved is not None:
-                walk.check_saved(saved)
+        workers = _workers(file)
+        walk = _Walk(pool, key or bytes.fromhex(pool.public_key), workers, opened)
+        keys = Keys(walk.key, {worker.id: worker.receipt_key for worker in workers.values()}, thorough)
+        count = wanted_processes(os.fstat(file.fileno()).st_size, processes)
+        with closing(pages(blocks(file), keys, count)) as found:
+            for page in found:
+                walk.turn(page)
+                if progress is not None:
+                    progress(walk.line, walk.expected)
+        walk.end()
+        if saved is not None:
+            walk.check_saved(saved)
     return walk.summary(key_from_file=key is None, saved=saved)
+
+
+def _line(file: IO[bytes], number: int) -> bytes:
+    """Raises Fault if it is too long or has no end."""
+    line = file.readline(lines.LINE_BYTES_MAX)
+    if len(line) >= lines.LINE_BYTES_MAX:
+        raise Fault("line", number, f"it is longer than {lines.LINE_BYTES_MAX} bytes")
+    if line and not line.endswith(b"\n"):
+        raise Fault("line", number, "it has no end: the file was cut off")
+    return line
+
+
+def _workers(file: IO[bytes]) -> dict[str, WorkerLine]:
+    """By id; what follows them is left in the file. Their keys are needed before anything is checked."""
+    found: dict[str, WorkerLine] = {}
+    while True:
+        before, number = file.tell(), len(found) + 2
+        line = _line(file, number)
+        value = object_of(number, line) if line else {}
+        if value.get("type") != "worker":
+            file.seek(before)
+            return found
+        worker = worker_of(number, value)
+        if worker.id in found:
+            raise Fault("line", number, f"the worker {shown(worker.id)} stands there twice")
+        found[worker.id] = worker
 
 
 def read_head(path: Path) -> tuple[HeadLine, str]:
@@ -139,24 +165,6 @@ def read_head(path: Path) -> tuple[HeadLine, str]:
     return head_of("saved head", 0, value), named
 
 
-def head_signed(head: HeadLine) -> bytes:
-    """What the pool signed of it."""
-    return chain.head_bytes(
-        number=head.number,
-        hash=head.hash,
-        receipts_number=head.receipts_number,
-        receipts_hash=head.receipts_hash,
-        at=head.at,
-    )
-
-
-def _is_digest_of(text: str, digest: str) -> bool:
-    try:
-        return chain.digest(text) == digest
-    except UnicodeEncodeError:  # half a character: no text, and of nothing that was signed
-        return False
-
-
 @dataclass(slots=True)
 class _Chain:
     """The hashes of one chain's records, by number."""
@@ -173,124 +181,92 @@ class _Chain:
             return GENESIS
         return self.hashes[(number - 1) * _HASH_BYTES : number * _HASH_BYTES].hex()
 
-    def extend(self, kind: str, number: int, previous: str, said: str, covered: bytes) -> None:
-        """Raises Fault unless the record follows the one before and is what its hash was made of."""
+    def extend(self, kind: str, record: EntryLine | ReceiptLine) -> None:
+        """Raises Fault unless the record follows the one before and is right by itself."""
         here = self.length + 1
-        if number != here:
-            raise Fault(kind, here, f"it is missing: number {number} stands in its place")
-        if previous != self.last:
+        if record.number != here:
+            raise Fault(kind, here, f"it is missing: number {record.number} stands in its place")
+        if record.previous != self.last:
             raise Fault(
-                kind, number, "it does not carry the hash of the one before: something was changed there"
+                kind, here, "it does not carry the hash of the one before: something was changed there"
             )
-        if chain.hash_of(covered) != said:
-            raise Fault(kind, number, "it is not what its hash was made of: something in it was changed")
-        self.hashes += bytes.fromhex(said)
-        self.last = said
+        if record.wrong is not None:
+            raise Fault(kind, here, record.wrong)
+        self.hashes += bytes.fromhex(record.hash)
+        self.last = record.hash
 
 
 @dataclass(slots=True)
 class _Walk:
+    """`key`: the pool's, raw; `line`: the number of the last line that was taken."""
+
     pool: PoolLine
-    openings: dict[str, int]
-    signatures: Signatures
     key: bytes
-    thorough: bool = False  # also each countersignature, which the signed end of the chain covers
+    workers: dict[str, WorkerLine]
+    openings: dict[str, int]
+    line: int = field(init=False)
     stage: int = 0
-    keys: dict[str, bytes] = field(default_factory=dict)  # of receipts, by worker
-    owners: dict[str, str] = field(default_factory=dict)
     entries: _Chain = field(default_factory=_Chain)
     receipts: _Chain = field(default_factory=_Chain)
     heads: int = 0
     last_head: HeadLine | None = None
+    signatures: int = 0
     uncountersigned: int = 0
     books: Books = field(init=False)
     evidence: Evidence = field(init=False)
 
     def __post_init__(self) -> None:
-        self.books = Books(self.pool.account, self.owners, self.openings)
-        self.evidence = Evidence(self.owners, self.books.jobs)
+        self.line = 1 + len(self.workers)
+        owners = {worker.id: worker.account for worker in self.workers.values()}
+        self.books = Books(self.pool.account, owners, self.openings)
+        self.evidence = Evidence(owners, self.books.jobs)
 
     @property
     def expected(self) -> int:
         return 1 + sum(self.pool.counts.values())
 
-    def take(self, line: int, value: dict[str, Any]) -> None:
-        kind = value.get("type")
-        if type(kind) is not str or kind not in ORDER[1:]:
-            raise Fault("line", line, f"its type is none of {', '.join(ORDER[1:])}")
-        stage = ORDER.index(kind)
+    def turn(self, page: Page) -> None:
+        """Raises Fault with the first thing on the page that does not hold."""
+        for record in page.records:
+            self._take(record)
+        self.signatures += page.signatures
+        if (fault := page.fault) is not None:  # it is of the record that would have been next
+            number = self.line + 1 if fault.kind == "line" else self._count()[fault.kind] + 1
+            raise Fault(fault.kind, number, fault.what)
+
+    def _take(self, record: Record) -> None:
+        stage = _STAGES[type(record)]
         if stage < self.stage:
-            raise Fault("line", line, f"a line of type {kind} stands behind those of {ORDER[self.stage]}s")
-        self.stage = stage
-        match kind:
-            case "worker":
-                self._worker(line, value)
-            case "entry":
-                self._entry(value)
-            case "receipt":
-                self._receipt(value)
-            case _:
-                self._head(value)
-
-    def _worker(self, line: int, value: dict[str, Any]) -> None:
-        worker, account, key = worker_of(line, value)
-        if worker in self.keys:
-            raise Fault("line", line, f"the worker {shown(worker)} stands there twice")
-        self.keys[worker], self.owners[worker] = key, account
-
-    def _entry(self, value: dict[str, Any]) -> None:
-        entry = entry_of(self.entries.length + 1, value)
-        covered = chain.entry_bytes(
-            number=entry.number,
-            at=entry.at,
-            id=entry.id,
-            code=entry.code,
-            job=entry.job,
-            postings=[(account, bucket, amount) for account, bucket, amount in entry.postings],
-            details_sha256=entry.details_sha256,
-            previous=entry.previous,
-        )
-        self.entries.extend("entry", entry.number, entry.previous, entry.hash, covered)
-        if entry.details is not None and not _is_digest_of(entry.details, entry.details_sha256):
-            raise Fault("entry", entry.number, f"{shown(entry.id)} has other details than it was made with")
-        self.books.take(entry)
-
-    def _receipt(self, value: dict[str, Any]) -> None:
-        receipt = receipt_of(self.receipts.length + 1, value)
-        body = receipt.body.encode("utf-8", "replace")
-        covered = chain.receipt_bytes(
-            number=receipt.number,
-            at=receipt.at,
-            worker=receipt.worker,
-            body=body,
-            signature=receipt.signature,
-            state=receipt.state,
-            previous=receipt.previous,
-        )
-        chained = covered + receipt.countersignature  # as chain.receipt_hash has it
-        self.receipts.extend("receipt", receipt.number, receipt.previous, receipt.hash, chained)
-        key = self.keys.get(receipt.worker)
-        if key is None:
-            raise Fault("receipt", receipt.number, f"it is of {shown(receipt.worker)}, whose key is not here")
-        if receipt.state != REFUSED:
-            what = f"it is not signed by the key of {receipt.worker}"
-            self.signatures.add(Check("receipt", receipt.number, what, key, body, receipt.signature))
-        if not receipt.countersignature and receipt.number == self.uncountersigned + 1:
-            self.uncountersigned += 1  # only the oldest ones, from before the pool signed them
-        elif self.thorough or not receipt.countersignature:
-            message = chain.countersigned(chain.hash_of(covered))
-            what = "it is not countersigned by the pool's key"
-            self.signatures.add(
-                Check("receipt", receipt.number, what, self.key, message, receipt.countersignature)
+            kinds = list(ORDER.values())
+            raise Fault(
+                "line",
+                self.line + 1,
+                f"a line of type {kinds[stage]} stands behind those of {MANY[kinds[self.stage]]}",
             )
+        self.stage = stage
+        match record:
+            case EntryLine():
+                self.entries.extend("entry", record)
+                self.books.take(record)
+            case ReceiptLine():
+                self._receipt(record)
+            case HeadLine():
+                self._head(record)
+        self.line += 1
+
+    def _receipt(self, receipt: ReceiptLine) -> None:
+        self.receipts.extend("receipt", receipt)
+        if not receipt.countersigned:
+            if receipt.number != self.uncountersigned + 1:
+                raise Fault("receipt", receipt.number, "it is not countersigned by the pool's key")
+            self.uncountersigned += 1  # only the oldest ones, from before the pool signed them
         self.evidence.take(receipt)
 
-    def _head(self, value: dict[str, Any]) -> None:
+    def _head(self, head: HeadLine) -> None:
         number = self.heads + 1
-        head = head_of("head", number, value)
         self._lies(head, "head", number)
-        what = "it is not signed by the pool's key"
-        self.signatures.add(Check("head", number, what, self.key, head_signed(head), head.signature))
+        if head.wrong is not None:
+            raise Fault("head", number, head.wrong)
         self.heads, self.last_head = number, head
 
     def _lies(self, head: HeadLine, kind: str, number: int) -> None:
@@ -310,19 +286,21 @@ class _Walk:
 
     def check_saved(self, head: HeadLine) -> None:
         """Raises Fault unless the pool signed it and it lies on the chains: nothing before it was changed."""
-        if not receipts.verify(self.key, head_signed(head), head.signature):
+        if not fits(self.key, head.signed, head.signature):
             raise Fault("saved head", head.number, "it is not signed by the pool's key")
         self._lies(head, "saved head", head.number)
 
-    def end(self) -> None:
-        """Raises Fault if something that the first line promised is not here."""
-        found = {
-            "worker": len(self.keys),
+    def _count(self) -> dict[str, int]:
+        return {
+            "worker": len(self.workers),
             "entry": self.entries.length,
             "receipt": self.receipts.length,
             "head": self.heads,
         }
-        for kind, count in found.items():
+
+    def end(self) -> None:
+        """Raises Fault if something that the first line promised is not here."""
+        for kind, count in self._count().items():
             if (promised := self.pool.counts[MANY[kind]]) != count:
                 raise Fault(
                     kind,
@@ -359,6 +337,6 @@ class _Walk:
             receipts_free=evidence.free,
             receipts_uncountersigned=self.uncountersigned,
             heads=self.heads,
-            signatures=self.signatures.checked,
+            signatures=self.signatures,
             saved_head=None if saved is None else saved.number,
         )
