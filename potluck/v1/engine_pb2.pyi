@@ -88,6 +88,8 @@ class Load(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     CACHE_DIR_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     model: _builtins.str
     threads: _builtins.int
@@ -96,6 +98,8 @@ class Load(_message.Message):
     context_tokens: _builtins.int
     cache_dir: _builtins.str
     """where converted weights may be kept"""
+    memory_bytes_max: _builtins.int
+    """on each card, or in the machine's memory; 0: no cap"""
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """verified local files"""
@@ -107,6 +111,10 @@ class Load(_message.Message):
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what will be asked of it"""
+
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """cards to use, as NVML numbers them; empty: the engine's choice"""
 
     def __init__(
         self,
@@ -120,10 +128,12 @@ class Load(_message.Message):
         options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cache_dir: _builtins.str = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
+        memory_bytes_max: _builtins.int = ...,
+        gpus: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "context_tokens", b"context_tokens", "engine", b"engine", "kinds", b"kinds", "model", b"model", "options", b"options", "paths", b"paths", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "context_tokens", b"context_tokens", "engine", b"engine", "gpus", b"gpus", "kinds", b"kinds", "memory_bytes_max", b"memory_bytes_max", "model", b"model", "options", b"options", "paths", b"paths", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,26 +148,58 @@ class Start(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     WORK_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     @_builtins.property
     def work(self) -> _work_pb2.Work: ...
     @_builtins.property
     def continuation(self) -> _work_pb2.Continuation: ...
+    @_builtins.property
+    def adapter(self) -> Global___LoadedAdapter: ...
     def __init__(
         self,
         *,
         attempt: _work_pb2.Attempt | None = ...,
         work: _work_pb2.Work | None = ...,
         continuation: _work_pb2.Continuation | None = ...,
+        adapter: Global___LoadedAdapter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Start: _TypeAlias = Start  # noqa: Y015
+
+@_typing.final
+class LoadedAdapter(_message.Message):
+    """An adapter's verified local files: `folder` holds adapter_model.safetensors and adapter_config.json."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.str
+    """of both files: what it is known by while in memory"""
+    folder: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "folder", b"folder", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadedAdapter: _TypeAlias = LoadedAdapter  # noqa: Y015
 
 @_typing.final
 class Stop(_message.Message):
@@ -278,6 +320,7 @@ class Loaded(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     numerics: _builtins.str
     sampler: _builtins.str
     """pool | native"""
@@ -288,6 +331,10 @@ class Loaded(_message.Message):
     decode_tokens_per_s: _builtins.float
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as in ServedModel"""
+
     def __init__(
         self,
         *,
@@ -299,10 +346,11 @@ class Loaded(_message.Message):
         memory_bytes: _builtins.int = ...,
         prefill_tokens_per_s: _builtins.float = ...,
         decode_tokens_per_s: _builtins.float = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "kinds", b"kinds", "memory_bytes", b"memory_bytes", "numerics", b"numerics", "prefill_tokens_per_s", b"prefill_tokens_per_s", "sampler", b"sampler", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "features", b"features", "kinds", b"kinds", "memory_bytes", b"memory_bytes", "numerics", b"numerics", "prefill_tokens_per_s", b"prefill_tokens_per_s", "sampler", b"sampler", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

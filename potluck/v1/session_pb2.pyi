@@ -176,20 +176,27 @@ class Gpu(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     memory_bytes: _builtins.int
     backend: _builtins.str
     """cuda | rocm | mps"""
+    driver: _builtins.str
+    capability: _builtins.str
+    """compute capability of a cuda card: "8.6" """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         backend: _builtins.str = ...,
+        driver: _builtins.str = ...,
+        capability: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "capability", b"capability", "driver", b"driver", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -205,14 +212,25 @@ class Hardware(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_FIELD_NUMBER: _builtins.int
+    BATTERY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     system: _builtins.str
     """Linux | Darwin | Windows"""
     cpu: _builtins.str
     cores: _builtins.int
     memory_bytes: _builtins.int
     disk_free_bytes: _builtins.int
+    battery: _builtins.bool
+    """it has one"""
+    nodes: _builtins.int
+    """machines behind this worker: more than 1 for a Ray site"""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gpu]: ...
+    @_builtins.property
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those that engines care for: avx2, avx512f, amx_tile, neon, ..."""
+
     def __init__(
         self,
         *,
@@ -222,14 +240,117 @@ class Hardware(_message.Message):
         memory_bytes: _builtins.int = ...,
         disk_free_bytes: _builtins.int = ...,
         gpus: _abc.Iterable[Global___Gpu] | None = ...,
+        cpu_features: _abc.Iterable[_builtins.str] | None = ...,
+        battery: _builtins.bool = ...,
+        nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "cpu", b"cpu", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "system", b"system"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["battery", b"battery", "cores", b"cores", "cpu", b"cpu", "cpu_features", b"cpu_features", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "nodes", b"nodes", "system", b"system"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hardware: _TypeAlias = Hardware  # noqa: Y015
+
+@_typing.final
+class GpuLoad(_message.Message):
+    """One card at a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    UTILISATION_PERCENT_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    POWER_W_FIELD_NUMBER: _builtins.int
+    memory_used_bytes: _builtins.int
+    utilisation_percent: _builtins.int
+    temperature_c: _builtins.int
+    power_w: _builtins.int
+    def __init__(
+        self,
+        *,
+        memory_used_bytes: _builtins.int = ...,
+        utilisation_percent: _builtins.int = ...,
+        temperature_c: _builtins.int = ...,
+        power_w: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_used_bytes", b"memory_used_bytes", "power_w", b"power_w", "temperature_c", b"temperature_c", "utilisation_percent", b"utilisation_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuLoad: _TypeAlias = GpuLoad  # noqa: Y015
+
+@_typing.final
+class MachineLoad(_message.Message):
+    """The machine at a moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    ON_BATTERY_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    cpu_percent: _builtins.int
+    memory_free_bytes: _builtins.int
+    disk_free_bytes: _builtins.int
+    on_battery: _builtins.bool
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuLoad]:
+        """in the order of Hardware.gpus"""
+
+    def __init__(
+        self,
+        *,
+        cpu_percent: _builtins.int = ...,
+        memory_free_bytes: _builtins.int = ...,
+        disk_free_bytes: _builtins.int = ...,
+        on_battery: _builtins.bool = ...,
+        gpus: _abc.Iterable[Global___GpuLoad] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_free_bytes", b"disk_free_bytes", "gpus", b"gpus", "memory_free_bytes", b"memory_free_bytes", "on_battery", b"on_battery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineLoad: _TypeAlias = MachineLoad  # noqa: Y015
+
+@_typing.final
+class Sharing(_message.Message):
+    """What the owner lets this worker be used for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    MEMBERS_REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """empty: all"""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """by name; empty: all"""
+
+    @_builtins.property
+    def members_refused(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kinds: _abc.Iterable[_builtins.str] | None = ...,
+        members: _abc.Iterable[_builtins.str] | None = ...,
+        members_refused: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "members", b"members", "members_refused", b"members_refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sharing: _TypeAlias = Sharing  # noqa: Y015
 
 @_typing.final
 class ServedModel(_message.Message):
@@ -250,6 +371,8 @@ class ServedModel(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    ETA_MS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     engine: _builtins.str
     """llamacpp | torch | openai | emulator"""
@@ -269,9 +392,15 @@ class ServedModel(_message.Message):
     context_tokens: _builtins.int
     why: _builtins.str
     """in words, for a state that is not READY"""
+    eta_ms: _builtins.int
+    """until READY, while downloading or loading; 0: unknown"""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """chat | completion | embedding"""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """tools | json_schema | reasoning | lora"""
 
     def __init__(
         self,
@@ -289,10 +418,12 @@ class ServedModel(_message.Message):
         slots: _builtins.int = ...,
         context_tokens: _builtins.int = ...,
         why: _builtins.str = ...,
+        eta_ms: _builtins.int = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "engine", b"engine", "kinds", b"kinds", "name", b"name", "numerics", b"numerics", "prefill_tokens_per_s", b"prefill_tokens_per_s", "sampler", b"sampler", "slots", b"slots", "state", b"state", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "context_tokens", b"context_tokens", "decode_tokens_per_s", b"decode_tokens_per_s", "engine", b"engine", "eta_ms", b"eta_ms", "features", b"features", "kinds", b"kinds", "name", b"name", "numerics", b"numerics", "prefill_tokens_per_s", b"prefill_tokens_per_s", "sampler", b"sampler", "slots", b"slots", "state", b"state", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,6 +466,7 @@ class Hello(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the newest it speaks"""
     version: _builtins.str
@@ -349,6 +481,8 @@ class Hello(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]: ...
     @_builtins.property
     def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___Running]: ...
+    @_builtins.property
+    def sharing(self) -> Global___Sharing: ...
     def __init__(
         self,
         *,
@@ -359,10 +493,11 @@ class Hello(_message.Message):
         models: _abc.Iterable[Global___ServedModel] | None = ...,
         running: _abc.Iterable[Global___Running] | None = ...,
         slots: _builtins.int = ...,
+        sharing: Global___Sharing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "models", b"models", "protocol", b"protocol", "running", b"running", "session_id", b"session_id", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "models", b"models", "protocol", b"protocol", "running", b"running", "session_id", b"session_id", "sharing", b"sharing", "slots", b"slots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,17 +513,28 @@ class Heartbeat(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    NEXT_CHANGE_MS_FIELD_NUMBER: _builtins.int
+    SHARING_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     draining: _builtins.bool
     state: _builtins.str
     """sharing | paused | draining"""
     why: _builtins.str
+    next_change_ms: _builtins.int
+    """when the state will change by itself, since the epoch; 0: unknown"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
         """empty: nothing changed since the last"""
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Running]: ...
+    @_builtins.property
+    def load(self) -> Global___MachineLoad: ...
+    @_builtins.property
+    def sharing(self) -> Global___Sharing:
+        """absent: nothing changed since the last"""
+
     def __init__(
         self,
         *,
@@ -398,10 +544,13 @@ class Heartbeat(_message.Message):
         state: _builtins.str = ...,
         why: _builtins.str = ...,
         attempts: _abc.Iterable[Global___Running] | None = ...,
+        load: Global___MachineLoad | None = ...,
+        next_change_ms: _builtins.int = ...,
+        sharing: Global___Sharing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "draining", b"draining", "models", b"models", "running", b"running", "state", b"state", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "draining", b"draining", "load", b"load", "models", b"models", "next_change_ms", b"next_change_ms", "running", b"running", "sharing", b"sharing", "state", b"state", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -714,6 +863,7 @@ class Assign(_message.Message):
     CONTINUATION_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     why: _builtins.str
     """the scheduler's reason, in words"""
@@ -727,6 +877,10 @@ class Assign(_message.Message):
     def continuation(self) -> _work_pb2.Continuation:
         """set from the second attempt on, if anything was delivered or rendered"""
 
+    @_builtins.property
+    def adapter(self) -> _work_pb2.Adapter:
+        """on top of the model"""
+
     def __init__(
         self,
         *,
@@ -736,10 +890,11 @@ class Assign(_message.Message):
         continuation: _work_pb2.Continuation | None = ...,
         why: _builtins.str = ...,
         member: _builtins.str = ...,
+        adapter: _work_pb2.Adapter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "continuation", b"continuation", "member", b"member", "model", b"model", "why", b"why", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "member", b"member", "model", b"model", "why", b"why", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
