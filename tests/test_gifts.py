@@ -151,3 +151,17 @@ async def test_a_transfer_names_all_that_it_needs_and_nothing_else(
     stand: Stand, body: dict[str, Any]
 ) -> None:
     assert (await post(stand, "transfers", body, "alice")).status_code == 400
+
+
+async def test_a_key_with_a_budget_gives_nothing_away(stand: Stand) -> None:
+    """Nor does a key that it makes: else whoever has the key takes by a transfer what no job may cost."""
+    await endow(stand, 5 * CREDIT)
+    limited = {"name": "ci", "limits": {"credits_per_day": CREDIT}}
+    stand.keys["ci"] = (await post(stand, "keys", limited, "alice")).json()["key"]
+    stand.keys["child"] = (await post(stand, "keys", {"name": "child"}, "ci")).json()["key"]
+    for key in ("ci", "child"):
+        assert refusal(await send(stand, 1, by=key)) == (403, "key_limited")
+        assert refusal(await post(stand, "invites", {"credit_line": CREDIT}, key)) == (403, "key_limited")
+    unhurried = {"name": "slow", "limits": {"requests_per_minute": 100}}
+    stand.keys["slow"] = (await post(stand, "keys", unhurried, "alice")).json()["key"]
+    assert (await send(stand, 1, by="slow")).status_code == 201

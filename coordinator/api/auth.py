@@ -68,6 +68,18 @@ class Caller:
             )
             raise ApiError(403, "scope_missing", message)
 
+    def may_give(self) -> None:
+        """Raises ApiError 403 for a key with a budget: what it can give away, the budget would not bound."""
+        of_keys = (bound.limits for bound in self.bounds if bound.subject != self.member.id)
+        if any(
+            limits.credits_per_day is not None or limits.credits_per_month is not None for limits in of_keys
+        ):
+            message = (
+                f"Key {self.key.name} has a limit of credits, which is for jobs: it cannot give credits or a"
+                " credit line away. Use a key of yours without one."
+            )
+            raise ApiError(403, "key_limited", message)
+
 
 class Auth:
     def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:

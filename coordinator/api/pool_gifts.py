@@ -68,6 +68,7 @@ class Gifts:
         """
         context = self._desk.context
         caller = await self._desk.auth.act(request)
+        caller.may_give()
         key = idempotency_key(request)
         wanted = await self._desk.read(request, TransferRequest)
         to = await self._desk.member_named(wanted.to, "to")
@@ -84,6 +85,7 @@ class Gifts:
         """Give out of the commons, in the open: `{id, to, amount, reason, at, commons}`. For admins."""
         context = self._desk.context
         caller = await self._desk.auth.admin(request)
+        caller.may_give()
         key = idempotency_key(request)
         wanted = await self._desk.read(request, GrantRequest)
         to = await self._desk.member_named(wanted.member, "member")

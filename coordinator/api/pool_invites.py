@@ -76,6 +76,7 @@ class Invites:
         """
         context = self._desk.context
         caller = await self._desk.auth.act(request)
+        caller.may_give()
         key = idempotency_key(request)
         asked = await self._desk.read(request, InviteRequest)
         if asked.from_pool and not caller.admin:
