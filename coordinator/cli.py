@@ -26,6 +26,9 @@ from potluck.errors import ExitCode, PotluckError
 from potluck.logs import configure
 from potluck.results import plain
 
+# How long a thread may hold Python's lock while others wait (5 ms by default). A commit's thread asks for it
+# back after each statement, and the network's for each message: all that time somebody's first token waits.
+SWITCH_S = 0.0005
 TROUBLES = (PortTaken, AlreadyRunning, CertificateError, KeyFileError, ModelsError, StoreError, SettingsError)
 
 app = typer.Typer(
@@ -165,6 +168,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _run(settings: Settings) -> None:
+    sys.setswitchinterval(SWITCH_S)
     async with coordinator(settings) as running:
         _stop_on_signals(running)
         collector.freeze()

@@ -15,7 +15,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final, Self, TypeVar
@@ -128,13 +128,16 @@ class Database:
                     yield connection
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
-        """Run the function in a transaction of its own; it must not be cancelled meanwhile (use a shield)."""
-        async with self._writing:
-            with _translated():
-                if self._books is not None:
-                    return await self._books.run(work)
-                async with self._writer.begin() as connection:
-                    return await connection.run_sync(lambda plain: work(AlchemyTransaction(plain)))
+        """Run the function in a transaction of its own. If the caller is cancelled, it runs to its end."""
+        if self._books is None:
+            return await asyncio.shield(asyncio.ensure_future(self._alchemy(work)))
+        await self._writing.acquire()
+        with _translated():
+            return await self._books.begin(work, self._writing.release)
+
+    async def _alchemy(self, work: Callable[[Transaction], T]) -> T:
+        async with self.writing() as connection:
+            return await connection.run_sync(lambda plain: work(AlchemyTransaction(plain)))
 
     @asynccontextmanager
     async def viewing(self) -> AsyncIterator[AsyncSession]:
@@ -166,7 +169,11 @@ async def _migrate(url: URL) -> None:
 
 
 class _Books:
-    """A connection to SQLite that lives in a thread of its own."""
+    """A connection to SQLite that lives in a thread of its own.
+
+    Its results come back by one call into the loop and no task, shield or future more: under load each of
+    those is another turn of the loop, and the first token waits for the hold.
+    """
 
     def __init__(self, url: URL) -> None:
         self._engine = create_engine(url.set(drivername="sqlite"), pool_size=1, max_overflow=0)
@@ -174,8 +181,25 @@ class _Books:
         self._connection: PoolProxiedConnection | None = None  # opened by the first transaction
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
-    async def run(self, work: Callable[[Transaction], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
+    def begin(self, work: Callable[[Transaction], T], ended: Callable[[], None]) -> "asyncio.Future[T]":
+        """What the function returned or raised. `ended` is called in the loop when the transaction is over,
+        also if nobody waits for the future any more: a cancelled one stops nothing.
+        """
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[T] = loop.create_future()
+
+        def tell(outcome: Future[T]) -> None:
+            ended()
+            if told.cancelled():
+                return
+            if (error := outcome.exception()) is not None:
+                told.set_exception(error)
+            else:
+                told.set_result(outcome.result())
+
+        submitted = self._thread.submit(self._transaction, work)
+        submitted.add_done_callback(lambda outcome: loop.call_soon_threadsafe(tell, outcome))
+        return told
 
     def _transaction(self, work: Callable[[Transaction], T]) -> T:
         with dialect.writing(self._driver()) as cursor:

@@ -5,7 +5,6 @@ commit checks against the database itself that it continues the chain and that i
 postings, so that a bug above this line, or a second writer, is refused instead of recorded.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,8 +100,7 @@ class Store(
         """
         statements = self._spoken()
         writes = _Writes.of(batch)
-        commit = self.transact(lambda transaction: _write(transaction, writes, statements))
-        await asyncio.shield(asyncio.ensure_future(commit))
+        await self.transact(lambda transaction: _write(transaction, writes, statements))
 
     def _spoken(self) -> Statements:
         if self._statements is None:
