@@ -30,6 +30,7 @@ HEARTBEAT_BUSY_MS = 1_000
 HEARTBEAT_IDLE_MS = 15_000
 HEARTBEAT_S_MIN = 0.05  # more often, they are noise
 FRAMES_MAX = 1_024  # in one message
+BUNDLE_MAX = 1_024  # messages
 VECTOR_VALUES_MAX = 65_536
 RUNNING_MAX = 4_096
 STAGES = {"downloading", "loading", "prefill", "decode"}
@@ -93,6 +94,7 @@ class WorkerReports:
             heartbeat_idle_ms=HEARTBEAT_IDLE_MS,
             frame_bytes_max=FRAME_BYTES_MAX,
             catalogue=self.catalogue_json(),
+            bundles=True,
         )
 
     def gone(self, worker: WorkerId) -> None:
@@ -104,18 +106,29 @@ class WorkerReports:
         """What it was worth: 1 if it was news, 0 for a sign of life, -1 for each part that was of no use."""
         body = message.WhichOneof("body")
         now = self.now()
+        if body == "bundle":
+            parts = message.bundle.messages
+            if len(parts) > BUNDLE_MAX:
+                return -len(parts)
+            return sum([await self._about_attempt(worker, part, now) for part in parts])
         if body == "frames":
             frames = message.frames.frames
             if len(frames) > FRAMES_MAX:
                 return -len(frames)
             return sum([_worth(self._frame(worker, frame, now)) for frame in frames])
+        if body == "heartbeat":
+            self.ticker.wake()
+            return self._heartbeat(worker, message.heartbeat, now)
+        return await self._about_attempt(worker, message, now)
+
+    async def _about_attempt(self, worker: WorkerId, message: session_pb2.WorkerMessage, now: float) -> int:
+        """As `receive`. What no bundle may carry is of no use here: one message means bounded work."""
+        body = message.WhichOneof("body")
         if body == "frame":
             return _worth(self._frame(worker, message.frame, now))
         if body == "accepted":  # leads to nothing: no tick for it, while another's first token waits
             return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
         self.ticker.wake()
-        if body == "heartbeat":
-            return self._heartbeat(worker, message.heartbeat, now)
         if body == "receipt":
             return await self.receipts.receive(worker, message.receipt)
         if body == "refused":

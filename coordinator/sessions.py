@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_MIN = PROTOCOL_MAX = 1
 OUTBOX_MAX = 1_024  # messages
+BUNDLE_MESSAGES_MAX = 256
+BUNDLE_BYTES_MAX = 512 * 1024
 HELLO_S = 10.0
 USELESS_MAX = 2_000  # messages of one worker that changed nothing, before it is cut off
 USELESS_PER_S = 20.0  # of them are forgiven: a stream may live for months
@@ -58,6 +60,7 @@ class Stream:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     verdict: Unwelcome | None = None
     greeted: bool = False
+    bundles: bool = False  # the worker reads them
 
     def greet(self, welcome: session_pb2.Welcome) -> None:
         """The first message down; whatever else is sent waits for it."""
@@ -176,6 +179,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             if stream.verdict is not None:  # meanwhile revoked, or a newer stream is there
                 raise stream.verdict
             stream.greet(self._reports.hello(row, hello))
+            stream.bundles = hello.bundles
             tasks = [
                 asyncio.create_task(self._read(worker, requests)),
                 asyncio.create_task(_write(stream, context)),
@@ -219,8 +223,23 @@ async def _readable(
 
 
 async def _write(stream: Stream, context: Context) -> None:
+    """What waits in the outbox goes out together: a write costs far more than what is in it."""
     while True:
-        await context.write(await stream.outbox.get())
+        waiting, size = [await stream.outbox.get()], 0
+        while stream.bundles and not stream.outbox.empty() and len(waiting) < BUNDLE_MESSAGES_MAX:
+            size += waiting[-1].ByteSize()
+            following = stream.outbox.get_nowait()
+            if size + following.ByteSize() > BUNDLE_BYTES_MAX:
+                await context.write(_bundled(waiting))
+                waiting, size = [], 0
+            waiting.append(following)
+        await context.write(_bundled(waiting))
+
+
+def _bundled(messages: list[session_pb2.CoordinatorMessage]) -> session_pb2.CoordinatorMessage:
+    if len(messages) == 1:
+        return messages[0]
+    return session_pb2.CoordinatorMessage(bundle=session_pb2.CoordinatorBundle(messages=messages))
 
 
 async def _until(stream: Stream) -> None:

@@ -9,7 +9,7 @@ import base64
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -188,6 +188,7 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
                     heartbeat_idle_ms=1000,
                     frame_bytes_max=65_536,
                     catalogue=self.catalogue,
+                    bundles=True,
                 )
             )
         )
@@ -225,9 +226,9 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
                 self.progress.append(message.progress)
             case "frame":
                 self._frame(connection, message.frame)
-            case "frames":
-                for frame in message.frames.frames:
-                    self._frame(connection, frame)
+            case "bundle":
+                for one in message.bundle.messages:
+                    self._receive(connection, one)
             case "result":
                 if self._fresh(connection, message.result):
                     self._told(message.result.attempt).result = message.result
@@ -309,12 +310,17 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
 
     def assign(self, job_id: str, number: int = 1, *, tokens: int = 20, model: str = EMULATOR.name) -> Told:
         assert self.live is not None
-        sampling = work_pb2.Sampling(temperature=0, top_p=1, seed=7, max_tokens=tokens, choices=1)
-        messages = [work_pb2.ChatMessage(role="user", content="a secret question")]
-        work = work_pb2.Work(chat=work_pb2.ChatWork(messages=messages, sampling=sampling))
-        assign = session_pb2.Assign(attempt=attempt(job_id, number), model=model, work=work, member="ada")
+        assign = assignment(job_id, number, tokens=tokens, model=model)
         self.live.send(assign=assign)
         return self._told(assign.attempt)
+
+    def assign_together(self, job_ids: Sequence[str], *others: session_pb2.CoordinatorMessage) -> list[Told]:
+        """In one bundle with other messages."""
+        assert self.live is not None
+        assigns = [assignment(job_id) for job_id in job_ids]
+        messages = [*(session_pb2.CoordinatorMessage(assign=assign) for assign in assigns), *others]
+        self.live.send(bundle=session_pb2.CoordinatorBundle(messages=messages))
+        return [self._told(assign.attempt) for assign in assigns]
 
     def cancel(self, job_id: str, number: int = 1) -> None:
         assert self.live is not None
@@ -325,6 +331,15 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         assert self.live is not None
         self.live.outbox.put_nowait(None)
         self.live = None
+
+
+def assignment(
+    job_id: str, number: int = 1, *, tokens: int = 20, model: str = EMULATOR.name
+) -> session_pb2.Assign:
+    sampling = work_pb2.Sampling(temperature=0, top_p=1, seed=7, max_tokens=tokens, choices=1)
+    messages = [work_pb2.ChatMessage(role="user", content="a secret question")]
+    work = work_pb2.Work(chat=work_pb2.ChatWork(messages=messages, sampling=sampling))
+    return session_pb2.Assign(attempt=attempt(job_id, number), model=model, work=work, member="ada")
 
 
 def attempt(job_id: str, number: int) -> work_pb2.Attempt:

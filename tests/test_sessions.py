@@ -139,7 +139,18 @@ async def test_frames_that_come_again_are_taken_once(house: House) -> None:
     await house.settled()
 
 
-async def test_frames_travel_together_and_are_judged_apart(house: House) -> None:
+def as_frames(said: list[session_pb2.WorkerMessage]) -> session_pb2.WorkerMessage:
+    return session_pb2.WorkerMessage(frames=session_pb2.Frames(frames=[message.frame for message in said]))
+
+
+def as_bundle(said: list[session_pb2.WorkerMessage]) -> session_pb2.WorkerMessage:
+    return session_pb2.WorkerMessage(bundle=session_pb2.WorkerBundle(messages=said))
+
+
+@pytest.mark.parametrize("together", [as_frames, as_bundle])
+async def test_frames_travel_together_and_are_judged_apart(
+    house: House, together: Callable[[list[session_pb2.WorkerMessage]], session_pb2.WorkerMessage]
+) -> None:
     """In one message: anothers', late ones and good ones; the good ones count."""
     worker, asking, assign = await given_to(house)
     alien = session_pb2.Assign(attempt=work_pb2.Attempt(job_id="job_none", number=1))
@@ -149,10 +160,26 @@ async def test_frames_travel_together_and_are_judged_apart(house: House) -> None
         frame(assign, 1, delta(0, 2)),
         frame(assign, 2, delta(2, TOKENS, reason="length")),
     ]
-    together = session_pb2.Frames(frames=[message.frame for message in said])
-    await worker.send(session_pb2.WorkerMessage(frames=together))
+    await worker.send(together(said))
     assert text_of(await asking) == ANSWER
     assert worker.seen.faults == 0
+
+
+@pytest.mark.parametrize(("reads", "messages"), [(True, [3]), (False, [1, 1, 1])])
+async def test_what_is_due_together_goes_down_together_to_who_reads_it(
+    house: House, reads: bool, messages: list[int]
+) -> None:
+    """Three results in one bundle are acknowledged in one, in their order; an older worker gets them apart."""
+    worker = await house.join("rig")
+    await worker.connect(bundles=reads)
+    assert worker.welcome is not None
+    assert worker.welcome.bundles
+    said = [session_pb2.Assign(attempt=work_pb2.Attempt(job_id=f"job_{n}", number=1)) for n in range(3)]
+    await worker.send(as_bundle([result(assign) for assign in said]))
+    came = [await worker.read() for _ in messages]
+    parts = [list(one.bundle.messages) if one.HasField("bundle") else [one] for one in came]
+    assert [len(part) for part in parts] == messages
+    assert [one.ack.attempt.job_id for part in parts for one in part] == ["job_0", "job_1", "job_2"]
 
 
 async def test_anothers_attempt_is_nobodys_to_speak_for(house: House) -> None:
@@ -362,6 +389,13 @@ NOISE: dict[str, Callable[[RawWorker], session_pb2.WorkerMessage]] = {
     ),
     "overpacked frames": lambda w: session_pb2.WorkerMessage(
         frames=session_pb2.Frames(frames=[session_pb2.Frame()] * 5_000)
+    ),
+    "a bundle of nothing": lambda w: as_bundle([session_pb2.WorkerMessage()] * 1_000),
+    "an overpacked bundle": lambda w: as_bundle([session_pb2.WorkerMessage()] * 5_000),
+    "bundles in a bundle": lambda w: as_bundle([as_bundle([session_pb2.WorkerMessage()])] * 100),
+    "frames in a bundle": lambda w: as_bundle([as_frames([])] * 100),
+    "heartbeats in a bundle": lambda w: as_bundle(
+        [session_pb2.WorkerMessage(heartbeat=session_pb2.Heartbeat())] * 100
     ),
 }
 

@@ -75,6 +75,19 @@ async def test_many_streams_at_once_stay_whole_and_share_frames(tmp_path: Path) 
         assert sum(one.frames for one in told) < 16 * 60
 
 
+async def test_what_comes_in_one_bundle_is_done_like_what_comes_apart(tmp_path: Path) -> None:
+    """Two assignments and a cancellation of the first; what is no event inside a bundle changes nothing."""
+    async with coordinating() as coordinator, working(coordinator, tmp_path):
+        await coordinator.ready()
+        at = work_pb2.Attempt(job_id="job_0", number=1)
+        cancel = session_pb2.CoordinatorMessage(cancel=session_pb2.Cancel(attempt=at, why="not needed"))
+        nothing = session_pb2.CoordinatorMessage()
+        first, second = coordinator.assign_together(["job_0", "job_1"], cancel, nothing)
+        await coordinator.until(lambda: second.result is not None)
+        assert len(second.text.split()) == 20
+        assert len(first.text.split()) < 20
+
+
 async def test_an_embedding_comes_back_as_a_result(tmp_path: Path) -> None:
     async with coordinating() as coordinator, working(coordinator, tmp_path):
         await coordinator.ready()

@@ -302,6 +302,7 @@ class Daemon:
             models=self._supervisor.served(),
             running=wire.running_to(self.core.running()),
             slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model
+            bundles=True,
         )
 
     def _lost(self, why: str) -> None:

@@ -26,8 +26,9 @@ CONGESTED_MESSAGES: Final = 256
 RELIEVED_MESSAGES: Final = 32
 RECEIVE_BYTES_MAX: Final = 16 * 1024 * 1024
 SEND_BYTES_MAX: Final = 32 * 1024 * 1024
-PACKED_FRAMES_MAX: Final = 256
-PACKED_BYTES_MAX: Final = 512 * 1024
+BUNDLE_MESSAGES_MAX: Final = 256
+BUNDLE_BYTES_MAX: Final = 512 * 1024
+APART: Final = frozenset({"hello", "heartbeat"})  # what no bundle may carry
 WELCOME_S_MAX: Final = 10.0
 FAREWELL_S_MAX: Final = 2.0
 BACKOFF_S_MIN: Final = 0.1
@@ -91,6 +92,7 @@ class Session:
         self._outbox_bytes = 0
         self._wake = asyncio.Event()
         self._congested = False
+        self._bundles = False  # the coordinator reads them
         self._closing = False
         self._broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -144,6 +146,7 @@ class Session:
             raise await _end_of(call)
         if not first.HasField("welcome"):
             raise SessionLost("the coordinator did not begin with a welcome")
+        self._bundles = first.welcome.bundles
         self._on_welcome(first.welcome)
         reader = asyncio.create_task(self._read(call))
         writer = asyncio.create_task(self._write(call))
@@ -166,7 +169,8 @@ class Session:
 
     async def _read(self, call: "_Call") -> None:
         while isinstance(message := await call.read(), session_pb2.CoordinatorMessage):
-            self._on_message(message)
+            for one in message.bundle.messages if message.HasField("bundle") else (message,):
+                self._on_message(one)
 
     async def _write(self, call: "_Call") -> None:
         while True:
@@ -182,30 +186,28 @@ class Session:
             await self._wake.wait()
 
     def _next(self) -> session_pb2.WorkerMessage:
-        """The first message of the outbox; frames that wait behind a frame travel with it.
+        """The first message of the outbox; what waits behind it travels with it.
 
-        A write costs far more than a frame, so under load this is what decides how much a worker can send.
+        A write costs far more than a message, so under load this is what decides how much a worker can send.
         """
         first = self._take()
-        if not first.HasField("frame") or not self._frame_next():
+        if not self._outbox or not self._joins(first):
             return first
-        packed = session_pb2.WorkerMessage()
-        packed.frames.frames.append(first.frame)
-        size = first.ByteSize()
-        frames = packed.frames.frames
-        while self._frame_next() and len(frames) < PACKED_FRAMES_MAX and size < PACKED_BYTES_MAX:
-            message = self._take()
-            size += message.ByteSize()
-            frames.append(message.frame)
-        return packed
+        together, size = [first], first.ByteSize()
+        while self._outbox and len(together) < BUNDLE_MESSAGES_MAX and self._joins(self._outbox[0]):
+            size += self._outbox[0].ByteSize()
+            if size > BUNDLE_BYTES_MAX:
+                break
+            together.append(self._take())
+        return session_pb2.WorkerMessage(bundle=session_pb2.WorkerBundle(messages=together))
+
+    def _joins(self, message: session_pb2.WorkerMessage) -> bool:
+        return self._bundles and message.WhichOneof("body") not in APART
 
     def _take(self) -> session_pb2.WorkerMessage:
         message = self._outbox.popleft()
         self._outbox_bytes -= message.ByteSize()
         return message
-
-    def _frame_next(self) -> bool:
-        return bool(self._outbox) and self._outbox[0].HasField("frame")
 
 
 _Call = grpc.aio.StreamStreamCall[session_pb2.WorkerMessage, session_pb2.CoordinatorMessage]

@@ -64,6 +64,7 @@ class WorkerMessage(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     FRAMES_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -82,6 +83,8 @@ class WorkerMessage(_message.Message):
     def receipt(self) -> Global___Receipt: ...
     @_builtins.property
     def frames(self) -> Global___Frames: ...
+    @_builtins.property
+    def bundle(self) -> Global___WorkerBundle: ...
     def __init__(
         self,
         *,
@@ -94,12 +97,13 @@ class WorkerMessage(_message.Message):
         progress: Global___Progress | None = ...,
         receipt: Global___Receipt | None = ...,
         frames: Global___Frames | None = ...,
+        bundle: Global___WorkerBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "body", b"body", "frame", b"frame", "frames", b"frames", "heartbeat", b"heartbeat", "hello", b"hello", "progress", b"progress", "receipt", b"receipt", "refused", b"refused", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "body", b"body", "bundle", b"bundle", "frame", b"frame", "frames", b"frames", "heartbeat", b"heartbeat", "hello", b"hello", "progress", b"progress", "receipt", b"receipt", "refused", b"refused", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "body", b"body", "frame", b"frame", "frames", b"frames", "heartbeat", b"heartbeat", "hello", b"hello", "progress", b"progress", "receipt", b"receipt", "refused", b"refused", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "body", b"body", "bundle", b"bundle", "frame", b"frame", "frames", b"frames", "heartbeat", b"heartbeat", "hello", b"hello", "progress", b"progress", "receipt", b"receipt", "refused", b"refused", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "refused", "frame", "result", "progress", "receipt", "frames"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "heartbeat", "accepted", "refused", "frame", "result", "progress", "receipt", "frames", "bundle"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -107,7 +111,7 @@ Global___WorkerMessage: _TypeAlias = WorkerMessage  # noqa: Y015
 
 @_typing.final
 class Frames(_message.Message):
-    """Frames that were due together, of any attempts: under load, one message carries many."""
+    """Frames that were due together, of any attempts. Workers that know bundles send those instead."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -128,6 +132,30 @@ class Frames(_message.Message):
 Global___Frames: _TypeAlias = Frames  # noqa: Y015
 
 @_typing.final
+class WorkerBundle(_message.Message):
+    """What was due together, in its order: under load, one message carries many. Everything about attempts may
+    be in it, a Hello, a heartbeat, Frames or another bundle may not. Only where the Welcome says `bundles`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___WorkerMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerBundle: _TypeAlias = WorkerBundle  # noqa: Y015
+
+@_typing.final
 class CoordinatorMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -137,6 +165,7 @@ class CoordinatorMessage(_message.Message):
     CANCEL_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     RECEIPT_ACK_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -149,6 +178,8 @@ class CoordinatorMessage(_message.Message):
     def drain(self) -> Global___Drain: ...
     @_builtins.property
     def receipt_ack(self) -> Global___ReceiptAck: ...
+    @_builtins.property
+    def bundle(self) -> Global___CoordinatorBundle: ...
     def __init__(
         self,
         *,
@@ -158,16 +189,39 @@ class CoordinatorMessage(_message.Message):
         cancel: Global___Cancel | None = ...,
         drain: Global___Drain | None = ...,
         receipt_ack: Global___ReceiptAck | None = ...,
+        bundle: Global___CoordinatorBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack", "bundle"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___CoordinatorMessage: _TypeAlias = CoordinatorMessage  # noqa: Y015
+
+@_typing.final
+class CoordinatorBundle(_message.Message):
+    """As WorkerBundle, downwards: everything but a Welcome. Only where the Hello says `bundles`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___CoordinatorMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___CoordinatorMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CoordinatorBundle: _TypeAlias = CoordinatorBundle  # noqa: Y015
 
 @_typing.final
 class Gpu(_message.Message):
@@ -467,6 +521,7 @@ class Hello(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     SHARING_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the newest it speaks"""
     version: _builtins.str
@@ -475,6 +530,8 @@ class Hello(_message.Message):
     """random for each start of the daemon"""
     slots: _builtins.int
     """attempts at once over all models"""
+    bundles: _builtins.bool
+    """it reads CoordinatorBundle"""
     @_builtins.property
     def hardware(self) -> Global___Hardware: ...
     @_builtins.property
@@ -494,10 +551,11 @@ class Hello(_message.Message):
         running: _abc.Iterable[Global___Running] | None = ...,
         slots: _builtins.int = ...,
         sharing: Global___Sharing | None = ...,
+        bundles: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware", "models", b"models", "protocol", b"protocol", "running", b"running", "session_id", b"session_id", "sharing", b"sharing", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "hardware", b"hardware", "models", b"models", "protocol", b"protocol", "running", b"running", "session_id", b"session_id", "sharing", b"sharing", "slots", b"slots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -795,6 +853,7 @@ class Welcome(_message.Message):
     HEARTBEAT_IDLE_MS_FIELD_NUMBER: _builtins.int
     FRAME_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CATALOGUE_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the one to speak"""
     worker_id: _builtins.str
@@ -805,6 +864,8 @@ class Welcome(_message.Message):
     frame_bytes_max: _builtins.int
     catalogue: _builtins.bytes
     """JSON, as GET /pool/v1/models?format=catalogue"""
+    bundles: _builtins.bool
+    """it reads WorkerBundle"""
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resume]:
         """attempts that go on; every other one is fenced: stop it"""
@@ -821,10 +882,11 @@ class Welcome(_message.Message):
         heartbeat_idle_ms: _builtins.int = ...,
         frame_bytes_max: _builtins.int = ...,
         catalogue: _builtins.bytes = ...,
+        bundles: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catalogue", b"catalogue", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
