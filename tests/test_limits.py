@@ -58,6 +58,13 @@ def charge_of(response: httpx2.Response) -> int:
     return charge
 
 
+def rates_of(response: httpx2.Response, what: str) -> tuple[int, int]:
+    """What its headers say is allowed within a minute, and what is left of it."""
+    found = (response.headers[f"x-ratelimit-{name}-{what}"] for name in ("limit", "remaining"))
+    allowed, left = map(int, found)
+    return allowed, left
+
+
 @dataclass
 class Watched(Budgets):
     """Notes the most that one name ever spent and held together; changes nothing."""
@@ -221,6 +228,8 @@ async def test_a_keys_requests_are_limited_beside_its_members(tmp_path: Path) ->
         assert (refused.status_code, error_of(refused)["code"]) == (429, "rate_limit_exceeded")
         assert "Key ci made 1 requests within a minute, the key's own limit" in error_of(refused)["message"]
         assert 0 < int(refused.headers["retry-after"]) <= 60
+        assert rates_of(refused, "requests") == (1, 0)
+        assert 0 < float(refused.headers["x-ratelimit-reset-requests"].removesuffix("s")) <= 60
         assert [(await chat(stand)).status_code for _ in range(3)] == [200, 200, 429]
         await limit(stand, requests_per_minute=9)
         answer = await chat(stand)
@@ -249,6 +258,9 @@ async def test_tokens_are_reserved_at_worst_and_settled_to_what_came(tmp_path: P
         refused = await chat(stand)
         assert (refused.status_code, error_of(refused)["code"]) == (429, "tokens_per_minute_exceeded")
         assert error_of(refused)["potluck"]["used"] == counted
+        assert rates_of(refused, "tokens") == (allowed, allowed - counted)
+        stored = await stand.ask("POST", "/pool/v1/jobs", json=body)
+        assert (stored.status_code, rates_of(stored, "tokens")) == (429, (allowed, allowed - counted))
         assert 0 < int(refused.headers["retry-after"]) <= 60
         never = await chat(stand, max_tokens=500)
         assert (never.status_code, error_of(never)["code"]) == (429, "tokens_per_minute_exceeded")
@@ -285,8 +297,10 @@ async def test_a_keys_places_are_its_own_and_its_members_are_all(stand: Stand) -
     await limit(stand, concurrent_jobs=2)
     first = asyncio.create_task(chat(stand, "ci"))
     await asyncio.wait_for(begun.wait(), 10)
-    refused = error_of(await chat(stand, "ci"))
+    answer = await chat(stand, "ci")
+    refused = error_of(answer)
     assert refused["code"] == "too_many_concurrent_jobs"
+    assert rates_of(answer, "requests") == (600, 598)
     assert "Key ci has 1 jobs under way" in refused["message"]
     assert (await used(stand, Limit.CONCURRENT, "ci"))["used"] == 1
     two = await stand.ask(

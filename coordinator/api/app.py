@@ -97,8 +97,20 @@ def create_api(context: Context) -> FastAPI:
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(Refusal, _refusal)
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        response = error.response()
+        if error.status == 429 and (caller := getattr(request.state, "caller", None)) is not None:
+            response.headers.update(desk.rates(caller))
+        return response
+
+    async def refusal(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refusal)
+        return await api_error(request, refused(error))
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(Refusal, refusal)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoreUnavailable, _store_error)
 
@@ -111,11 +123,6 @@ def create_api(context: Context) -> FastAPI:
     return app
 
 
-async def _api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
 async def _store_error(request: Request, error: Exception) -> Response:
     """A full disk, a database that is gone: nobody's mistake who asks, and over at some time."""
     _log.error("no books: %s", error, action="storage_failed", request=request.state.request_id)
@@ -123,11 +130,6 @@ async def _store_error(request: Request, error: Exception) -> Response:
         "The pool cannot read or write its books just now. Try again shortly; the operator's log says why."
     )
     return ApiError(503, "storage_unavailable", message, retry_after_s=STORAGE_RETRY_S).response()
-
-
-async def _refusal(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return refused(error).response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

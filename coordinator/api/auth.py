@@ -94,8 +94,11 @@ class Auth:
         self._looks = Window(MINUTE_S, LIMITED_MAX)
 
     async def work(self, request: Request) -> Caller:
-        """The caller of a route that costs work, by the scope inference. Raises ApiError 401, 403 or 429."""
-        caller = await self._caller(request)
+        """The caller of a route that costs work, by the scope inference. Raises ApiError 401, 403 or 429.
+
+        Whoever it is, is noted in the request's state: what a 429 says of the limits is said to them.
+        """
+        caller = request.state.caller = await self._caller(request)
         self._slow_down(self._work, caller, self._clock.now())
         caller.may((Scope.INFERENCE,))
         await refuse_frozen(self._store, caller.member)

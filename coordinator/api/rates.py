@@ -1,7 +1,8 @@
 """Headers that say how much of a limit is left, in the OpenAI API's names; of several limits the tightest.
 
 `x-ratelimit-limit-requests`, `-remaining-requests`, `-reset-requests` (a span such as `12.500s`, after which
-all of it is free again), and the same for tokens. They are sent where a limit applies.
+all of it is free again), and the same for tokens. They are sent where a limit applies, and with each 429 of a
+route that costs work.
 """
 
 from collections.abc import Iterable
