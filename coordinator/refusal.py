@@ -2,7 +2,7 @@
 
 from typing import Any
 
-MICRO = 1_000_000
+from potluck.credits import exact
 
 
 class Refusal(Exception):  # noqa: N818 -- a result for the member, not a fault
@@ -25,5 +25,5 @@ class Refusal(Exception):  # noqa: N818 -- a result for the member, not a fault
 
 
 def credits_of(amount: int) -> str:
-    """Microcredits as credits, for sentences."""
-    return f"{amount / MICRO:,.3f}"
+    """Microcredits as credits, for sentences: exactly, since a refusal compares what may differ by one."""
+    return exact(amount)

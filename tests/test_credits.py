@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.refusal import credits_of
 from potluck.credits import AmountError, aligned, exact, parse, rounded
 
 AMOUNTS = st.integers(min_value=-(10**18), max_value=10**18)
@@ -29,6 +30,13 @@ def test_nothing_but_zero_is_shown_as_zero_and_signs_stay(micro: int) -> None:
     shown = parse(rounded(micro))
     assert (shown == 0) == (micro == 0)
     assert (shown < 0) == (micro < 0)
+
+
+@given(AMOUNTS, AMOUNTS)
+def test_a_refusal_shows_amounts_that_differ_as_different(one: int, other: int) -> None:
+    """A single microcredit is not nothing, and one too few is not enough."""
+    assert (credits_of(one) == credits_of(other)) == (one == other)
+    assert (credits_of(1), credits_of(0), credits_of(-1_999)) == ("0.000001", "0.00", "-0.001999")
 
 
 @given(AMOUNTS, AMOUNTS)

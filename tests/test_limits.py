@@ -15,6 +15,7 @@ from fixtures_sessions import TOKENS, open_house
 from coordinator.api.pool_keys import ANCESTORS_MAX
 from coordinator.core.budgets import DAY_S, Budgets, Limit, period_ends
 from coordinator.core.jobs import JobId
+from potluck.credits import exact
 from potluck.v1 import session_pb2, work_pb2
 
 QUOTED = 50  # tokens asked for in these tests
@@ -101,6 +102,7 @@ async def test_a_days_credits_are_a_budget_that_renews_at_midnight(stand: Stand)
     facts = error["potluck"]
     assert (facts["limit"], facts["of"], facts["name"]) == ("credits_per_day", "member", "alice")
     assert (facts["allowed"], facts["used"], facts["wanted"]) == (worst + 1, cost, worst)
+    assert f"This can cost up to {exact(worst)} credits." in error["message"]
     assert datetime.fromisoformat(facts["renews_at"]) == renews
     assert facts["renews_at"] in error["message"]
     assert (await chat(stand, "bob")).status_code == 200  # another member's
