@@ -6,15 +6,15 @@ A queue needs no bound of its own: a job delivers at most `max_tokens` pieces fo
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coordinator.core.jobs import Job, JobId, JobState, Loading
 from coordinator.core.output import Piece
 from potluck.v1.work_pb2 import TokenLogprob
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A piece of one choice; `finish_reason` is None while it goes on."""
+class Output(NamedTuple):
+    """A piece of one choice; `finish_reason` is None while it goes on. One for each token, as `Piece`."""
 
     choice: int
     text: str

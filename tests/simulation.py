@@ -308,7 +308,7 @@ class Simulation:
         fence = (live.job.id, number)
         mine = live.job.attempt is not None and live.job.attempt.worker == fake.id
         if mine and number == live.job.attempt.number:  # type: ignore[union-attr]  # `mine` says it is there
-            piece = replace(piece, offset=10_000)  # a lie that can be told from the truth
+            piece = piece._replace(offset=10_000)  # a lie that can be told from the truth
         self.up(fake, self.rng.choice([("frame", fence, self.rng.randint(0, 9), piece), ("done", fence)]))
 
     # -- delivery ----------------------------------------------------------------------------------

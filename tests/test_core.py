@@ -295,8 +295,8 @@ def test_the_first_prompt_that_was_rendered_is_kept(pair: Pool) -> None:
     pair.tick()
     piece = pair.write("one ")[0]
     engine, now = pair.engine, pair.now
-    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 2, [replace(piece, offset=4)], (7, 8), now)
-    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 3, [replace(piece, offset=8)], (9,), now)
+    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 2, [piece._replace(offset=4)], (7, 8), now)
+    engine.frame(WorkerId("w1"), JobId("job_1"), 1, 3, [piece._replace(offset=8)], (9,), now)
     assert pair.live().prompt == (7, 8)
 
 
@@ -1100,7 +1100,7 @@ def test_only_the_first_rendered_prompt_is_counted(pair: Pool) -> None:
     assert pair.live().demand.prompts == (50,)
     pair.tick()
     second = (pair.attempt().worker, JobId("job_1"), 2)
-    pair.engine.frame(*second, 1, [replace(piece, offset=4)], "x", pair.now, prompt_tokens=4)
+    pair.engine.frame(*second, 1, [piece._replace(offset=4)], "x", pair.now, prompt_tokens=4)
     assert (pair.live().demand.prompts, pair.live().job.prompt_tokens) == ((50,), 50)
 
 

@@ -84,7 +84,7 @@ class Caller:
 class Auth:
     def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
         self._store, self._clock, self._settings = store, clock, settings
-        self._cache: OrderedDict[str, tuple[float, Authenticated]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._asked: dict[str, asyncio.Task[Authenticated | None]] = {}  # being looked up, by digest
         self._epoch = 0
@@ -149,7 +149,7 @@ class Auth:
         key_digest = digest_of(key)
         cached = self._cache.get(key_digest)
         if cached is not None and cached[0] > now:
-            return self._as_caller(cached[1])
+            return cached[1]
         counted = self._counted(request, key[:KEY_PREFIX_CHARS])
         if key_digest not in self._known:
             self._refuse(counted, now)
@@ -166,12 +166,13 @@ class Auth:
             )
             raise ApiError(401, "invalid_api_key", message)
         _remember(self._known, key_digest, None, KNOWN_MAX)
+        caller = self._as_caller(found)
         if epoch == self._epoch:
             expires_at = self._clock.now() + CACHE_S
             if found.key.expires_at is not None:
                 expires_at = min(expires_at, found.key.expires_at)
-            _remember(self._cache, key_digest, (expires_at, found), CACHE_MAX)
-        return self._as_caller(found)
+            _remember(self._cache, key_digest, (expires_at, caller), CACHE_MAX)
+        return caller
 
     def _as_caller(self, found: Authenticated) -> Caller:
         member, key = found.member, found.key

@@ -6,16 +6,18 @@ text ends are taken; what was seen already is dropped; anything else is the work
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from coordinator.core.pricing import Segment
 
 TEXT_PER_TOKEN_MAX = 512  # code points; bounds what an engine without ids can send
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A piece of one choice's output as a worker sent it. `logprobs` is opaque to the core."""
+class Piece(NamedTuple):
+    """A piece of one choice's output as a worker sent it. `logprobs` is opaque to the core.
+
+    One is made for each token: a tuple costs half of what a frozen dataclass does.
+    """
 
     choice: int
     offset: int  # code points from the start of the choice's output
