@@ -17,11 +17,12 @@ import time
 from dataclasses import dataclass, field
 
 from coordinator.core import ledger
-from coordinator.core.engine import Engine, Rules
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId, WorkerId
 from coordinator.core.messages import SendAssign
 from coordinator.core.pricing import Demand, Shape, quote
+from coordinator.core.rules import Rules
 from coordinator.core.schedule import Waiting, plan
 
 SHAPE = Shape(active_parameters=134_000_000, head_parameters=28_000_000, attention=69_120)

@@ -24,10 +24,11 @@ from coordinator.ca import CertificateAuthority
 from coordinator.chores import keep_tidy, tidy
 from coordinator.clock import SteadyClock
 from coordinator.core import entries
-from coordinator.core.engine import Engine, Rules
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Worker
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
+from coordinator.core.rules import Rules
 from coordinator.core.standing import HOUR_S, Proof
 from coordinator.heads import Heads
 from coordinator.lately import line_of, recall

@@ -18,9 +18,10 @@ from coordinator.accounts import Accounts
 from coordinator.answers import Answers
 from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
 from coordinator.core.budgets import Budgets, Exceeded, tokens_of
-from coordinator.core.engine import Engine, Impossible, Live
+from coordinator.core.engine import Engine, Impossible
 from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
 from coordinator.core.ledger import Overdrawn
+from coordinator.core.live import Live
 from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote

@@ -8,9 +8,10 @@ import grpc
 import structlog
 
 from coordinator import translate
-from coordinator.core.engine import Engine, Live
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Served, Worker
 from coordinator.core.jobs import WorkerId
+from coordinator.core.live import Live
 from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
 from coordinator.pool import Pool

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable
 
-from coordinator.core.engine import Live
 from coordinator.core.fleet import Fence, Served
 from coordinator.core.jobs import JobId, Kind
+from coordinator.core.live import Live
 from coordinator.core.output import Piece
 from potluck.v1 import session_pb2, work_pb2
 

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from coordinator import translate
-from coordinator.core.engine import Live
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
 from coordinator.core.ledger import COMMONS
+from coordinator.core.live import Live
 from coordinator.core.place import place_of
 from coordinator.core.pricing import Demand, quote
 from coordinator.core.standing import missing

@@ -4,12 +4,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import ledger
-from coordinator.core.engine import Engine, Live, Rules
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Patience, Served, Worker
 from coordinator.core.jobs import AccountId, Attempt, Job, JobId, Kind, MemberId, WorkerId
+from coordinator.core.live import Live
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, quote
+from coordinator.core.rules import Rules
 
 MODEL = "tiny"
 SHAPE = Shape(active_parameters=10_000_000, head_parameters=2_000_000, attention=1_000)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.core import ledger
-from coordinator.core.engine import Engine, Impossible, Rules
+from coordinator.core.engine import Engine, Impossible
 from coordinator.core.fleet import Fence, Fleet, Served, Worker
 from coordinator.core.jobs import (
     ATTEMPT_ENDED,
@@ -32,6 +32,7 @@ from coordinator.core.jobs import (
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
+from coordinator.core.rules import Rules
 
 STEP_S = 0.25
 HEAL_S = 60.0

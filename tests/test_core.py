@@ -20,12 +20,13 @@ from fixtures_core import (
 )
 
 from coordinator.core import ledger
-from coordinator.core.engine import Impossible, Rules
+from coordinator.core.engine import Impossible
 from coordinator.core.fleet import Patience
 from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, WorkerId
 from coordinator.core.messages import Effects, SendCancel
 from coordinator.core.output import TEXT_PER_TOKEN_MAX, Piece
 from coordinator.core.pricing import output_units, payments, prompt_units, quote
+from coordinator.core.rules import Rules
 
 QUOTE = 502  # of `demand()`, by hand in test_pricing
 

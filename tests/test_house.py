@@ -26,7 +26,6 @@ PURE_MAY_IMPORT = {"collections", "dataclasses", "enum", "hashlib", "heapq", "js
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
 LONG_MODULES = {
-    "coordinator/core/engine.py": "one stateful middle: splitting it would spread who may change a job",
     "worker/core.py": "the worker's one decision maker, pure; its parts share all of its state",
     "worker/daemon.py": "the composition of session, engines and journal; the parts themselves stand elsewhere",
 }

@@ -29,12 +29,13 @@ from hypothesis.stateful import (
 )
 
 from coordinator.core import entries
-from coordinator.core.engine import Engine, Impossible, Rules
+from coordinator.core.engine import Engine, Impossible
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, Attempt, Job, JobId, Kind, WorkerId
 from coordinator.core.ledger import COMMONS, LINES, Book, Entry, Overdrawn, Posted
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Tariff, quote
+from coordinator.core.rules import Rules
 from coordinator.core.standing import Proof
 from coordinator.receipts import Receipts
 from coordinator.records import EnrolledWorker, Issued, Member, ReceiptRow, RecordedReceipt, Role

@@ -8,9 +8,9 @@ import pytest
 from fixtures_core import START, Pool, account, demand
 from fixtures_store import NOW, world
 
-from coordinator.core.engine import Rules
 from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Bucket, Code
+from coordinator.core.rules import Rules
 from coordinator.core.standing import DAY_S, HOUR_S, Proof, Standing, missing
 from coordinator.records import Batch
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.core import entries
-from coordinator.core.engine import Engine, Rules
+from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import Job, JobId, JobState, Kind
 from coordinator.core.ledger import Book
@@ -16,6 +16,7 @@ from coordinator.core.messages import Send, SendAssign, SendCancel
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.core.receipts import ReceiptState
+from coordinator.core.rules import Rules
 from coordinator.records import EnrolledWorker, Issued, Member, ReceiptRow, RecordedReceipt, Role
 from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreFull

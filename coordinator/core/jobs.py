@@ -3,7 +3,7 @@
 Two rules. All that moves a job or an attempt between states stands in this file; and a pair of state and
 event that the tables do not name raises `IllegalTransition` and changes nothing. The tables are total:
 terminal states are listed with nothing in them. What is *decided* (retry or give up, whom to blame) is
-policy and lives in `engine`, so that the tables stay flat.
+policy and lives in `open_jobs`, so that the tables stay flat.
 """
 
 from dataclasses import dataclass, replace

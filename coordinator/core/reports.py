@@ -1,0 +1,217 @@
+"""What workers say: they come and go, beat, and report on their attempts.
+
+A message that names an attempt which is not current is stale, and `_current` is the one place where it is
+ignored.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.core import jobs
+from coordinator.core.fleet import Fence, Served
+from coordinator.core.jobs import AttemptEvent, JobId, Kind, WorkerId
+from coordinator.core.live import FOREVER, Live
+from coordinator.core.messages import SendCancel
+from coordinator.core.open_jobs import OpenJobs
+from coordinator.core.output import Misbehaviour, Piece
+
+
+@dataclass(slots=True)
+class Reports(OpenJobs):
+    def connect(
+        self,
+        worker_id: WorkerId,
+        served: Iterable[Served],
+        *,
+        slots: int,
+        memory_bytes: int,
+        running: Sequence[Fence],
+        now: float,
+    ) -> list[tuple[Fence, int]]:
+        """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
+        worker = self.fleet.workers[worker_id]
+        self.fleet.opened(worker)
+        worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
+        worker.draining, worker.state, worker.why = False, "sharing", ""
+        self.fleet.serve(worker, {s.name: s for s in served})
+        resumed = []
+        for fence in sorted(worker.running):
+            live = self.lives[fence[0]]
+            if fence in running:
+                live.heard_at = live.progressed_at = now
+                resumed.append((fence, live.output.sequence))
+            else:
+                self._lose(live, "the worker came back without it", now)
+        self.fleet.heard(worker, now)
+        self._replan = True
+        return resumed
+
+    def disconnect(self, worker_id: WorkerId, now: float) -> None:
+        """The stream closed. Said twice, the first time counts."""
+        if (worker := self.fleet.workers.get(worker_id)) is not None:
+            self.fleet.closed(worker, now)
+
+    def remove(self, worker_id: WorkerId, now: float) -> None:
+        """The worker was revoked: it is fenced at once."""
+        worker = self.fleet.workers.get(worker_id)
+        for job_id, _number in sorted(worker.running) if worker else ():
+            self.lives[job_id].avoid[worker_id] = FOREVER
+            self._lose(self.lives[job_id], "the worker was removed from the pool", now)
+        self.fleet.remove(worker_id)
+
+    def heartbeat(
+        self,
+        worker_id: WorkerId,
+        *,
+        served: Iterable[Served],
+        attempts: Iterable[Fence],
+        draining: bool,
+        state: str,
+        why: str,
+        now: float,
+    ) -> None:
+        worker = self.fleet.workers.get(worker_id)
+        if worker is None:
+            return  # removed while its words were on their way
+        self.fleet.heard(worker, now)
+        worker.draining, worker.state, worker.why = draining, state or "sharing", why
+        if models := {s.name: s for s in served}:
+            self.fleet.serve(worker, models)
+        for job_id, number in attempts:
+            live = self._current(worker_id, job_id, number, now)
+            if live is None:
+                self.effects.sends.append(SendCancel(worker_id, job_id, number, "not yours any more"))
+        self._replan = True
+
+    def accepted(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> bool:
+        """Whether this was news; as in the methods below."""
+        live = self._current(worker_id, job_id, number, now)
+        return live is not None and live.begin(now)
+
+    def refused(
+        self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
+    ) -> bool:
+        live = self._current(worker_id, job_id, number, now)
+        if live is None or live.job.attempt is None:
+            return False
+        began = live.job.attempt.state is jobs.AttemptState.RUNNING
+        event = AttemptEvent.FAILED if began else AttemptEvent.REFUSED
+        self._after_fault(live, worker_id, event, fault, code, why, now)
+        return True
+
+    def failed(
+        self, worker_id: WorkerId, job_id: JobId, number: int, fault: str, code: str, why: str, now: float
+    ) -> bool:
+        """The worker says that the attempt ended without success. `fault` is job, worker or none."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return False
+        self._after_fault(live, worker_id, AttemptEvent.FAILED, fault, code, why, now)
+        return True
+
+    def misbehaved(self, worker_id: WorkerId, job_id: JobId, number: int, why: str, now: float) -> None:
+        """The shell found the message wrong: ids that do not decode to the text, vectors that are none."""
+        if (live := self._current(worker_id, job_id, number, now)) is not None:
+            self.effects.sends.append(SendCancel(worker_id, job_id, number, why))
+            self._disputed(self.fleet.workers[worker_id])
+            self._after_fault(live, worker_id, AttemptEvent.FAILED, "worker", "protocol", why, now)
+
+    def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> bool:
+        """A sign of life before the first output: from then on only output shows progress."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None or live.job.attempt is None:
+            return False
+        live.begin(now)
+        longest = self.rules.stored_start_s_max if live.job.stored else self.rules.start_s_max
+        if not live.output.sequence and now < live.job.attempt.assigned_at + longest:
+            live.stage, live.progressed_at = stage, now
+        return True
+
+    def frame(
+        self,
+        worker_id: WorkerId,
+        job_id: JobId,
+        number: int,
+        sequence: int,
+        pieces: Sequence[Piece],
+        prompt: Any,
+        now: float,
+        prompt_tokens: int = 0,
+    ) -> Sequence[Piece]:
+        """Take output. What is to be relayed to the member: nothing, if the frame is stale or was seen.
+
+        `prompt_tokens`: the worker's count of its rendered `prompt`; 0 if it says none.
+        """
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return ()
+        try:
+            if live.job.kind is Kind.EMBEDDING:
+                raise Misbehaviour("text for an embedding")
+            fresh = live.output.take(sequence, pieces)
+        except Misbehaviour as wrong:
+            self.misbehaved(worker_id, job_id, number, str(wrong), now)
+            return ()
+        if not fresh:
+            return ()
+        live.begin(now)
+        live.stage, live.progressed_at = "decode", now
+        if live.prompt is None and prompt is not None:
+            live.prompt = prompt
+            live.believe((prompt_tokens,))
+        if live.output.finished:
+            self._succeed(live, worker_id, now)
+        return pieces
+
+    def completed(
+        self,
+        worker_id: WorkerId,
+        job_id: JobId,
+        number: int,
+        *,
+        vectors: int,
+        now: float,
+        prompt_tokens: Sequence[int] = (),
+    ) -> bool:
+        """The worker says that it is done. True: take its vectors; text ends with its last frame already.
+
+        `prompt_tokens`: its count of each input; empty if it says none.
+        """
+        live = self._current(worker_id, job_id, number, now)
+        if live is None:
+            return False
+        if live.job.kind is not Kind.EMBEDDING:
+            self.misbehaved(worker_id, job_id, number, "done before every choice had ended", now)
+            return False
+        if vectors != len(live.demand.prompts):
+            why = f"{vectors} vectors for {len(live.demand.prompts)} inputs"
+            self.misbehaved(worker_id, job_id, number, why, now)
+            return False
+        live.begin(now)
+        live.believe(prompt_tokens)
+        self._succeed(live, worker_id, now)
+        return True
+
+    def unsent(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> None:
+        """The assignment could not be put on the worker's stream: as if it had never been made."""
+        live = self.lives.get(job_id)
+        if live is not None and (worker_id, number) == live.holder:
+            why = "the worker's stream was gone"
+            self._stop_attempt(live, AttemptEvent.LOST, why, now, tell=True)
+            live.pause(worker_id, now, self.rules)  # or the same would be planned again
+            self._retry(live, now, "worker_lost", why, counts=False)
+
+    def holds(self, worker_id: WorkerId, job_id: JobId, number: int) -> bool:
+        """Whether this attempt is current and the worker's."""
+        live = self.lives.get(job_id)
+        return live is not None and live.holder == (worker_id, number)
+
+    def _current(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> Live | None:
+        """The open job that this worker holds by this attempt; None: stale, and changes nothing."""
+        live = self.lives.get(job_id)
+        if live is None or live.holder != (worker_id, number):
+            return None
+        live.heard_at = now
+        self.fleet.heard(self.fleet.workers[worker_id], now)
+        return live
