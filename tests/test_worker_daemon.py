@@ -29,9 +29,11 @@ from fixtures_worker import (
     working,
 )
 
+from potluck.cli.printing import Output
 from potluck.errors import ExitCode
 from potluck.logs import configure
 from potluck.v1 import session_pb2, work_pb2
+from worker.cli import status
 from worker.daemon import Daemon
 from worker.errors import NotJoined, Revoked, WorkerConflict
 from worker.journal import Journal
@@ -313,6 +315,33 @@ async def test_a_pool_without_the_wanted_model_is_told_in_a_sentence(tmp_path: P
         daemon = Daemon(settings=emulator_settings(), places=places_in(tmp_path))
         with pytest.raises(WorkerConflict, match="has no model"):
             await asyncio.wait_for(daemon.run(), WAIT_S)
+
+
+async def test_a_model_that_left_the_catalogue_is_not_shown_as_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A restarted coordinator may have other models; when it has the old one again, all is as before."""
+    async with coordinating() as coordinator:
+        join_by_hand(places_in(tmp_path), coordinator.ca, port=coordinator.port)
+        daemon = Daemon(settings=emulator_settings(), places=places_in(tmp_path))
+        task = asyncio.create_task(daemon.run())
+        await coordinator.ready()
+        before, coordinator.catalogue = coordinator.catalogue, b'{"models": []}'
+        coordinator.drop()
+        await coordinator.until(lambda: daemon._snapshot().models[0].state == "withdrawn")
+        daemon._save_state()
+        monkeypatch.setenv("POTLUCK_HOME", str(tmp_path))
+        status(Output.TEXT)
+        said = capsys.readouterr().out
+        assert said.startswith("sharing: nothing that the pool has")
+        assert "withdrawn" in said
+        assert "ready" not in said
+        coordinator.catalogue = before
+        coordinator.drop()
+        await coordinator.until(lambda: daemon._snapshot().models[0].state == "ready")
+        assert daemon._snapshot().why == ""
+        daemon.stop_asked()
+        await asyncio.wait_for(task, WAIT_S)
 
 
 async def test_a_coordinator_of_another_pool_is_not_spoken_to(tmp_path: Path, log: io.StringIO) -> None:

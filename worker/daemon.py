@@ -53,7 +53,7 @@ from worker.renewal import Renewal
 from worker.session import Backoff, Session, SessionLost
 from worker.settings import Places, Settings
 from worker.signals import stop_signals
-from worker.snapshot import attempt_now, model_now
+from worker.snapshot import WITHDRAWN, attempt_now, model_now
 from worker.state import State, WorkerState, process_start
 from worker.supervisor import Supervisor, Surroundings
 from worker.workplace import Workplace
@@ -98,6 +98,7 @@ class Daemon:
         self._engines = engines_here(cuda=cuda)
         self._session: Session | None = None
         self._catalogue = b""
+        self._in_pool: frozenset[str] | None = None  # the models that the pool has, once it said so
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._finished: asyncio.Future[None] = self._loop.create_future()
@@ -345,6 +346,7 @@ class Daemon:
         """Raises WorkerError if the owner's wishes cannot be met and nothing is served yet."""
         try:
             catalogue, left_out = catalogue_from(data)
+            self._in_pool, self._dirty = frozenset(entry.name for entry in catalogue.entries), True
             choices = choose(
                 catalogue,
                 self.settings,
@@ -432,5 +434,8 @@ class Daemon:
         if self._state == "stopped":
             return now
         attempts = tuple(attempt_now(running) for running in self.core.attempts.values() if not running.ended)
-        models = tuple(model_now(service) for service in self._supervisor.models.values())
-        return now.model_copy(update={"threads": self._threads, "attempts": attempts, "models": models})
+        models = tuple(model_now(service, self._in_pool) for service in self._supervisor.models.values())
+        update = {"threads": self._threads, "attempts": attempts, "models": models}
+        if self._state == "sharing" and models and all(model.state == WITHDRAWN for model in models):
+            update["why"] = "nothing that the pool has; `potluck models` lists what to name with --models"
+        return now.model_copy(update=update)
