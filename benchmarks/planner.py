@@ -23,7 +23,7 @@ from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId, WorkerI
 from coordinator.core.messages import SendAssign
 from coordinator.core.pricing import Demand, Shape, quote
 from coordinator.core.rules import Rules
-from coordinator.core.schedule import Waiting, plan
+from coordinator.core.schedule import Waiting
 
 SHAPE = Shape(active_parameters=134_000_000, head_parameters=28_000_000, attention=69_120)
 DEMAND = Demand(Kind.CHAT, SHAPE, (200,), 256, 1)
@@ -104,7 +104,7 @@ class Pool:
             return engine.lives[job_id].waiting(self.now)
 
         began = time.process_time()
-        decisions = plan(engine.line, engine.fleet, engine.running, engine.rules.policy, self.now, waiting)
+        decisions = engine.planner.plan(engine.line, engine.running, self.now, waiting)
         took = time.process_time() - began
         for decision in decisions:
             engine.line.enter(engine.lives[decision.job].job)

@@ -30,6 +30,7 @@ from coordinator.core.jobs import (
     next_number,
 )
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
+from coordinator.core.offers import Offers
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
 from coordinator.core.rules import Rules
@@ -393,6 +394,26 @@ class Simulation:
         by_disk = sum(p.amount for e in self.disk_entries.values() for p in e.postings)
         assert by_disk == 0, "the disk sums to zero after every commit"
 
+    def check_kept(self) -> None:
+        """What the planner keeps between ticks is what it would find by looking at everything anew."""
+        engine = self.engine
+        planner, line = engine.planner, engine.line
+        planner.catch_up()
+        for want, kept in planner.offers.items():
+            anew = Offers(*want, engine.fleet, planner.policy)
+            anew.look(engine.fleet.by_model[want[1]])
+            assert (kept.newest, kept.ready) == (anew.newest, anew.ready), "who has room, and how good it is"
+            assert (kept.slots, kept.used) == (anew.slots, anew.used)
+        for want, turns in line.turns.items():
+            assert turns.groups is line.wants[want]
+            for key, group in turns.groups.items():
+                head = line.head(group, engine.running)
+                if turns.anew or key in turns.changed or head is None:
+                    continue
+                start = line.clock.lane((want[1], group.class_)).start(group.flow, line.rule)
+                assert group.entry in turns.fair[group.class_], "whoever waits has a turn"
+                assert group.entry <= (start, head.since, head.id, group.flow), "and no later than is due"
+
     def check_closed(self, job: Job) -> None:
         assert job.ended
         close = self.engine.book.entries.get(f"{job.id}/close")
@@ -441,6 +462,7 @@ class Simulation:
                 self.deliver(sender, to, message)
             self.tick()
             self.check_safety()
+            self.check_kept()
             if submitted == jobs and not self.engine.lives and self.now > 1_000 + HEAL_S:
                 break
         self.check_liveness()

@@ -55,7 +55,7 @@ class Earnings:
     def dispute(self, worker_id: WorkerId) -> None:
         """The worker said or did what is not true: it is blamed, and has to prove itself anew."""
         if (worker := self.fleet.workers.get(worker_id)) is not None:
-            worker.faults += 1
+            self.fleet.blame(worker)
             self._disputed(worker)
 
     def _disputed(self, worker: Worker) -> None:

@@ -9,7 +9,7 @@ top are here the members' requests and time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
 from coordinator.core.fairness import class_of
@@ -19,7 +19,7 @@ from coordinator.core.live import FOREVER, Live
 from coordinator.core.messages import Effects, SendAck, SendAssign
 from coordinator.core.pricing import Demand
 from coordinator.core.reports import Reports
-from coordinator.core.schedule import Waiting, plan
+from coordinator.core.schedule import Planner, Waiting
 
 
 class Impossible(Exception):  # noqa: N818 -- named for what happened
@@ -28,7 +28,11 @@ class Impossible(Exception):  # noqa: N818 -- named for what happened
 
 @dataclass(slots=True)
 class Engine(Reports):
+    planner: Planner = field(init=False)
     _swept_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(self.fleet, self.rules.policy)
 
     # -- members ---------------------------------------------------------------------------------
 
@@ -127,7 +131,7 @@ class Engine(Reports):
         def waiting(job_id: JobId) -> Waiting:
             return self.lives[job_id].waiting(now)
 
-        for decision in plan(self.line, self.fleet, self.running, self.rules.policy, now, waiting):
+        for decision in self.planner.plan(self.line, self.running, now, waiting):
             live, worker = self.lives[decision.job], self.fleet.workers[decision.worker]
             number = jobs.next_number(live.job)
             attempt = jobs.Attempt(
@@ -137,10 +141,7 @@ class Engine(Reports):
             live.heard_at = live.progressed_at = now
             live.acknowledged, live.stage, live.load_began = 0, "", None
             live.numerics = worker.models[live.job.model].numerics
-            if not worker.running:
-                worker.busy_since = now
-            worker.running.add((live.job.id, number))
-            worker.classes[class_of(live.job)] += 1
+            self.fleet.began(worker, (live.job.id, number), class_of(live.job), now)
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
             self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))

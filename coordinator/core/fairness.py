@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from coordinator.core.contribution import Contributions
 from coordinator.core.jobs import AccountId, Job, JobId
 
 WEIGHT_MIN = 1e-9
@@ -52,26 +51,40 @@ class Fairness:
     behind_max: int = 8  # widest steps that a waiting flow's tag may stay behind the present
 
 
-def shares(nets: Mapping[AccountId, float], rule: Fairness) -> dict[AccountId, float]:
+class Shares:
     """The part of the work that each flow is due, from what each gave minus took; they add up to 1.
 
-    Never nothing, and never less for having given more.
+    Never nothing, and never less for having given more. Of many flows few are served in a tick: what is
+    common to all is computed once, each one's part when it is asked for.
     """
-    equal = {flow: 1.0 if net >= 0 else equal_part(net, rule) for flow, net in nets.items()}
-    given = sum(net for net in nets.values() if net > 0)
-    all_equal = sum(equal.values())
-    full = max(given, float(rule.contributed_full), 1.0)
-    earned = (1_000 - rule.guaranteed_permille) / 1_000
-    rest = 1.0 - earned * given / full
-    return {
-        flow: max(WEIGHT_MIN, rest * equal[flow] / all_equal + earned * max(0.0, net) / full)
-        for flow, net in nets.items()
-    }
+
+    __slots__ = ("_all_equal", "_earned", "_full", "_nets", "_rest", "_rule")
+
+    def __init__(self, nets: Mapping[AccountId, float], rule: Fairness) -> None:
+        self._nets, self._rule = nets, rule
+        given = sum([net for net in nets.values() if net > 0])
+        self._all_equal = sum([equal_part(net, rule) if net < 0 else 1.0 for net in nets.values()])
+        self._full = max(given, float(rule.contributed_full), 1.0)
+        self._earned = (1_000 - rule.guaranteed_permille) / 1_000
+        self._rest = 1.0 - self._earned * given / self._full
+
+    def of(self, flow: AccountId) -> float:
+        net = self._nets[flow]
+        equal = self._rest * equal_part(net, self._rule) / self._all_equal
+        return max(WEIGHT_MIN, equal + self._earned * max(0.0, net) / self._full)
+
+
+def shares(nets: Mapping[AccountId, float], rule: Fairness) -> dict[AccountId, float]:
+    """Those of all flows."""
+    whole = Shares(nets, rule)
+    return {flow: whole.of(flow) for flow in nets}
 
 
 def equal_part(net: float, rule: Fairness) -> float:
     """1, or less for those who took much more than they gave."""
-    depth = min(1.0, max(0.0, -net) / max(1, rule.debt_full))
+    if net >= 0:
+        return 1.0
+    depth = min(1.0, -net / max(1, rule.debt_full))
     return 1.0 - depth * (1_000 - rule.debt_permille) / 1_000
 
 
@@ -86,8 +99,11 @@ class Lane:
 
     def start(self, flow: AccountId, rule: Fairness) -> float:
         """Where the flow's next job begins."""
-        behind = self.present - rule.behind_max * self.widest
-        return max(self.tags.get(flow, self.present), behind)
+        return max(self.tags.get(flow, self.present), self.present - rule.behind_max * self.widest)
+
+    def behind(self, rule: Fairness) -> float:
+        """No flow begins before this, however long it has waited."""
+        return self.present - rule.behind_max * self.widest
 
     def arrive(self, flow: AccountId) -> None:
         """It had nothing waiting here: whatever it did not use is gone."""
@@ -141,24 +157,25 @@ class Clock:
         Present moves on only by jobs `in_turn`: who was served ahead for having waited moves nobody else.
         """
         by = cost / weight
-        keys = tuple((model, key[1]) for model in models)
+        keys = tuple([(model, key[1]) for model in models])
         for one in keys:
             lane = self.lane(one)
             start = lane.start(flow, self.rule)
             if in_turn and start > lane.present:
                 lane.present = start
             lane.step(flow, start, by)
-        self.lane(key).served_at[flow] = now
+        self.lanes[key].served_at[flow] = now
         self.taken[job] = Taken(flow, keys, cost, weight)
 
-    def correct(self, job: JobId, cost: int) -> None:
-        """What the job did cost: 0 for an attempt that came to nothing."""
+    def correct(self, job: JobId, cost: int) -> Taken | None:
+        """What the job did cost: 0 for an attempt that came to nothing. Returns what it was counted as."""
         if (taken := self.taken.pop(job, None)) is None:
-            return
+            return None
         for key in taken.lanes:
             lane = self.lanes.get(key)
             if lane is not None and taken.flow in lane.tags:
                 lane.tags[taken.flow] += (cost - taken.cost) / taken.weight
+        return taken
 
     def forget(self, waiting: Mapping[AccountId, object]) -> None:
         """Tags that say nothing: of flows that ask for nothing and are not ahead of the present."""
@@ -166,8 +183,3 @@ class Clock:
             for flow in [f for f, tag in lane.tags.items() if tag <= lane.present and f not in waiting]:
                 del lane.tags[flow]
                 lane.served_at.pop(flow, None)
-
-
-def weights_of(flows: Iterable[AccountId], given: Contributions, rule: Fairness) -> dict[AccountId, float]:
-    """The shares of the flows that have work waiting."""
-    return shares({flow: given.of_flow(flow) for flow in flows}, rule)

@@ -4,6 +4,9 @@ Silence has three steps. A stream that closed is waited for `closed_grace_s`, on
 then the attempts are taken away. Who is back within `forgiven_s` is not blamed for it. And where many
 fall silent together, the coordinator suspects itself first (`brake`), because a rescheduling of everything
 is worse than waiting a little.
+
+Whatever changes what a worker could take goes through the fleet, which notes it in `news`: the planner keeps
+its rankings between ticks and looks again only at those.
 """
 
 import math
@@ -86,7 +89,6 @@ class Worker:
     why: str = ""
     running: set[Fence] = field(default_factory=set)
     classes: list[int] = field(default_factory=lambda: [0, 0, 0])  # how many of these, by JobClass
-    alone: dict[str, tuple[Served, tuple[float, float], int]] = field(default_factory=dict)  # planner's notes
     successes: int = 0
     faults: int = 0
     busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat
@@ -116,6 +118,7 @@ class Fleet:
     leaving: dict[WorkerId, None] = field(default_factory=dict)  # closed while busy, grace not yet over
     departed: dict[WorkerId, Worker] = field(default_factory=dict)  # with earnings that are still held
     braking_since: float | None = None
+    news: dict[str, dict[WorkerId, None]] = field(default_factory=dict)  # by model, whom to look at again
 
     def enrol(self, worker: Worker) -> None:
         if worker.id not in self.workers:
@@ -130,16 +133,53 @@ class Fleet:
         if worker is None:
             return
         del self.by_account[worker.account][worker_id]
+        self.changed(worker)
         for name in worker.models:
             self._withdraw(worker_id, name)
 
+    def changed(self, worker: Worker) -> None:
+        """What it could take may be another than before."""
+        for name in worker.models:
+            self.news.setdefault(name, {})[worker.id] = None
+
     def serve(self, worker: Worker, models: dict[str, Served]) -> None:
         """Replace what the worker serves."""
+        if models == worker.models:
+            return
+        self.changed(worker)
         for name in worker.models.keys() - models.keys():
             self._withdraw(worker.id, name)
         for name in models:
             self.by_model.setdefault(name, {})[worker.id] = None
         worker.models = models
+        self.changed(worker)
+
+    def says(self, worker: Worker, *, draining: bool, state: str, why: str) -> None:
+        """Whether it is willing, in its own words."""
+        if (draining, state) != (worker.draining, worker.state):
+            self.changed(worker)
+        worker.draining, worker.state, worker.why = draining, state, why
+
+    def began(self, worker: Worker, fence: Fence, class_: int, now: float) -> None:
+        """It holds an attempt at a job of this JobClass."""
+        if not worker.running:
+            worker.busy_since = now
+        worker.running.add(fence)
+        worker.classes[class_] += 1
+        self.changed(worker)
+
+    def ended(self, worker: Worker, fence: Fence, class_: int) -> None:
+        worker.running.discard(fence)
+        worker.classes[class_] -= 1
+        self.changed(worker)
+
+    def praise(self, worker: Worker) -> None:
+        worker.successes += 1
+        self.changed(worker)
+
+    def blame(self, worker: Worker) -> None:
+        worker.faults += 1
+        self.changed(worker)
 
     def _withdraw(self, worker_id: WorkerId, name: str) -> None:
         self.by_model[name].pop(worker_id, None)
@@ -148,7 +188,10 @@ class Fleet:
 
     def heard(self, worker: Worker, now: float) -> None:
         """A sign of life. Who comes back in time is forgiven."""
-        worker.heard_at, worker.suspect = now, False
+        worker.heard_at = now
+        if worker.suspect:
+            worker.suspect = False
+            self.changed(worker)
         if worker.missed_at is not None and now - worker.missed_at <= self.patience.forgiven_s:
             worker.missed_at = None
 
@@ -156,11 +199,13 @@ class Fleet:
         """Its stream closed. Said twice, the first time counts."""
         if worker.connected:
             worker.connected, worker.closed_at = False, now
+            self.changed(worker)
             if worker.running:
                 self.leaving[worker.id] = None
 
     def opened(self, worker: Worker) -> None:
         worker.connected, worker.greeted, worker.closed_at = True, True, None
+        self.changed(worker)
         self.leaving.pop(worker.id, None)
 
     def due(self) -> float:
@@ -216,6 +261,7 @@ class Fleet:
         """An attempt was taken from it for silence; blame waits until it could have come back."""
         since = self._since(worker)
         worker.suspect = True
+        self.changed(worker)
         worker.missed_at = since if worker.missed_at is None else min(worker.missed_at, since)
         if now - worker.missed_at > self.patience.forgiven_s:
             self.blame_missing(worker, now)
@@ -223,4 +269,4 @@ class Fleet:
     def blame_missing(self, worker: Worker, now: float) -> None:
         if worker.missed_at is not None and now - worker.missed_at > self.patience.forgiven_s:
             worker.missed_at = None
-            worker.faults += 1
+            self.blame(worker)

@@ -37,11 +37,14 @@ class Live:
     refusals: dict[WorkerId, int] = field(default_factory=dict)  # that were nobody's fault
     failures: int = 0  # attempts that count towards the limit
     job_faults: int = 0
+    _waiting: Waiting | None = None  # while nobody had it: asked for when it comes, and when it is given away
 
     def waiting(self, now: float) -> Waiting:
+        if self._waiting is not None and not self.avoid and not self.output.begun:
+            return self._waiting
         job = self.job
         longest = max(self.demand.prompts, default=0)
-        return Waiting(
+        self._waiting = Waiting(
             id=job.id,
             kind=job.kind,
             model=job.model,
@@ -52,6 +55,7 @@ class Live:
             refused_by=frozenset(w for w, t in self.avoid.items() if t > now) if self.avoid else NOBODY,
             numerics=self.numerics if self.output.begun else "",
         )
+        return self._waiting
 
     @property
     def holder(self) -> tuple[WorkerId, int] | None:
@@ -76,7 +80,7 @@ class Live:
         if self.demand.exact or len(counts) != len(bounds):
             return
         prompts = tuple(min(bound, said or bound) for bound, said in zip(bounds, counts, strict=True))
-        self.demand = replace(self.demand, prompts=prompts)
+        self.demand, self._waiting = replace(self.demand, prompts=prompts), None
         self.job = replace(self.job, prompt_tokens=sum(prompts))
 
     def pause(self, worker_id: WorkerId, now: float, rules: Rules) -> None:

@@ -62,8 +62,8 @@ class OpenJobs(Earnings):
         note = attempt.why if event is AttemptEvent.SUCCEEDED else why
         ended = replace(jobs.move_attempt(attempt, event, now=now, why=note), tokens=tokens)
         live.job = jobs.with_attempt(live.job, ended)
-        self.fleet.workers[holder[0]].running.discard((live.job.id, attempt.number))
-        self.fleet.workers[holder[0]].classes[class_of(live.job)] -= 1
+        fence = live.job.id, attempt.number
+        self.fleet.ended(self.fleet.workers[holder[0]], fence, class_of(live.job))
         self.running[live.job.member] -= 1
         if not self.running[live.job.member]:
             del self.running[live.job.member]
@@ -74,7 +74,7 @@ class OpenJobs(Earnings):
     def _succeed(self, live: Live, worker_id: WorkerId, now: float) -> None:
         assert live.job.attempt is not None
         finisher = live.job.attempt.number
-        self.fleet.workers[worker_id].successes += 1
+        self.fleet.praise(self.fleet.workers[worker_id])
         self._stop_attempt(live, AttemptEvent.SUCCEEDED, "", now)
         self._close(live, JobEvent.SUCCEEDED, now, pay=True, finisher=finisher)
 
@@ -100,7 +100,7 @@ class OpenJobs(Earnings):
         else:
             live.avoid[worker_id] = FOREVER
         if fault == "worker":
-            self.fleet.workers[worker_id].faults += 1
+            self.fleet.blame(self.fleet.workers[worker_id])
         if fault == "job":
             live.job_faults += 1
             if live.job_faults >= self.rules.job_faults_max or self._impossible(live):

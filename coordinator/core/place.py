@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coordinator.core.fairness import Shares
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, JobId, MemberId
-from coordinator.core.line import Asked, Group, Line
-from coordinator.core.schedule import Policy, Waiting, allowed, seconds
+from coordinator.core.line import Line
+from coordinator.core.offers import Policy, seconds, slots_of
+from coordinator.core.schedule import Waiting, allowed
+from coordinator.core.turns import Asked, Group
 
 MICRO = 1_000_000  # microcredits in a credit
 SHOWN = MICRO // 20  # less is as good as nothing
@@ -30,10 +33,10 @@ def place_of(
     Reserved room and long waits may let others pass; the seconds are a guess from what workers measured.
     """
     asked = line.jobs[waiting.id]
-    groups, weights = line.wants[asked.want], line.weights()
+    groups, shares = line.wants[asked.want], line.shares()
     group = groups[asked.flow, asked.class_]
-    own, start = _own_before(line, group, asked, running, weights[asked.flow])
-    others = sum(_ahead(line, other, asked, start, weights) for other in groups.values())
+    own, start = _own_before(line, group, asked, running, shares.of(asked.flow))
+    others = sum(_ahead(line, other, asked, start, shares) for other in groups.values())
     place, of = own + others + 1, sum(other.count for other in groups.values())
     serving = [
         (worker, served)
@@ -47,7 +50,7 @@ def place_of(
         why = max(sorted(set(refusals)), key=refusals.count)
         return Place(place, of, None, f"no worker that is here may take it: {why}")
     may = [pair for pair, refusal in zip(serving, refusals, strict=True) if not refusal]
-    slots = sum(min(worker.slots, max(1, served.slots)) for worker, served in may)
+    slots = sum(slots_of(worker, served) for worker, served in may)
     start_s = _start_s(place, may, policy)
     if place == 1:
         taken = f"all {slots} slots that could serve it are taken" if slots > 1 else "the only slot is taken"
@@ -71,19 +74,19 @@ def _own_before(
     return before, start + sum(line.jobs[job].cost for job in order[:before]) / weight
 
 
-def _ahead(line: Line, group: Group, asked: Asked, start: float, weights: Mapping[AccountId, float]) -> int:
+def _ahead(line: Line, group: Group, asked: Asked, start: float, shares: Shares) -> int:
     """How many jobs of another group go before one that starts at this tag."""
     if group.flow == asked.flow and group.class_ is asked.class_:
         return 0
     if group.class_ is not asked.class_:
         return group.count if group.class_ < asked.class_ else 0
     tag = line.clock.lane((group.want[1], group.class_)).start(group.flow, line.rule)
-    ahead = 0
+    weight, ahead = shares.of(group.flow), 0
     for since, job in sorted({e for jobs in group.members.values() for e in jobs if e[1] in line.jobs}):
         if (tag, since, job) >= (start, asked.since, asked.id):
             break
         ahead += 1
-        tag += line.jobs[job].cost / weights[group.flow]
+        tag += line.jobs[job].cost / weight
     return ahead
 
 
@@ -91,7 +94,7 @@ def _start_s(place: int, may: list[tuple[Worker, Served]], policy: Policy) -> fl
     """Seconds until so many jobs were taken, if each takes as long as a typical one."""
     free, rate = 0, 0.0
     for worker, served in may:
-        slots = min(worker.slots, max(1, served.slots))
+        slots = slots_of(worker, served)
         free += max(0, slots - len(worker.running))
         rate += slots / seconds(worker, served, policy)
     return round(max(0, place - free) / rate, 1)

@@ -31,9 +31,9 @@ class Reports(OpenJobs):
     ) -> list[tuple[Fence, int]]:
         """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
         worker = self.fleet.workers[worker_id]
-        self.fleet.opened(worker)
         worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
-        worker.draining, worker.state, worker.why = False, "sharing", ""
+        self.fleet.opened(worker)
+        self.fleet.says(worker, draining=False, state="sharing", why="")
         self.fleet.serve(worker, {s.name: s for s in served})
         resumed = []
         for fence in sorted(worker.running):
@@ -75,7 +75,7 @@ class Reports(OpenJobs):
         if worker is None:
             return  # removed while its words were on their way
         self.fleet.heard(worker, now)
-        worker.draining, worker.state, worker.why = draining, state or "sharing", why
+        self.fleet.says(worker, draining=draining, state=state or "sharing", why=why)
         if models := {s.name: s for s in served}:
             self.fleet.serve(worker, models)
         for job_id, number in attempts:

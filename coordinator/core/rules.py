@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from coordinator.core.offers import Policy
 from coordinator.core.pricing import Tariff
-from coordinator.core.schedule import Policy
 from coordinator.core.standing import Proof
 
 

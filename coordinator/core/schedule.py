@@ -1,34 +1,25 @@
 """One tick of scheduling: who does what, with the reason in words.
 
-`plan` is pure, bounded by `assignments_max` and totally ordered: the same snapshot gives the same plan. Hard
-filters first (there, willing, serves the kind, enough context, allowed on both sides, has not failed this job
-already), then the expected finish time over measured reliability. Workers are ranked once for each model and
-tick, jobs take from the ranking in their fair order (`line`); so a tick stays cheap with many of both.
+`Planner.plan` is bounded by `assignments_max` and totally ordered: the same snapshot gives the same plan.
+Hard filters first (there, willing, serves the kind, enough context, allowed on both sides, has not failed
+this job already), then the expected finish time over measured reliability. Workers are ranked by kind and
+model (`offers`), jobs take from the ranking in their fair order (`order`). Both are kept between ticks, so
+that a tick stays cheap with many of both.
 """
 
 import heapq
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
-from coordinator.core.line import Asked, Line, Order, Room, Want
+from coordinator.core.line import Line, Room
+from coordinator.core.offers import Candidate, Offers, Policy, graded, seconds, slots_of
+from coordinator.core.order import Order
+from coordinator.core.turns import Asked, Want
 
-PREFILL_GUESS = 200.0  # tokens/s of a worker that has not measured itself yet
-DECODE_GUESS = 20.0
-GRADE = 1.1  # of expected times, in which workers are equals
-COLD_S = {"ready": 0.0, "loading": 10.0, "present": 15.0, "downloading": 60.0, "absent": 90.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    assignments_max: int = 512
-    typical_prompt_tokens: int = 256
-    typical_output_tokens: int = 256
-    skips_max: int = 64  # workers passed over for one job before it waits for the next tick
-    own_grades: int = 12  # an own worker costs nothing, and may be so much slower (1.1^12: thrice)
-    passed_max: int = 256  # jobs of one kind and model passed over in a tick because nobody may take them now
+__all__ = ["Assign", "Planner", "Policy", "Waiting", "allowed", "impossible", "plan", "seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +37,7 @@ class Waiting:
     numerics: str = ""  # of what was delivered already: an equal class goes on identically
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(NamedTuple):
     job: JobId
     worker: WorkerId
     why: str
@@ -66,99 +56,48 @@ def allowed(job: Waiting, worker: Worker, served: Served) -> str:
     return ""
 
 
-def seconds(worker: Worker, served: Served, policy: Policy) -> float:
-    """Expected time to finish a typical job, from now, over reliability."""
-    load_s, work_s = _alone(worker, served, policy)
-    load = len(worker.running) / max(1, worker.slots)
-    return (load_s + work_s * (1.0 + load)) / worker.reliability
-
-
-def _alone(worker: Worker, served: Served, policy: Policy) -> tuple[float, float]:
-    """Seconds to load the model and to do a typical job on an idle worker; kept while what it says stands."""
-    kept = worker.alone.get(served.name)
-    if kept is not None and kept[0] is served:
-        return kept[1]
-    prefill = policy.typical_prompt_tokens / (served.prefill or PREFILL_GUESS)
-    decode = policy.typical_output_tokens / (served.decode or DECODE_GUESS)
-    took = COLD_S.get(served.state, 90.0), prefill + decode
-    worker.alone[served.name] = served, took, _graded(sum(took))
-    return took
-
-
-def _graded(expected_s: float) -> int:
-    """Who is a little faster must not get everything, since others live by it, too: within one grade the
-    worker comes first that has been without new work for longest.
-    """
-    return round(math.log(expected_s, GRADE))
-
-
-Candidate = tuple[float, float, WorkerId]  # grade of the expected time, since when it was idle, who
-
-
 @dataclass(slots=True)
 class _Ranking:
-    """Workers of one model and kind with room, best first. A taken one goes back with its new load."""
+    """The offers of one kind and model during one tick. A taken worker goes back with its new load."""
 
-    fleet: Fleet
-    policy: Policy
-    heap: list[Candidate] = field(default_factory=list)
+    offers: Offers
+    taken: dict[WorkerId, int]  # of all kinds and models
     own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
-    taken: dict[WorkerId, int] = field(default_factory=dict)
-
-    def fill(self, kind: Kind, model: str) -> Room:
-        """Rank the workers with room; the room of all that serve this now, and what it is used for."""
-        room, free = Room(), 0
-        workers, heap, policy = self.fleet.workers, self.heap, self.policy
-        for worker_id in self.fleet.by_model.get(model, ()):
-            worker = workers[worker_id]
-            if (served := worker.takes(kind, model)) is None:
-                continue
-            slots = worker.slots if worker.slots < served.slots else served.slots or 1
-            free += slots
-            if worker.running:
-                for class_, used in enumerate(worker.classes):
-                    room.used[class_] += used
-                if slots <= len(worker.running):
-                    continue
-            elif not worker.faults and (kept := worker.alone.get(model)) and kept[0] is served:
-                heap.append((kept[2], worker.busy_since, worker_id))  # as below, of most workers, quickly
-                continue
-            heap.append((_graded(seconds(worker, served, policy)), worker.busy_since, worker_id))
-        room.slots = free
-        heapq.heapify(heap)
-        return room
+    left: int = 0  # of the heap, without the stale ones
 
     def room(self, worker: Worker, served: Served) -> int:
         used = len(worker.running) + self.taken.get(worker.id, 0)
-        return min(worker.slots, max(1, served.slots)) - used
+        return slots_of(worker, served) - used
 
     def take(self, job: Waiting) -> Assign | None:
         """An own worker that is ready and not much slower than the best of all, else the best of all."""
+        heap, newest = self.offers.heap, self.offers.newest
+        while heap and newest.get(heap[0][2]) is not heap[0]:
+            heapq.heappop(heap)
         own = self._own(job)
-        if own and (not self.heap or own[0][0] <= self.heap[0][0] + self.policy.own_grades):
+        if own and (not heap or own[0][0] <= heap[0][0] + self.offers.policy.own_grades):
             chosen = self._best(job, own)
             if chosen is not None and (not job.numerics or self._same(job, chosen[2])):
                 return self._assign(job, chosen, own)
             if chosen is not None:
                 heapq.heappush(own, chosen)
-        chosen = self._best(job, self.heap)
-        return None if chosen is None else self._assign(job, chosen, self.heap)
+        chosen = self._best(job, heap)
+        return None if chosen is None else self._assign(job, chosen, heap)
 
     def _own(self, job: Waiting) -> list[Candidate]:
         """The ranking of the asking member's own workers; made when first needed in a tick."""
         if (found := self.own.get(job.account)) is None:
-            found = self.own[job.account] = []
-            for worker_id in self.fleet.by_account.get(job.account, ()):
-                worker = self.fleet.workers[worker_id]
-                served = worker.takes(job.kind, job.model)
-                if served is not None and served.state == "ready" and self.room(worker, served) > 0:
-                    grade = _graded(seconds(worker, served, self.policy))
-                    found.append((grade, worker.busy_since, worker_id))
+            workers, found = self.offers.fleet.workers, []
+            for worker_id, candidate in self.offers.ready.get(job.account, {}).items():
+                worker = workers[worker_id]
+                if worker_id not in self.taken or self.room(worker, worker.models[job.model]) > 0:
+                    found.append(candidate)
             heapq.heapify(found)
+            self.own[job.account] = found
         return found
 
     def _same(self, job: Waiting, worker_id: WorkerId) -> bool:
-        return self.fleet.workers[worker_id].models[job.model].numerics == job.numerics
+        return self.offers.fleet.workers[worker_id].models[job.model].numerics == job.numerics
 
     def _best(self, job: Waiting, heap: list[Candidate]) -> Candidate | None:
         """The first of the heap that may have this job, taken out; one of the same numerics class before all
@@ -166,11 +105,16 @@ class _Ranking:
         """
         passed: list[Candidate] = []
         best: Candidate | None = None
-        while heap and len(passed) < self.policy.skips_max:
+        offers, shared = self.offers, heap is self.offers.heap
+        while heap and len(passed) < offers.policy.skips_max:
             candidate = heapq.heappop(heap)
-            worker = self.fleet.workers[candidate[2]]
+            if shared:
+                if offers.newest.get(candidate[2]) is not candidate:
+                    continue
+                self.left -= 1
+            worker = offers.fleet.workers[candidate[2]]
             served = worker.models[job.model]
-            if self.room(worker, served) <= 0:
+            if worker.id in self.taken and self.room(worker, served) <= 0:
                 continue
             if allowed(job, worker, served):
                 passed.append(candidate)
@@ -185,21 +129,81 @@ class _Ranking:
                 passed.append(candidate)
         for other in passed:
             heapq.heappush(heap, other)
+        self.left += len(passed) if shared else 0
         return best
 
     def _assign(self, job: Waiting, chosen: Candidate, heap: list[Candidate]) -> Assign:
-        worker = self.fleet.workers[chosen[2]]
+        offers = self.offers
+        worker = offers.fleet.workers[chosen[2]]
         served = worker.models[job.model]
-        expected_s = seconds(worker, served, self.policy)
+        expected_s = seconds(worker, served, offers.policy)
         taken = self.taken[worker.id] = self.taken.get(worker.id, 0) + 1
-        others = len(self.heap)
+        others = self.left
         if self.room(worker, served) > 0:
             loaded_s = expected_s * (1 + taken / max(1, worker.slots))
-            heapq.heappush(heap, (_graded(loaded_s), worker.busy_since, worker.id))
+            loaded = graded(loaded_s), worker.busy_since, worker.id
+            heapq.heappush(heap, loaded)
+            if heap is offers.heap:
+                offers.newest[worker.id] = loaded
+                self.left += 1
         own = "its member's own, " if worker.account == job.account else ""
         same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
         state = f"{served.engine} {served.state}, about {expected_s:.1f} s"
         return Assign(job.id, worker.id, f"{own}{state}, {others} others with room{same}")
+
+
+@dataclass(slots=True)
+class Planner:
+    """What is kept of a fleet between ticks: its offers, brought up to date by its news."""
+
+    fleet: Fleet
+    policy: Policy
+    offers: dict[Want, Offers] = field(default_factory=dict)
+
+    def catch_up(self) -> None:
+        """Look again at whoever changed."""
+        if not self.offers:
+            return
+        for model, workers in self.fleet.news.items():
+            for kind in Kind:
+                if (offers := self.offers.get((kind, model))) is not None:
+                    offers.look(workers)
+                    if model not in self.fleet.by_model:
+                        del self.offers[kind, model]
+        self.fleet.news.clear()
+
+    def plan(
+        self,
+        line: Line,
+        running: Mapping[MemberId, int],
+        now: float,
+        waiting: Callable[[JobId], Waiting],
+    ) -> list[Assign]:
+        """Assignments for this tick. Workers' rooms are respected across models.
+
+        What is given away leaves the line, and its flow's turn moves on. `running`: jobs of each member.
+        """
+        line.tidy()
+        self.catch_up()
+        taken: dict[WorkerId, int] = {}
+        turns, shares = dict(running), line.shares()
+        rankings: dict[Want, _Ranking] = {}
+        orders: dict[Want, Order] = {}
+        for want in sorted(line.wants):
+            if want[1] in self.fleet.by_model and (offers := self._offers(want)).newest:
+                rankings[want] = _Ranking(offers, taken, left=len(offers.newest))
+                room = Room(offers.slots, list(offers.used))
+                orders[want] = Order(line, want, room, shares, turns, now)
+        decisions = _deal(line, rankings, orders, self.policy.assignments_max, waiting)
+        for worker_id in taken:
+            self.fleet.changed(self.fleet.workers[worker_id])
+        return decisions
+
+    def _offers(self, want: Want) -> Offers:
+        if (offers := self.offers.get(want)) is None:
+            offers = self.offers[want] = Offers(*want, self.fleet, self.policy)
+            offers.look(self.fleet.by_model[want[1]])
+        return offers
 
 
 def plan(
@@ -210,35 +214,33 @@ def plan(
     now: float,
     waiting: Callable[[JobId], Waiting],
 ) -> list[Assign]:
-    """Assignments for this tick. Workers' rooms are respected across models.
+    """As `Planner.plan`, by one that has seen nothing before."""
+    return Planner(fleet, policy).plan(line, running, now, waiting)
 
-    What is given away leaves the line, and its flow's turn moves on. `running`: jobs of each member.
-    """
-    line.tidy()
-    taken: dict[WorkerId, int] = {}
-    rankings: dict[Want, _Ranking] = {}
-    orders: dict[Want, Order] = {}
-    turns, weights = dict(running), line.weights()
-    for want in sorted(line.wants):
-        rankings[want] = ranking = _Ranking(fleet, policy, taken=taken)
-        room = ranking.fill(*want)
-        if ranking.heap:
-            orders[want] = order = Order(line, want, room, weights, turns, now)
-            order.fill()
+
+def _deal(
+    line: Line,
+    rankings: Mapping[Want, _Ranking],
+    orders: Mapping[Want, Order],
+    most: int,
+    waiting: Callable[[JobId], Waiting],
+) -> list[Assign]:
+    """Give the next job to the best worker for it, until jobs or workers run out, or `most` are given."""
     decisions: list[Assign] = []
     passed: dict[Want, list[Asked]] = {want: [] for want in orders}
     heads = [head for want, order in orders.items() if (head := _head(want, order)) is not None]
     heapq.heapify(heads)
-    while heads and len(decisions) < policy.assignments_max:
+    while heads and len(decisions) < most:
         want, (asked, in_turn) = heads[0][4:]
         order, ranking = orders[want], rankings[want]
         if (decision := ranking.take(waiting(asked.id))) is not None:
             decisions.append(decision)
-            order.gave(asked, fleet.workers[decision.worker].models, in_turn=in_turn)
+            models = ranking.offers.fleet.workers[decision.worker].models
+            order.gave(asked, models, in_turn=in_turn)
         else:
             passed[want].append(asked)
             line.skip(asked)
-        more = ranking.heap and len(passed[want]) < policy.passed_max
+        more = ranking.left and len(passed[want]) < ranking.offers.policy.passed_max
         if more and (head := _head(want, order)) is not None:
             heapq.heapreplace(heads, head)
         else:
