@@ -1,8 +1,8 @@
 """Who waits for one kind and model, flow by flow, in the order of their tags; kept between ticks.
 
 The tag of a flow that waits only rises, except where `Line` says that it changed; so the heaps hold lower
-bounds, and what stands first is looked at again before it is believed. Only while a flow is so far behind
-that its tag does not count (`Lane.behind`) is the order made anew in each tick.
+bounds, and what stands first is looked at again before it is believed. Where a flow was so far behind that
+its tag did not count, it began at `Lane.behind`, which may fall: the order is made anew in the next tick.
 """
 
 import heapq
@@ -66,7 +66,7 @@ class Turns:
         self, lanes: Sequence[Lane], head: Callable[[Group], Asked | None], rule: Fairness, now: float
     ) -> None:
         """Look again at what changed, and at groups of several members, whose turns depend on what runs."""
-        if self.anew or self._too_late(lanes, rule):
+        if self.anew or self._too_long():
             self._forget()
         changed, self.changed = self.changed, {}
         for key, group in changed.items():
@@ -115,17 +115,13 @@ class Turns:
     def _entry(self, group: Group, asked: Asked, lane: Lane, rule: Fairness) -> Entry:
         start = lane.start(group.flow, rule)
         if start != lane.tags.get(group.flow, start):
-            self.anew = True  # from the next tick on, since such starts move with the present
+            self.anew = True  # in the next tick: such a start may fall, as no tag does
         return start, asked.since, asked.id, group.flow
 
-    def _too_late(self, lanes: Sequence[Lane], rule: Fairness) -> bool:
-        """Whether a flow is so far behind that its tag does not count; or too much is stale."""
+    def _too_long(self) -> bool:
+        """Whether most of a heap is stale."""
         most = STALE_MAX + 2 * len(self.groups)
-        if any(len(fair) > most for fair in self.fair) or any(len(young) > most for young in self.young):
-            return True
-        return any(
-            fair and fair[0][0] < lane.behind(rule) for fair, lane in zip(self.fair, lanes, strict=True)
-        )
+        return any(len(fair) > most for fair in self.fair) or any(len(young) > most for young in self.young)
 
     def _forget(self) -> None:
         """Everything is to be looked at again."""
