@@ -22,7 +22,7 @@ PURE = [
     ROOT / "worker" / "core.py",
     *(ROOT / (module.replace(".", "/") + ".py") for module in SHARED_BY_CORE),
 ]
-PURE_MAY_IMPORT = {"collections", "dataclasses", "enum", "hashlib", "heapq", "json", "math", "typing"}
+PURE_MAY_IMPORT = {"collections", "dataclasses", "enum", "hashlib", "heapq", "json", "math", "re", "typing"}
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
 LONG_MODULES = {
