@@ -11,10 +11,16 @@ import orjson
 
 from coordinator.core.jobs import Job, JobId, JobState, Kind
 from coordinator.core.output import Piece
+from coordinator.core.parts import Content, Part
+from coordinator.message import details_of, message_of
+from coordinator.relay import Output
+from coordinator.transcripts import Transcripts
 
 
 @dataclass(slots=True)
 class Answer:
+    parts: dict[int, list[Part]] = field(default_factory=dict)  # of one that is read
+    reasons: bool = False
     texts: dict[int, list[str]] = field(default_factory=dict)
     ends: dict[int, str] = field(default_factory=dict)
     vectors: list[list[float]] = field(default_factory=list)
@@ -22,6 +28,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Answers:
+    transcripts: Transcripts
     open: dict[JobId, Answer] = field(default_factory=dict)
 
     def expect(self, job_id: JobId) -> None:
@@ -34,18 +41,31 @@ class Answers:
                 if piece.finish_reason:
                     answer.ends[piece.choice] = piece.finish_reason
 
+    def outputs(self, job_id: JobId, outputs: Sequence[Output]) -> None:
+        """As `pieces`, of an answer that was read."""
+        if (answer := self.open.get(job_id)) is not None:
+            for output in outputs:
+                answer.reasons = output.reasons
+                answer.parts.setdefault(output.choice, []).extend(output.parts or ())
+                if output.finish_reason:
+                    answer.ends[output.choice] = output.finish_reason
+
     def vectors(self, job_id: JobId, vectors: list[list[float]]) -> None:
         if (answer := self.open.get(job_id)) is not None:
             answer.vectors = vectors
 
     def close(self, job: Job) -> bytes | None:
         """The result in the OpenAI API's shape, as JSON; None if it is not stored or delivered nothing."""
+        if (transcript := self.transcripts.open.get(job.id)) is not None:
+            self.outputs(job.id, transcript.cut_off())
         answer = self.open.pop(job.id, None)
         if answer is None or job.state in (JobState.FAILED, JobState.EXPIRED):
             return None
         if job.kind is Kind.EMBEDDING:
             return orjson.dumps(_embedding(job, answer)) if answer.vectors else None
-        return orjson.dumps(_text(job, answer)) if answer.texts or answer.ends else None
+        if not (answer.parts or answer.texts or answer.ends):
+            return None
+        return orjson.dumps(_text(job, answer, self.transcripts.reasoning_tokens(job)))
 
 
 def _usage(job: Job) -> dict[str, Any]:
@@ -63,12 +83,13 @@ def _embedding(job: Job, answer: Answer) -> dict[str, Any]:
     return {"object": "list", "model": job.model, "data": data, "usage": usage}
 
 
-def _text(job: Job, answer: Answer) -> dict[str, Any]:
+def _text(job: Job, answer: Answer, reasoning_tokens: int | None) -> dict[str, Any]:
     chat = job.kind is Kind.CHAT
     choices = []
     for index in range(job.choices):
         text = "".join(answer.texts.get(index, ()))
-        body = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        parts = answer.parts[index] if index in answer.parts else [Content(text)]
+        body = {"message": message_of(parts, reasons=answer.reasons)} if chat else {"text": text}
         choices.append({"index": index, **body, "finish_reason": answer.ends.get(index), "logprobs": None})
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{job.id}",
@@ -76,5 +97,5 @@ def _text(job: Job, answer: Answer) -> dict[str, Any]:
         "created": int(job.created_at),
         "model": job.model,
         "choices": choices,
-        "usage": _usage(job),
+        "usage": _usage(job) | details_of(reasoning_tokens),
     }

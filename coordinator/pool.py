@@ -17,6 +17,7 @@ from coordinator import translate
 from coordinator.accounts import Accounts
 from coordinator.answers import Answers
 from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
+from coordinator.chatwork import callable_names, counted, needs
 from coordinator.core.budgets import Budgets, Exceeded, tokens_of
 from coordinator.core.engine import Engine, Impossible
 from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
@@ -39,6 +40,7 @@ from coordinator.store import Store
 from coordinator.submission import Submission, Ticket
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.transcripts import Transcripts
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import session_pb2, work_pb2
@@ -65,8 +67,9 @@ class Pool:
     giving: Giving = field(init=False)
     invitations: Invitations = field(init=False)
     membership: Membership = field(init=False)
+    answers: Answers = field(init=False)
     relay: Relay = field(default_factory=Relay)
-    answers: Answers = field(default_factory=Answers)
+    transcripts: Transcripts = field(default_factory=Transcripts)
     budgets: Budgets = field(default_factory=Budgets)
     works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class Pool:
         def keep(row: ReceiptRow) -> None:
             self.ticker.extras.receipts.append(row)
 
+        self.answers = Answers(self.transcripts)
         self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep, since=self.now())
         self.accounts = Accounts(self.engine, self.store, lambda: self.ticker, self.now)
         self.giving = Giving(self.accounts, self.settings.transfer_day_max)
@@ -127,6 +131,7 @@ class Pool:
             stored=s.stored,
             own_only=own_only,
             only=self._only(s),
+            needs=needs(s.work),
             expires_at=None if s.wait_s is None else self.now() + s.wait_s,
         )
         self._admit(job, demand, s)
@@ -175,6 +180,7 @@ class Pool:
             counts = tuple(share + (index < rest) for index in range(len(counts)))
             exact = True
         demand = Demand(job.kind, self.shape(job.model), counts, job.max_tokens, job.choices, exact=exact)
+        job = replace(job, needs=needs(work))
         self.works[job.id] = work
         self.answers.expect(job.id)
         entry = self.catalogue().get(job.model)
@@ -273,8 +279,19 @@ class Pool:
 
     def deliver(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
         """Output that the core has taken, to whoever waits for it."""
+        if (transcript := self.transcripts.open.get(job_id)) is not None:
+            outputs = transcript.read(pieces)
+            self.relay.outputs(job_id, outputs)
+            self.answers.outputs(job_id, outputs)
+            return
         self.relay.pieces(job_id, pieces)
         self.answers.pieces(job_id, pieces)
+
+    def begin_transcript(self, job: Job, prompt: work_pb2.RenderedPrompt) -> None:
+        """An attempt has said how its model writes, before anything was delivered."""
+        if (work := self.works.get(job.id)) is not None and work.HasField("chat"):
+            names = callable_names(work)
+            self.transcripts.begin(job, translate.form(prompt), names, self._count(job.model))
 
     def deliver_vectors(self, job_id: JobId, vectors: list[list[float]]) -> None:
         self.relay.vectors(job_id, vectors)
@@ -315,7 +332,8 @@ class Pool:
         self.works.pop(job.id, None)
         charge, ended_at, now = job.charge or 0, job.ended_at or self.now(), self.now()
         self.budgets.settle(job.id, tokens_of(job), charge, ended_at, now)
-        self.relay.closed(job)
+        self.relay.closed(job, self.transcripts.reasoning_tokens(job))
+        self.transcripts.open.pop(job.id, None)
         self.job_ended.set()
         log.info(
             "job ended", action="job_ended", job=job.id, state=job.state.value, charge=job.charge, why=job.why
@@ -357,7 +375,7 @@ class Pool:
 def _counts(counter: TokenCounter, model: str, work: work_pb2.Work) -> tuple[int, ...]:
     """The tokens of each prompt, as the counter knows them now."""
     if work.HasField("chat"):
-        return (counter.count_chat(model, list(work.chat.messages)),)
+        return (counter.count_chat(model, list(work.chat.messages), counted(work.chat)),)
     if work.HasField("completion"):
         ids, prompt = work.completion.prompt_ids, work.completion.prompt
         return (len(ids) or counter.count_text(model, prompt),)

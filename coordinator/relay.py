@@ -5,22 +5,29 @@ A queue needs no bound of its own: a job delivers at most `max_tokens` pieces fo
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from coordinator.core.jobs import Job, JobId, JobState, Loading
 from coordinator.core.output import Piece
+from coordinator.core.parts import Part
 from potluck.v1.work_pb2 import TokenLogprob
 
 
 class Output(NamedTuple):
-    """A piece of one choice; `finish_reason` is None while it goes on. One for each token, as `Piece`."""
+    """A piece of one choice; `finish_reason` is None while it goes on. One for each token, as `Piece`.
+
+    `parts` are what was found in the text of an answer that is read (None: it is content as it stands), of a
+    model that reasons or does not. They may come later than their text.
+    """
 
     choice: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: Sequence[TokenLogprob]
     finish_reason: str | None
+    parts: tuple[Part, ...] | None = None
+    reasons: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,7 @@ class Closed:
     code: str = ""
     why: str = ""
     loading: Loading | None = None
+    reasoning_tokens: int | None = None  # of the output tokens; None of a model that does not reason
 
 
 JobEvent = Output | Embedded | Closed
@@ -75,6 +83,12 @@ class Relay:
             if queue in (followers := self.queues.get(job_id, [])):
                 followers.remove(queue)
 
+    def outputs(self, job_id: JobId, outputs: Sequence[Output]) -> None:
+        """As `pieces`, of an answer that was read."""
+        for queue in self.queues.get(job_id, ()):
+            for output in outputs:
+                queue.put_nowait(output)
+
     def pieces(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
         if followers := self.queues.get(job_id):
             for p in pieces:
@@ -86,10 +100,10 @@ class Relay:
         for queue in self.queues.get(job_id, ()):
             queue.put_nowait(Embedded(vectors))
 
-    def closed(self, job: Job) -> None:
+    def closed(self, job: Job, reasoning_tokens: int | None = None) -> None:
         """Tell the end, once: whoever still reads has its own hold on the queue."""
         for queue in self.queues.pop(job.id, ()):
-            queue.put_nowait(ended(job))
+            queue.put_nowait(replace(ended(job), reasoning_tokens=reasoning_tokens))
 
 
 def _joined(first: JobEvent, second: JobEvent) -> Output | None:
@@ -104,6 +118,8 @@ def _joined(first: JobEvent, second: JobEvent) -> Output | None:
         first.token_ids + second.token_ids,
         [*first.logprobs, *second.logprobs],
         second.finish_reason,
+        None if first.parts is None or second.parts is None else (*first.parts, *second.parts),
+        first.reasons,
     )
 
 

@@ -164,10 +164,13 @@ class WorkerReports:
             self.engine.misbehaved(worker, job_id, number, why, now)
             self.ticker.wake()
             return False
+        first = live.prompt is None and not live.output.begun
         before, said = live.output.sequence, len(frame.prompt.ids)
         taken = self.engine.frame(
             worker, job_id, number, frame.sequence, pieces, prompt, now, prompt_tokens=said
         )
+        if first and prompt is not None:
+            self.pool.begin_transcript(live.job, prompt)
         self.pool.deliver(job_id, taken)
         if self.engine.effects:
             self.ticker.wake()

@@ -141,11 +141,13 @@ class TokenCounter:
         exact = None if entry is None else self._of(entry)
         return len(text.encode(errors="replace")) if exact is None else exact.count(text)
 
-    def count_chat(self, model: str, messages: Sequence[Message], tools: Sequence[str] = ()) -> int:
-        """Roles, names, texts and tool schemas (as JSON), and what the model's template adds to them."""
+    def count_chat(self, model: str, messages: Sequence[Message], more: Sequence[str] = ()) -> int:
+        """Roles, names and texts, what else stands in the prompt (`more`: tools and their calls, a schema),
+        and what the model's template adds to them.
+        """
         entry = self.catalogue().get(model)
         texts = [text for m in messages for text in (m.role, m.name, m.content) if text]
-        total = sum(self.count_text(model, text) for text in (*texts, *tools))
+        total = sum(self.count_text(model, text) for text in (*texts, *more))
         if entry is None:
             return total
         overhead = entry.template_overhead

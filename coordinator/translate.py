@@ -6,6 +6,7 @@ from coordinator.core.fleet import Fence, Served
 from coordinator.core.jobs import JobId, Kind
 from coordinator.core.live import Live
 from coordinator.core.output import Piece
+from coordinator.core.reading import Format
 from potluck.v1 import session_pb2, work_pb2
 
 KINDS = {kind.value: kind for kind in Kind}
@@ -24,6 +25,7 @@ STATES = {
     session_pb2.MODEL_STATE_FAILED: "failed",
     session_pb2.MODEL_STATE_UNSPECIFIED: "failed",
 }
+FEATURES = frozenset({"tools", "json_schema", "reasoning", "lora"})
 MODELS_MAX = 256
 GPUS_MAX = 64
 WORDS_MAX = 300  # characters of anything a worker says that is shown to people
@@ -78,6 +80,7 @@ def served(models: Iterable[session_pb2.ServedModel], known: Callable[[str], boo
             bytes_done=m.bytes_done,
             bytes_total=m.bytes_total,
             why=words(m.why),
+            features=frozenset(feature for feature in m.features if feature in FEATURES),
         )
         for m in list(models)[:MODELS_MAX]
         if known(m.name)
@@ -98,12 +101,16 @@ def pieces(deltas: Iterable[work_pb2.Delta]) -> list[Piece]:
     ]
 
 
+def form(prompt: work_pb2.RenderedPrompt) -> Format:
+    return Format(prompt.format.reasoning, prompt.format.reasoning_open, prompt.format.tools)
+
+
 def assign(live: Live, number: int, why: str, work: work_pb2.Work, member: str) -> session_pb2.Assign:
     """The job for its newest attempt; from the second one on with what was delivered already."""
     message = session_pb2.Assign(
         attempt=attempt(live.job.id, number), model=live.job.model, work=work, why=why, member=member
     )
-    if live.prompt is not None:
+    if live.prompt is not None and (live.prompt.text or live.prompt.ids):  # else it was too long to be told
         message.continuation.prompt.CopyFrom(live.prompt)
     if live.output.begun:
         for index, choice in enumerate(live.output.choices):

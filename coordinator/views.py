@@ -65,6 +65,7 @@ def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
                 "state": s.state,
                 "why": s.why,
                 "slots": s.slots,
+                "features": sorted(s.features),
                 "bytes_done": s.bytes_done,
                 "bytes_total": s.bytes_total,
             }
@@ -113,6 +114,7 @@ def _model(pool: Pool, entry: ModelEntry) -> dict[str, Any]:
         "state": next((s for s in order if s in states), "unserved"),
         "workers": len(serving),
         "engines": sorted({s.engine for s in serving}),
+        "features": sorted(frozenset().union(*(s.features for s in serving))),
         "decode_tokens_per_s": max((s.decode for s in serving), default=0.0),
         "price": {
             "prompt_1000_tokens": quote(thousand, pool.tariff),

@@ -50,10 +50,11 @@ SERVED = session_pb2.ServedModel(
     state=session_pb2.MODEL_STATE_READY,
     slots=64,
     context_tokens=8_192,
+    features=["tools", "json_schema", "reasoning"],
 )
 
-# What a script says of an assignment: lists of deltas (one frame each), or the end.
-Said = Sequence[work_pb2.Delta] | work_pb2.Failure | session_pb2.EmbeddingResult
+# What a script says of an assignment: lists of deltas or frames (numbered here), or the end.
+Said = Sequence[work_pb2.Delta] | session_pb2.Frame | work_pb2.Failure | session_pb2.EmbeddingResult
 Script = Callable[[session_pb2.Assign], AsyncIterator[Said]]
 
 
@@ -129,7 +130,9 @@ class Bench:
                 await reports.receive(worker, session_pb2.WorkerMessage(result=result))
             else:
                 sequence += 1
-                frame = session_pb2.Frame(attempt=assign.attempt, sequence=sequence, deltas=said)
+                frame = said if isinstance(said, session_pb2.Frame) else session_pb2.Frame(deltas=said)
+                frame.attempt.CopyFrom(assign.attempt)
+                frame.sequence = sequence
                 await reports.receive(worker, session_pb2.WorkerMessage(frame=frame))
 
 

@@ -298,8 +298,8 @@ async def test_each_error_class_of_the_client(stand: Stand) -> None:
     assert too_long.value.code == "context_length_exceeded"
     assert "1,000,000" in too_long.value.message
     with pytest.raises(openai.BadRequestError) as unsupported:
-        await _failing(stand, tools=[{"type": "function", "function": {"name": "f"}}])
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "tools")
+        await _failing(stand, functions=[{"name": "f"}])
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "functions")
     with pytest.raises(openai.PermissionDeniedError):
         await stand.openai().get("/../pool/v1/members", cast_to=httpx2.Response)
     once = {"Idempotency-Key": "once"}

@@ -274,13 +274,9 @@ class Core:
         if attempt is None or prompt is None:
             return
         attempt.prompt_tokens = prompt.tokens
-        # A prompt too long for a frame is left out: a later attempt then renders it again.
-        if (
-            not attempt.assigned.goes_on
-            and attempt.sequence == 0
-            and prompt.size_bytes <= self._frame_bytes_max
-        ):
-            attempt.prompt = prompt
+        # Text too long for a frame is left out: a later attempt then renders it again.
+        if not attempt.assigned.goes_on and attempt.sequence == 0:
+            attempt.prompt = prompt if prompt.size_bytes <= self._frame_bytes_max else prompt.bare
 
     def _produced(
         self, attempt_id: AttemptId, pieces: tuple[Piece, ...], now: float, out: list[Instruction]

@@ -40,6 +40,7 @@ class Prompt:
     tokens: int
     size_bytes: int
     payload: object
+    bare: "Prompt | None" = None  # how its answer is to be read, without the text, which may be too long
 
 
 @dataclass(frozen=True, slots=True)

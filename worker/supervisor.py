@@ -117,6 +117,7 @@ class ModelService:
             slots=self._slots(),
             context_tokens=loaded.context_tokens or entry.context_tokens,
             why=self.why,
+            features=loaded.features,
         )
 
     def _slots(self) -> int:

@@ -120,7 +120,7 @@ def engine_event_from(event: engine_pb2.EngineEvent) -> Event | None:
             attempt = attempt_from(event.started.attempt)
             if prompt is None:
                 return EngineStarted(attempt, None)
-            return EngineStarted(attempt, Prompt(len(prompt.ids), prompt.ByteSize(), prompt))
+            return EngineStarted(attempt, _prompt(prompt))
         case "output":
             pieces = tuple(_piece(delta) for delta in event.output.deltas)
             return EngineProduced(attempt_from(event.output.attempt), pieces)
@@ -130,6 +130,14 @@ def engine_event_from(event: engine_pb2.EngineEvent) -> Event | None:
             return EngineFailed(attempt_from(event.failed.attempt), failure_from(event.failed.failure))
         case _:
             return None
+
+
+def _prompt(prompt: work_pb2.RenderedPrompt) -> Prompt:
+    bare = None
+    if prompt.HasField("format"):
+        alone = work_pb2.RenderedPrompt(format=prompt.format)
+        bare = Prompt(0, alone.ByteSize(), alone)
+    return Prompt(len(prompt.ids), prompt.ByteSize(), prompt, bare)
 
 
 def _piece(delta: work_pb2.Delta) -> Piece:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from coordinator.core.parts import Part
 from coordinator.relay import Embedded, JobEvent, Output
 from potluck.v1.work_pb2 import TokenLogprob
 
@@ -12,6 +13,8 @@ class Choice:
     parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+    read: list[Part] | None = None  # what was found in the text, of an answer that is read
+    reasons: bool = False
 
     @property
     def text(self) -> str:
@@ -19,6 +22,10 @@ class Choice:
 
     def take(self, output: Output) -> None:
         self.parts.append(output.text)
+        if output.parts is not None:
+            self.read = self.read or []
+            self.read.extend(output.parts)
+            self.reasons = output.reasons
         self.logprobs.extend(output.logprobs)
         self.finish_reason = output.finish_reason or self.finish_reason
 

@@ -15,6 +15,8 @@ from coordinator.api.requests import ChatRequest
 from coordinator.api.routing import add, new_router
 from coordinator.api.stream import EventStream
 from coordinator.api.usage import Usage
+from coordinator.core.parts import Content
+from coordinator.message import message_of
 
 
 def chat_router(desk: Desk) -> APIRouter:
@@ -78,9 +80,10 @@ def body_of(
 
 
 def _choice(index: int, choice: Choice, *, scored: bool) -> dict[str, Any]:
+    parts = [Content(choice.text)] if choice.read is None else choice.read
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message_of(parts, reasons=choice.reasons),
         "logprobs": logprobs.chat(choice.logprobs) if scored and choice.logprobs else None,
         "finish_reason": choice.finish_reason,
     }

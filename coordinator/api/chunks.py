@@ -9,6 +9,8 @@ import orjson
 
 from coordinator.api import logprobs
 from coordinator.api.usage import Usage
+from coordinator.core.parts import joined
+from coordinator.message import delta_of
 from coordinator.relay import Output
 
 DONE = b"data: [DONE]\n\n"
@@ -53,6 +55,8 @@ class ChatChunks:
         self._logprobs = logprobs
 
     def piece(self, index: int, output: Output) -> bytes:
+        if output.parts is not None:
+            return self._read(index, output)
         parts: list[bytes] = []
         if not self._begun[index]:
             self._begun[index] = True
@@ -71,6 +75,29 @@ class ChatChunks:
             reason = orjson.dumps(output.finish_reason)
             parts += (self._opens[index], b'{},"logprobs":null,"finish_reason":', reason, b"}]}\n\n")
         return b"".join(parts)
+
+    def _read(self, index: int, output: Output) -> bytes:
+        """Of an answer that is read: a chunk for each part, the role in the first. Logprobs are those of the
+        tokens that came, whatever they are part of, and stand in the first chunk that follows them.
+        """
+        nothing = {"content": "", "reasoning_content": None} if output.reasons else {"content": ""}
+        deltas = [delta_of(part, reasons=output.reasons) for part in joined(output.parts or ())]
+        scored = logprobs.chat(output.logprobs) if self._logprobs and output.logprobs else None
+        if not deltas and (scored or (output.finish_reason and not self._begun[index])):
+            deltas = [nothing]
+        if deltas and not self._begun[index]:
+            self._begun[index] = True
+            deltas[0] = {"role": "assistant", "content": None, "refusal": None, **deltas[0]}
+        ends: list[str | None] = [None] * len(deltas)
+        if output.finish_reason:
+            deltas.append(nothing if output.reasons else {})
+            ends.append(output.finish_reason)
+        chunks: list[bytes] = []
+        for delta, end in zip(deltas, ends, strict=True):
+            body = orjson.dumps({"logprobs": scored, "finish_reason": end})
+            chunks += (self._opens[index], orjson.dumps(delta), b",", body[1:], b"]}\n\n")
+            scored = None
+        return b"".join(chunks)
 
     def usage(self, usage: Usage) -> bytes:
         return self._usage_head + orjson.dumps(usage.body) + b"}\n\n"

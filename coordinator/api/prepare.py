@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from coordinator.api.auth import Caller
 from coordinator.api.context import Context
 from coordinator.api.errors import ApiError
+from coordinator.api.messages import Message
 from coordinator.api.requests import (
     ChatRequest,
     CompletionRequest,
@@ -17,6 +18,8 @@ from coordinator.api.requests import (
     Prompt,
 )
 from coordinator.api.schema import validated
+from coordinator.api.tools import text_of
+from coordinator.chatwork import counted
 from coordinator.core.jobs import Kind
 from coordinator.submission import Submission
 from potluck.catalogue import Catalogue, ModelEntry
@@ -78,31 +81,73 @@ async def submissions_of(
 async def chat(context: Context, caller: Caller, request: ChatRequest, key: str | None) -> Submission:
     """`key` is the request's Idempotency-Key, which fixes the seed."""
     entry = await _countable(context, request.model, Kind.CHAT)
-    messages = [
-        work_pb2.ChatMessage(role=message.role, content=message.content or "", name=message.name or "")
-        for message in request.messages
-    ]
-    characters = sum(len(message.content) for message in messages)
+    work = _chat_work(request)
+    more = counted(work)
+    characters = sum(len(message.content) for message in work.messages) + sum(map(len, more))
     exact = context.counter.exact(entry.name)
-    prompt_tokens = await _count(characters, lambda: context.counter.count_chat(entry.name, messages))
+    prompt_tokens = await _count(
+        characters, lambda: context.counter.count_chat(entry.name, list(work.messages), more)
+    )
     wanted = request.max_completion_tokens or request.max_tokens
     max_tokens = _room(context, entry, prompt_tokens, wanted, param="messages")
     sampling = _sampling(context, caller, request, max_tokens, key)
     sampling.logprobs = bool(request.logprobs)
     sampling.top_logprobs = request.top_logprobs or 0
-    work = work_pb2.Work(chat=work_pb2.ChatWork(messages=messages, sampling=sampling))
+    work.sampling.CopyFrom(sampling)
     return Submission(
         kind=Kind.CHAT,
         model=entry.name,
         member=caller.member,
         key=caller.key,
-        work=work,
+        work=work_pb2.Work(chat=work),
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         choices=sampling.choices,
         exact=exact,
         workers=_workers(request.potluck),
         wait_s=_wait_s(request.potluck),
+    )
+
+
+def _chat_work(request: ChatRequest) -> work_pb2.ChatWork:
+    """All but the sampling. `tool_choice` auto is what the OpenAI API takes where there are tools."""
+    choice, wanted = request.tool_choice
+    work = work_pb2.ChatWork(
+        messages=[_message(message) for message in request.messages],
+        tools=[
+            work_pb2.Tool(
+                name=tool.function.name,
+                description=tool.function.description or "",
+                parameters=text_of(tool.function.parameters),
+                strict=bool(tool.function.strict),
+            )
+            for tool in request.tools
+        ],
+        reasoning_effort=request.reasoning_effort or "",
+    )
+    if request.tools:
+        work.tool_choice, work.tool_name = choice or "auto", wanted
+        work.parallel_tool_calls = request.parallel_tool_calls is not False
+    wanted_form = request.response_format
+    if wanted_form is not None and wanted_form.type != "text":
+        named = wanted_form.json_schema
+        work.structure.kind = wanted_form.type
+        work.structure.schema = "" if named is None else named.text
+    return work
+
+
+def _message(message: Message) -> work_pb2.ChatMessage:
+    calls = [
+        work_pb2.ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+        for call in message.tool_calls
+    ]
+    return work_pb2.ChatMessage(
+        role=message.role,
+        content=message.content or "",
+        name=message.name or "",
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id or "",
+        reasoning=message.reasoning_content or "",
     )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from coordinator.api.schema import ANY, Schema
+from coordinator.api.messages import Message, check_answers
+from coordinator.api.schema import ANY, Schema, wrong, wrong_type
+from coordinator.api.tools import ResponseFormat, ToolChoice, Tools
 
 MESSAGES_MAX = 2_048
 CHOICES_MAX = 8
@@ -20,15 +21,6 @@ INPUTS_MAX = 2_048
 WORKERS_MAX = 64
 TOKEN_ID_MAX = 2**32 - 1
 MAX_TOKENS_MAX = 2**31 - 1
-PARTS_MAX = 1_024
-
-
-def _wrong(message: str) -> PydanticCustomError:
-    return PydanticCustomError("invalid_value", "{problem}", {"problem": message})
-
-
-def _wrong_type(message: str) -> PydanticCustomError:
-    return PydanticCustomError("of_invalid_type", "{problem}", {"problem": message})
 
 
 def _stops(value: Any) -> Any:
@@ -37,35 +29,12 @@ def _stops(value: Any) -> Any:
         return ()
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise _wrong_type("a string or a list of strings is needed")
+        raise wrong_type("a string or a list of strings is needed")
     if len(stops) > STOPS_MAX:
-        raise _wrong(f"at most {STOPS_MAX} stop strings are allowed, {len(stops)} came")
+        raise wrong(f"at most {STOPS_MAX} stop strings are allowed, {len(stops)} came")
     if not all(0 < len(stop) <= STOP_CHARS_MAX for stop in stops):
-        raise _wrong(f"each stop string must have 1 to {STOP_CHARS_MAX} characters")
+        raise wrong(f"each stop string must have 1 to {STOP_CHARS_MAX} characters")
     return tuple(stops)
-
-
-def _content(value: Any) -> Any:
-    """A message's text: a string, or a list of text parts, which are joined."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list) or len(value) > PARTS_MAX:
-        raise _wrong_type(f"a string or a list of up to {PARTS_MAX} parts is needed")
-    texts = []
-    for part in value:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise _wrong_type('each part must be an object with a "type"')
-        if part["type"] != "text":
-            kind = part["type"][:64]
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "{problem}",
-                {"problem": f"parts of type {kind!r} are not supported, only text"},
-            )
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise _wrong_type('a text part is {"type": "text", "text": "..."}')
-        texts.append(part["text"])
-    return "".join(texts)
 
 
 def _texts_or_ids(value: Any, items_max: int) -> tuple[str | tuple[int, ...], ...]:
@@ -73,26 +42,24 @@ def _texts_or_ids(value: Any, items_max: int) -> tuple[str | tuple[int, ...], ..
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
-        raise _wrong_type(
-            "a string, a list of strings, a list of token ids or a list of such lists is needed"
-        )
+        raise wrong_type("a string, a list of strings, a list of token ids or a list of such lists is needed")
     kinds = {type(item) for item in value}
     if kinds == {int}:
         return (_ids(value),)
     if kinds not in ({str}, {list}):
-        raise _wrong_type("all items must be strings, or all token ids, or all lists of token ids")
+        raise wrong_type("all items must be strings, or all token ids, or all lists of token ids")
     if len(value) > items_max:
-        raise _wrong(f"at most {items_max} are allowed in one request, {len(value)} came")
+        raise wrong(f"at most {items_max} are allowed in one request, {len(value)} came")
     return tuple(value) if kinds == {str} else tuple(_ids(item) for item in value)
 
 
 def _ids(value: list[Any]) -> tuple[int, ...]:
     if not value:
-        raise _wrong("a list of token ids must not be empty")
+        raise wrong("a list of token ids must not be empty")
     if {type(item) for item in value} != {int}:
-        raise _wrong_type("token ids must be integers")
+        raise wrong_type("token ids must be integers")
     if min(value) < 0 or max(value) > TOKEN_ID_MAX:
-        raise _wrong(f"token ids lie between 0 and {TOKEN_ID_MAX}")
+        raise wrong(f"token ids lie between 0 and {TOKEN_ID_MAX}")
     return tuple(value)
 
 
@@ -103,7 +70,7 @@ def _prompts(value: Any) -> Any:
 def _inputs(value: Any) -> Any:
     inputs = _texts_or_ids(value, INPUTS_MAX)
     if "" in inputs:
-        raise _wrong("an empty text has no embedding")
+        raise wrong("an empty text has no embedding")
     return inputs
 
 
@@ -116,7 +83,7 @@ def _workers(value: Any) -> Any:
         and all(isinstance(w, str) and w for w in value)
     ):
         return tuple(value)
-    raise _wrong_type(f'"mine", "trusted" or a list of 1 to {WORKERS_MAX} worker ids is needed')
+    raise wrong_type(f'"mine", "trusted" or a list of 1 to {WORKERS_MAX} worker ids is needed')
 
 
 TextsOrIds = str | list[str] | list[int] | list[list[int]]
@@ -139,32 +106,6 @@ class StreamOptions(Schema):
     include_usage: bool | None = None
 
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (None, False)}
-
-
-class Message(Schema):
-    """One message. Tools are not supported, so nobody calls one and no message carries its answer."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        str | None, BeforeValidator(_content, json_schema_input_type=str | list[dict[str, str]] | None)
-    ] = None
-    name: Annotated[str, Field(max_length=256)] | None = None
-
-    # What an answer carries, so that it can be sent back as it came.
-    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "annotations": (None, []),
-        "audio": (None,),
-        "function_call": (None,),
-        "refusal": (None,),
-        "tool_call_id": (None,),
-        "tool_calls": (None, []),
-    }
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "Message":
-        if self.content is None:
-            raise _wrong("the message has no content")
-        return self
 
 
 # Accepted with a value that asks for nothing. Each of these may become a field when the pool learns it.
@@ -198,11 +139,7 @@ class Generation(Schema):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "Generation":
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                "invalid_value",
-                "{problem}",
-                {"problem": "only allowed together with stream", "name": "stream_options"},
-            )
+            raise wrong("only allowed together with stream", name="stream_options")
         return self
 
     @property
@@ -211,12 +148,17 @@ class Generation(Schema):
 
 
 class ChatRequest(Generation):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`. Without `tools`, `tool_choice` has nothing to choose from."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    tools: Tools = ()
+    tool_choice: ToolChoice = ("", "")
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
 
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         **HARMLESS_EVERYWHERE,
@@ -226,35 +168,34 @@ class ChatRequest(Generation):
         "metadata": ANY,
         "modalities": (None, ["text"]),
         "moderation": (None,),
-        "parallel_tool_calls": (None, True, False),
         "prediction": (None,),
         "prompt_cache_key": ANY,
         "prompt_cache_options": (None,),
         "prompt_cache_retention": (None,),
-        "reasoning_effort": (None,),
-        "response_format": (None, {"type": "text"}),
         "safety_identifier": ANY,
         "service_tier": (None, "auto", "default"),
         "store": (None, False),
-        "tool_choice": (None, "none", "auto"),
-        "tools": (None, []),
         "verbosity": (None, "medium"),
         "web_search_options": (None,),
+    }
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "function_call": "the older form is not supported; use tool_choice",
+        "functions": "the older form is not supported; use tools",
     }
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatRequest":
         asked = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(asked) > 1:
-            problem = "max_tokens and max_completion_tokens differ; give one of them"
-            raise PydanticCustomError(
-                "invalid_value", "{problem}", {"problem": problem, "name": "max_tokens"}
-            )
+            raise wrong("max_tokens and max_completion_tokens differ; give one of them", name="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
-            problem = "only allowed together with logprobs: true"
-            raise PydanticCustomError(
-                "invalid_value", "{problem}", {"problem": problem, "name": "top_logprobs"}
-            )
+            raise wrong("only allowed together with logprobs: true", name="top_logprobs")
+        choice, wanted = self.tool_choice
+        if choice in ("required", "function") and not self.tools:
+            raise wrong("only allowed together with tools", name="tool_choice")
+        if choice == "function" and wanted not in {tool.function.name for tool in self.tools}:
+            raise wrong(f"there is no tool {wanted[:64]!r}", name="tool_choice")
+        check_answers(self.messages)
         return self
 
 
@@ -281,9 +222,7 @@ class CompletionRequest(Generation):
         elif not all(isinstance(prompt, str) for prompt in self.prompt):
             problem = "not supported with a prompt of token ids"
         if problem:
-            raise PydanticCustomError(
-                "unsupported_parameter", "{problem}", {"problem": problem, "name": "echo"}
-            )
+            raise wrong(problem, name="echo", kind="unsupported_parameter")
         return self
 
 

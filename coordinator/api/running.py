@@ -190,11 +190,13 @@ class Running:
     def usage(self) -> Usage:
         """Sums over the jobs; complete once all have closed."""
         closed = self._closed.values()
+        reasoned = [c.reasoning_tokens for c in closed if c.reasoning_tokens is not None]
         return Usage(
             prompt_tokens=sum(c.prompt_tokens for c in closed),
             output_tokens=sum(c.output_tokens for c in closed),
             charge=sum(c.charge for c in closed),
             job_ids=self.job_ids,
+            reasoning_tokens=sum(reasoned) if reasoned else None,
         )
 
     async def events(self) -> AsyncIterator[tuple[int, JobEvent]]:

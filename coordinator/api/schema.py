@@ -7,7 +7,7 @@ close to it.
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, LiteralString, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -15,6 +15,15 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from coordinator.api.errors import ApiError
 
 NAME_CHARS_SHOWN_MAX = 64
+
+
+def wrong(problem: str, *, name: str = "", kind: LiteralString = "invalid_value") -> PydanticCustomError:
+    """What a validator raises. `name`: the parameter, where it is a part of what is being validated."""
+    return PydanticCustomError(kind, "{problem}", {"problem": problem, "name": name})
+
+
+def wrong_type(problem: str) -> PydanticCustomError:
+    return wrong(problem, kind="of_invalid_type")
 
 
 class Any_:  # noqa: N801 -- reads as `Any` in the tables below
@@ -30,6 +39,12 @@ class Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    unsupported: ClassVar[Mapping[str, str]] = {}  # what is said of those that many try
+    names: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        cls.names = frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -37,24 +52,21 @@ class Schema(BaseModel):
         """Take out what is known and harmless; refuse by name what is not known or not done."""
         if not isinstance(data, dict):
             return data
-        strange = data.keys() - cls.model_fields.keys()
+        strange = data.keys() - cls.names
         if not strange:
             return data
         for name in sorted(strange):
-            if name not in cls.harmless:
-                raise PydanticCustomError(
-                    "unknown_parameter", "{problem}", {"name": name, "problem": cls._close(name)}
-                )
-            if not _is_one_of(data[name], cls.harmless[name]):
-                problem = "this pool does not support it yet; leave it out"
-                raise PydanticCustomError(
-                    "unsupported_parameter", "{problem}", {"name": name, "problem": problem}
-                )
+            if _is_one_of(data[name], cls.harmless.get(name, ())):
+                continue
+            if name not in cls.harmless and name not in cls.unsupported:
+                raise wrong(cls._close(name), name=name, kind="unknown_parameter")
+            problem = cls.unsupported.get(name, "this pool does not support it yet; leave it out")
+            raise wrong(problem, name=name, kind="unsupported_parameter")
         return {name: value for name, value in data.items() if name not in strange}
 
     @classmethod
     def _close(cls, name: str) -> str:
-        known = [*cls.model_fields, *cls.harmless]
+        known = [*cls.names, *cls.harmless]
         close = difflib.get_close_matches(name[:NAME_CHARS_SHOWN_MAX], known, n=3)
         return "there is no such parameter" + (f"; did you mean {' or '.join(close)}?" if close else "")
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.message import details_of
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -12,6 +14,7 @@ class Usage:
     output_tokens: int
     charge: int
     job_ids: tuple[str, ...]
+    reasoning_tokens: int | None = None  # of the output tokens; None where no model reasons
 
     @property
     def potluck(self) -> dict[str, Any]:
@@ -24,6 +27,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
+            **details_of(self.reasoning_tokens),
             "potluck": self.potluck,
         }
 

@@ -48,6 +48,12 @@ class Served:
     bytes_done: int = 0
     bytes_total: int = 0
     why: str = ""
+    features: frozenset[str] = frozenset()  # tools | json_schema | reasoning | lora
+
+    def lacks(self, needs: frozenset[str]) -> list[str]:
+        """Which of these it cannot do. Before it was loaded once nobody knows, and it may be tried."""
+        known = self.features or self.state == "ready"
+        return sorted(needs - self.features) if known else []
 
 
 @dataclass(frozen=True, slots=True)

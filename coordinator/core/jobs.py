@@ -175,6 +175,7 @@ class Job:
     stored: bool = False  # survives a restart of the coordinator; interactive answers do not
     own_only: bool = False  # may run on its member's own workers only
     only: frozenset[WorkerId] = frozenset()
+    needs: frozenset[str] = frozenset()  # features that its worker must have; follows from the request
     expires_at: float | None = None
     state: JobState = JobState.QUEUED
     attempts: tuple[Attempt, ...] = ()

@@ -52,6 +52,7 @@ class Live:
             context_tokens=longest + job.max_tokens,
             own_only=job.own_only,
             only=job.only,
+            needs=job.needs,
             refused_by=frozenset(w for w, t in self.avoid.items() if t > now) if self.avoid else NOBODY,
             numerics=self.numerics if self.output.begun else "",
         )

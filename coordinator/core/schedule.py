@@ -21,6 +21,8 @@ from coordinator.core.turns import Asked, Want
 
 __all__ = ["Assign", "Planner", "Policy", "Waiting", "allowed", "impossible", "plan", "seconds"]
 
+FEATURES = {"tools": "tool calls", "json_schema": "structured output (JSON Schema)"}  # in words
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -33,6 +35,7 @@ class Waiting:
     context_tokens: int  # prompt and output together
     own_only: bool = False
     only: frozenset[WorkerId] = frozenset()
+    needs: frozenset[str] = frozenset()  # of Served.features
     refused_by: frozenset[WorkerId] = frozenset()
     numerics: str = ""  # of what was delivered already: an equal class goes on identically
 
@@ -53,7 +56,13 @@ def allowed(job: Waiting, worker: Worker, served: Served) -> str:
         return "it could not do this job before"
     if served.context_tokens and job.context_tokens > served.context_tokens:
         return f"needs a context of {job.context_tokens} tokens, it has {served.context_tokens}"
+    if job.needs and (lacking := served.lacks(job.needs)):
+        return f"it has no {_features(lacking)}"
     return ""
+
+
+def _features(lacking: list[str]) -> str:
+    return " and no ".join(FEATURES.get(feature, feature) for feature in lacking)
 
 
 @dataclass(slots=True)
@@ -288,6 +297,8 @@ def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
         elif served.context_tokens and job.context_tokens > served.context_tokens:
             context = served.context_tokens
             reason = f"the job needs a context of {job.context_tokens} tokens, the workers have {context}"
+        elif job.needs and (lacking := served.lacks(job.needs)):
+            reason = f"the workers that serve {job.model} have no {_features(lacking)}"
         else:
             return ""
         reasons[reason] = reasons.get(reason, 0) + 1

@@ -2,7 +2,8 @@
 
 For tests and benchmarks, chosen explicitly. One token is one word with a space in front: token id 0..65535
 in the spelling of Wilkerson's proquints (arXiv 0901.4016), so an id and its word follow from each other.
-Options (all strings, worker.toml or tests):
+A chat whose last message begins with `say:` is answered with the rest of it, SAID_CHARS at a time and
+without ids. Options (all strings, worker.toml or tests):
 
   ttft_ms=20 tpot_ms=5     delay of the first token, and between tokens
   output_tokens=0          the answer ends by itself ("stop") after so many tokens; 0: never before max_tokens
@@ -11,6 +12,9 @@ Options (all strings, worker.toml or tests):
   fail_after_tokens=       an attempt fails, the process dies, or an attempt falls silent, after so many
   die_after_tokens=          tokens of its own
   hang_after_tokens=
+  features=                what it claims to be able to do, with commas: tools,json_schema,reasoning
+  reasoning= reasoning_open=false tools=
+                           how its answers are to be read, as in OutputFormat
   dimensions=64            of embeddings
   memory_bytes=0           reported only
 """
@@ -21,7 +25,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,6 +37,8 @@ from worker.engines.pieces import Pieces, merge, open_choices
 SLOTS_DEFAULT = 32
 CONTEXT_TOKENS_DEFAULT = 8192
 TOKENS_A_TICK_MAX = 64  # of one choice: without delays (tpot_ms=0) others must have their turn
+SAY = "say:"
+SAID_CHARS = 4
 SLACK_S = 0.0005  # what is due within this time goes out now
 _CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aiou"
 
@@ -74,6 +80,10 @@ class Options(BaseModel):
     fail_after_tokens: int = -1
     die_after_tokens: int = -1
     hang_after_tokens: int = -1
+    features: str = ""
+    reasoning: str = ""
+    reasoning_open: bool = False
+    tools: str = ""
     dimensions: int = 64
     memory_bytes: int = 0
 
@@ -95,7 +105,9 @@ class _Running:
     prompt_tokens: int
     choices: list[Pieces]
     due: float
+    script: str | None = None  # what is said instead of words that follow from the seed
     generated: int = 0  # by this attempt, the choice that is furthest
+    said: dict[int, int] = field(default_factory=dict)  # code points of the script, for each choice
 
 
 class Emulator:
@@ -127,6 +139,7 @@ class Emulator:
             context_tokens=self._context_tokens,
             kinds=load.kinds or ("chat", "completion", "embedding"),
             memory_bytes=options.memory_bytes,
+            features=filter(None, options.features.split(",")),
             prefill_tokens_per_s=1000 * 100 / options.ttft_ms if options.ttft_ms else 0.0,
             decode_tokens_per_s=decode,
         )
@@ -137,7 +150,7 @@ class Emulator:
         if start.work.HasField("embedding"):
             self._emit(self._embed(start))
             return
-        prompt = _render(start)
+        prompt = self._render(start)
         prompt_tokens = len(prompt.ids) or len(prompt.text.split())
         if prompt_tokens >= self._context_tokens:
             raise engine.context_too_long(prompt_tokens, self._context_tokens)
@@ -149,7 +162,9 @@ class Emulator:
             prompt_tokens=prompt_tokens,
             choices=open_choices(sampling, start.continuation, limit),
             due=asyncio.get_running_loop().time() + self._options.ttft_ms / 1000,
+            script=_script(start.work),
         )
+        running.said = {pieces.choice: pieces.offset for pieces in running.choices}
         self._emit(engine.started(start.attempt, prompt))
         self._running[engine.key_of(start.attempt)] = running
         self._schedule(running)
@@ -230,8 +245,24 @@ class Emulator:
             return pieces.end("stop")
         if pieces.exhausted:
             return pieces.end("length")
+        if running.script is not None:
+            return _say(running.script, running.said, pieces)
         token_id = token_of(running.seed, pieces.choice, pieces.tokens)
         return pieces.push(token_id, b" " + word(token_id).encode())
+
+    def _render(self, start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
+        """The prompt of the first attempt, or one message a line."""
+        if start.continuation.HasField("prompt"):
+            return start.continuation.prompt
+        if start.work.HasField("chat"):
+            lines = (f"{message.role}: {message.content}" for message in start.work.chat.messages)
+            options = self._options
+            form = work_pb2.OutputFormat(
+                reasoning=options.reasoning, reasoning_open=options.reasoning_open, tools=options.tools
+            )
+            return work_pb2.RenderedPrompt(text="\n".join(lines), format=form)
+        work = start.work.completion
+        return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
 
     def _embed(self, start: engine_pb2.Start) -> engine_pb2.EngineEvent:
         texts = [
@@ -247,15 +278,19 @@ class Emulator:
         )
 
 
-def _render(start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
-    """The prompt of the first attempt, or one message a line."""
-    if start.continuation.HasField("prompt"):
-        return start.continuation.prompt
-    if start.work.HasField("chat"):
-        lines = (f"{message.role}: {message.content}" for message in start.work.chat.messages)
-        return work_pb2.RenderedPrompt(text="\n".join(lines))
-    work = start.work.completion
-    return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
+def _script(work: work_pb2.Work) -> str | None:
+    """What the last message wants said, if it does."""
+    last = work.chat.messages[-1].content if work.chat.messages else ""
+    return last.removeprefix(SAY) if last.startswith(SAY) else None
+
+
+def _say(script: str, said: dict[int, int], pieces: Pieces) -> work_pb2.Delta | None:
+    """The next few characters of the script; its end is the answer's."""
+    start = said[pieces.choice]
+    if start >= len(script):
+        return pieces.end("stop")
+    said[pieces.choice] = start + SAID_CHARS
+    return pieces.add(script[start : start + SAID_CHARS], 1)
 
 
 def names(ids: Sequence[int]) -> str:
