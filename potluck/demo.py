@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from potluck import processes
+from potluck.answers import Answer, Embeddings
 from potluck.cli.conversation import Conversation
 from potluck.cli.printing import Printer
 from potluck.cli.session import Session
@@ -26,7 +27,7 @@ from potluck.errors import PotluckError
 from potluck.home import home, make_folder, model_cache, write_secret
 from potluck.pool import Pool
 from potluck.processes import Child, ProcessFailed
-from potluck.results import Answer, Embeddings, NewMember, Worker
+from potluck.results import NewMember, Worker
 
 OWNERS: Final = ("alice", "bob")
 ASKER: Final = "carol"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from potluck.answers import Answer, Choice, Embeddings, Piece, ToolCall, Usage
 from potluck.client import resolve
 from potluck.errors import (
     InvalidRequest,
@@ -32,10 +33,7 @@ from potluck.ledger import LedgerCalls
 from potluck.limiting import Limiting
 from potluck.membership import IDEMPOTENCY_BYTES, Membership
 from potluck.results import (
-    Answer,
     Balance,
-    Choice,
-    Embeddings,
     Job,
     JobPage,
     JoinToken,
@@ -43,11 +41,10 @@ from potluck.results import (
     Member,
     Model,
     NewMember,
-    Piece,
     Quote,
     Status,
-    Usage,
     Worker,
+    plain,
     read,
     read_all,
     read_listed,
@@ -106,10 +103,11 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership):
 
     def chat(self, messages: Messages, *, model: str | None = None, **parameters: Any) -> Answer:
         """A whole answer. A string is one user message; parameters are the OpenAI API's
-        (`max_tokens`, `temperature`, `seed`, `stop`, `n`, ...), and `potluck={"workers": "mine"}`.
+        (`max_tokens`, `temperature`, `seed`, `stop`, `n`, `tools`, `response_format`, ...), and
+        `potluck={"workers": "mine"}`. What a model thought is in `reasoning`, what it calls in `tool_calls`.
         """
         body = self._chat_body(messages, model, parameters)
-        return _answer(self._transport.post("/v1/chat/completions", body), _chat_text)
+        return _answer(self._transport.post("/v1/chat/completions", body), _chat_choice)
 
     def stream(self, messages: Messages, *, model: str | None = None, **parameters: Any) -> AnswerStream:
         """The answer piece by piece, as a context manager; leaving it early cancels the job, and what was
@@ -121,7 +119,9 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership):
     def complete(self, prompt: str, *, model: str | None = None, **parameters: Any) -> Answer:
         """A continuation of the prompt, without a chat template."""
         body = {"model": self.model(model, "completion"), "prompt": prompt, **parameters}
-        return _answer(self._transport.post("/v1/completions", body), lambda choice: choice.get("text"))
+        return _answer(
+            self._transport.post("/v1/completions", body), lambda choice: {"text": choice.get("text") or ""}
+        )
 
     def embed(self, texts: str | Sequence[str], *, model: str | None = None, **parameters: Any) -> Embeddings:
         """One vector for each text."""
@@ -280,17 +280,23 @@ def embeddings_from(answer: Any) -> Embeddings:
     return read(Embeddings, shaped)
 
 
-def _answer(answer: Any, text: Callable[[Any], Any]) -> Answer:
+def _answer(answer: Any, said: Callable[[Any], dict[str, Any]]) -> Answer:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         return read(Answer, answer)  # says what is missing
-    shaped = [{**choice, "text": text(choice) or ""} for choice in choices]
+    shaped = [{**choice, **said(choice)} for choice in choices]
     return read(Answer, {**answer, "choices": shaped, "job_id": _job_id(answer.get("usage"))})
 
 
-def _chat_text(choice: Mapping[str, Any]) -> Any:
-    message = choice.get("message")
-    return message.get("content") if isinstance(message, dict) else None
+def _chat_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    found = choice.get("message")
+    message = found if isinstance(found, dict) else {}
+    calls = [call for call in message.get("tool_calls") or () if isinstance(call, dict)]
+    return {
+        "text": message.get("content") or "",
+        "reasoning": message.get("reasoning_content") or "",
+        "tool_calls": [plain(ToolCall.of(call)) for call in calls],
+    }
 
 
 def _job_id(usage: Any) -> str | None:

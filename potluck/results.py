@@ -186,6 +186,7 @@ class WorkerModel:
     name: str
     engine: str = ""
     state: str = ""
+    features: tuple[str, ...] = ()
     bytes_done: int = 0
     bytes_total: int = 0
     why: str | None = None
@@ -227,6 +228,7 @@ class Model:
     context_tokens: int | None = None
     parameters: int | None = None
     engines: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     decode_tokens_per_s: float = 0.0
     price: Price | None = None
 
@@ -240,72 +242,6 @@ class Status:
     models: Any
     ledger_sum: int
     coordinator_public_key: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """What the pool adds to the usage object. Several jobs where one request had several prompts."""
-
-    charge: int
-    job_id: str = ""
-    job_ids: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    potluck: Charge | None = None
-
-    @property
-    def charge(self) -> int | None:
-        """What it cost, in microcredits."""
-        return self.potluck.charge if self.potluck else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    index: int
-    text: str
-    finish_reason: str | None = None
-    logprobs: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A whole answer; `text` is that of its first choice."""
-
-    id: str
-    model: str
-    choices: tuple[Choice, ...]
-    usage: Usage | None = None
-    job_id: str | None = None
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text if self.choices else ""
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason if self.choices else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """A bit of an answer as it comes in; `finish_reason` comes with a choice's last one."""
-
-    text: str
-    choice: int = 0
-    finish_reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embeddings:
-    model: str
-    vectors: tuple[tuple[float, ...], ...]
-    usage: Usage | None = None
-    job_id: str | None = None
 
 
 def plain(value: Any) -> Any:

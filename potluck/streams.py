@@ -1,13 +1,44 @@
 """An answer while it comes in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from potluck.answers import Answer, Choice, Piece, ToolCall, Usage
 from potluck.errors import UnexpectedAnswer
-from potluck.results import Answer, Choice, Piece, Usage, read
+from potluck.results import read
 from potluck.transport import Transport
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What came of one choice."""
+
+    texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    finish_reason: str | None = None
+
+    def take(self, piece: Piece, calls: Iterable[Mapping[str, Any]]) -> None:
+        self.texts.append(piece.text)
+        self.thoughts.append(piece.reasoning)
+        self.finish_reason = piece.finish_reason or self.finish_reason
+        for call in calls:
+            so_far = self.calls.setdefault(int(call.get("index", 0)), {"id": "", "name": "", "arguments": ""})
+            more = ToolCall.of(call)
+            so_far["id"], so_far["name"] = so_far["id"] or more.id, so_far["name"] or more.name
+            so_far["arguments"] += more.arguments
+
+    def value(self, index: int) -> Choice:
+        return Choice(
+            index=index,
+            text="".join(self.texts),
+            finish_reason=self.finish_reason,
+            reasoning="".join(self.thoughts),
+            tool_calls=tuple(ToolCall(**call) for _, call in sorted(self.calls.items())),
+        )
 
 
 class AnswerStream:
@@ -22,8 +53,7 @@ class AnswerStream:
         self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         self._stack = ExitStack()
         self._events: Iterator[Any] | None = None
-        self._texts: dict[int, list[str]] = {}
-        self._reasons: dict[int, str | None] = {}
+        self._choices: dict[int, _Choice] = {}
         self._id, self._model = "", str(body.get("model", ""))
         self.usage: Usage | None = None
         self.job_id: str | None = None
@@ -48,15 +78,12 @@ class AnswerStream:
     @property
     def text(self) -> str:
         """The first choice's text so far."""
-        return "".join(self._texts.get(0, ()))
+        return "".join(self._choices[0].texts) if 0 in self._choices else ""
 
     @property
     def answer(self) -> Answer:
         """All choices so far."""
-        choices = tuple(
-            Choice(index=index, text="".join(texts), finish_reason=self._reasons.get(index))
-            for index, texts in sorted(self._texts.items())
-        )
+        choices = tuple(choice.value(index) for index, choice in sorted(self._choices.items()))
         return Answer(id=self._id, model=self._model, choices=choices, usage=self.usage, job_id=self.job_id)
 
     def _pieces(self, event: Any) -> Iterator[Piece]:
@@ -72,10 +99,11 @@ class AnswerStream:
         for choice in event["choices"]:
             delta, index = choice.get("delta") or {}, int(choice.get("index", 0))
             piece = Piece(
-                text=delta.get("content") or "", choice=index, finish_reason=choice.get("finish_reason")
+                text=delta.get("content") or "",
+                choice=index,
+                finish_reason=choice.get("finish_reason"),
+                reasoning=delta.get("reasoning_content") or "",
             )
-            self._texts.setdefault(index, []).append(piece.text)
-            if piece.finish_reason:
-                self._reasons[index] = piece.finish_reason
-            if piece.text or piece.finish_reason:
+            self._choices.setdefault(index, _Choice()).take(piece, delta.get("tool_calls") or ())
+            if piece.text or piece.reasoning or piece.finish_reason:
                 yield piece

@@ -125,6 +125,14 @@ class Guard:
         await answer(scope, again, send)
 
 
+CALL_START: dict[str, Any] = {
+    "tool_calls": [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a'}}
+    ]
+}
+CALL_REST: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": '": 1}'}}]}
+
+
 class Routes:
     def __init__(self, fake: FakePool) -> None:
         self.fake = fake
@@ -140,7 +148,14 @@ class Routes:
         job_id = self.fake.new_job("chat", model)
         words = ["You", " said:", f" {body['messages'][-1]['content']}", " \u2028🍲"]
         if not body.get("stream"):
-            message = {"role": "assistant", "content": "".join(words)}
+            message: dict[str, Any] = {"role": "assistant", "content": "".join(words)}
+            if model == "thinking":
+                call = {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": '{"a": 1}'},
+                }
+                message |= {"reasoning_content": "Hm, soup.", "tool_calls": [call]}
             choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
             head = {"id": "chatcmpl_1", "object": "chat.completion", "created": 1, "model": model}
             return JSONResponse({**head, "choices": [choice], "usage": usage(len(words), job_id)})
@@ -155,6 +170,14 @@ class Routes:
             return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}], usage=None)
 
         yield chunk({"role": "assistant", "content": ""})
+        if model == "thinking":
+            for part in (
+                {"reasoning_content": "Hm, \x1b[2J"},
+                {"reasoning_content": "soup."},
+                CALL_START,
+                CALL_REST,
+            ):
+                yield chunk({"content": None, "reasoning_content": None, **part})
         for word in words[:2]:
             yield chunk({"content": word})
         self.fake.streaming.set()
@@ -246,6 +269,7 @@ class Routes:
         small = {
             "name": "small",
             "kinds": ["chat", "completion", "embedding"],
+            "features": ["tools", "json_schema"],
             "state": "ready",
             "workers": 1,
         }

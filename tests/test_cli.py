@@ -18,6 +18,7 @@ import pytest
 from fixtures_fake_pool import ADMIN_KEY, KEY, WAIT_S, FakePool, fake_pool
 
 from potluck.cli.durations import seconds_of
+from potluck.cli.jobs import result_text
 from potluck.cli.main import Root, asked_output, run
 from potluck.cli.printing import Output, Printer, columns, printable
 from potluck.client import ClientFile
@@ -320,7 +321,7 @@ def test_balance_for_people(potluck: Command) -> None:
 
 def test_quote_models_workers_whoami_for_people(potluck: Command) -> None:
     assert potluck.here("quote", "hello")[1].startswith("At most 1.235 credits: 7 tokens in, up to 1024 out")
-    assert "small" in potluck.here("models")[1]
+    assert "tools json_schema" in potluck.here("models")[1]
     assert "small (llamacpp, ready)" in potluck.here("workers")[1]
     assert "kitchen" in potluck.here("whoami")[1]
 
@@ -463,6 +464,31 @@ def test_chat_in_json_lines_streams_pieces(potluck: Command) -> None:
     lines = [json.loads(line) for line in potluck.here("chat", "hello", "-o", "jsonl")[1].splitlines()]
     assert "".join(line["text"] for line in lines[:-1]) == "You said: hello \u2028🍲"
     assert lines[-1]["usage"]["potluck"]["charge"] == 1_080
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"), [([], False), (["--reasoning", "show"], True), (["--reasoning", "hide"], False)]
+)
+def test_chat_keeps_reasoning_away_from_the_answer(potluck: Command, options: list[str], shown: bool) -> None:
+    """Standard output has the answer alone; where stderr is no terminal, thoughts are shown only if asked for."""
+    code, out, err = potluck.here("chat", "hello", "-m", "thinking", *options)
+    assert (code, out) == (0, "You said: hello \u2028🍲\n")
+    assert ("Hm, �[2Jsoup.\n\n" in err) is shown
+    assert "\x1b" not in err
+
+
+def test_chat_passes_the_effort_on(potluck: Command, fake_pool: FakePool) -> None:
+    assert potluck.here("chat", "hello", "--reasoning-effort", "low")[0] == 0
+    assert fake_pool.bodies("/v1/chat/completions")[0]["reasoning_effort"] == "low"
+
+
+def test_the_text_of_a_result_with_calls() -> None:
+    """A line of JSON for each call, below the content if there is any."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"content": None, "reasoning_content": "Hm.", "tool_calls": [call]}
+    assert result_text({"choices": [{"message": message}]}) == '{"name": "f", "arguments": "{}"}'
+    both = {"choices": [{"message": message | {"content": "Look:"}}]}
+    assert result_text(both) == 'Look:\n{"name": "f", "arguments": "{}"}'
 
 
 def test_chat_waits_while_the_model_loads(potluck: Command, fake_pool: FakePool) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fixtures_fake_pool import ADMIN_KEY, ERRORS, KEY, FakePool, fake_pool
 
 from potluck import Pool
+from potluck.answers import ToolCall
 from potluck.client import ClientFile, checked_url, masked, read_key, resolve
 from potluck.errors import (
     ExitCode,
@@ -77,6 +78,28 @@ def test_streaming_gives_pieces_in_order_and_the_whole_at_the_end(fake_pool: Fak
     assert pieces.usage is not None
     assert pieces.usage.charge == 1_080
     assert pieces.job_id == "job_0000"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_reasoning_and_tool_calls(fake_pool: FakePool, streamed: bool) -> None:
+    """Apart from the text, whole and streamed; the answer's message goes into the next request."""
+    with connect(fake_pool) as pool:
+        if streamed:
+            with pool.stream("hello", model="thinking") as pieces:
+                thoughts = "".join(piece.reasoning for piece in pieces)
+            answer = pieces.answer
+            assert thoughts == answer.reasoning == "Hm, \x1b[2Jsoup."
+        else:
+            answer = pool.chat("hello", model="thinking")
+            assert answer.reasoning == "Hm, soup."
+    assert answer.text == "You said: hello \u2028🍲"
+    assert answer.tool_calls == (ToolCall(id="call_1", name="f", arguments='{"a": 1}'),)
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    assert answer.message == {
+        "role": "assistant",
+        "content": answer.text,
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    }
 
 
 def test_leaving_a_stream_early_closes_the_connection(fake_pool: FakePool) -> None:

@@ -80,7 +80,9 @@ class ChatChunks:
         """Of an answer that is read: a chunk for each part, the role in the first. Logprobs are those of the
         tokens that came, whatever they are part of, and stand in the first chunk that follows them.
         """
-        nothing = {"content": "", "reasoning_content": None} if output.reasons else {"content": ""}
+        # Those who add up contents as they come need a text, but a call alone is no content.
+        empty = None if output.finish_reason == "tool_calls" else ""
+        nothing = {"content": empty, "reasoning_content": None} if output.reasons else {"content": empty}
         deltas = [delta_of(part, reasons=output.reasons) for part in joined(output.parts or ())]
         scored = logprobs.chat(output.logprobs) if self._logprobs and output.logprobs else None
         if not deltas and (scored or (output.finish_reason and not self._begun[index])):

@@ -1,7 +1,7 @@
 """What `chat`, `submit` and `quote` have in common: a request's options, and where its text comes from."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,10 @@ TemperatureOption = Annotated[
     float | None, typer.Option("--temperature", min=0.0, max=2.0, help="0 always takes the likeliest token.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same tokens.")]
+EffortOption = Annotated[
+    Literal["none", "minimal", "low", "medium", "high"] | None,
+    typer.Option("--reasoning-effort", help="How much a reasoning model may think."),
+]
 WorkersOption = Annotated[
     str | None,
     typer.Option("--workers", metavar="mine|trusted|ID,ID", help="Only these workers may see the text."),
@@ -35,9 +39,15 @@ def parameters(
     temperature: float | None = None,
     seed: int | None = None,
     workers: str | None = None,
+    reasoning_effort: str | None = None,
 ) -> dict[str, Any]:
     """The request's parameters that were given."""
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    given = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "reasoning_effort": reasoning_effort,
+    }
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if workers:
         chosen = workers if workers in {"mine", "trusted"} else [name for name in workers.split(",") if name]

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from potluck.answers import Answer
 from potluck.cli.printing import Output, printable
 from potluck.cli.progress import Progress
 from potluck.cli.session import Session
 from potluck.errors import PotluckError, Unavailable, UsageError
-from potluck.results import Answer
 
 RETRY_S_MAX = 10.0
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # ECMA-48, select graphic rendition
 STOPPED_S_MAX = 2.0  # for the charge of an answer that was stopped
 HISTORY_MESSAGES_MAX = 1_000
 HELP = """\
@@ -24,6 +25,28 @@ Ctrl-C         stop the answer; what was written so far is paid and kept"""
 
 
 @dataclass(slots=True)
+class Thoughts:
+    """What a reasoning model thinks, dimmed and on stderr: stdout has the answer alone."""
+
+    wanted: str  # auto | show | hide
+    _last: str = ""
+
+    def write(self, text: str) -> None:
+        terminal = sys.stderr.isatty()
+        if text and (self.wanted == "show" or (self.wanted == "auto" and terminal)):
+            self._last = text
+            sys.stderr.write(f"{DIM}{printable(text)}{PLAIN}" if terminal else printable(text))
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """The answer begins: on a line of its own, below an empty one."""
+        if self._last:
+            sys.stderr.write("\n" if self._last.endswith("\n") else "\n\n")
+            sys.stderr.flush()
+            self._last = ""
+
+
+@dataclass(slots=True)
 class Conversation:
     """`messages` grow by each question and its answer."""
 
@@ -32,6 +55,7 @@ class Conversation:
     system: str | None
     parameters: dict[str, Any]
     wait_s: float
+    reasoning: str = "auto"  # what a model thinks: show | hide; auto: show in a terminal
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,20 +86,27 @@ class Conversation:
         stream = pool.stream(asked, model=self.model, **self.parameters)
         progress = Progress(pool.url, self.session.connection.secret, self.model, shown=printer.text)
         written = False
+        thoughts = Thoughts(self.reasoning)
         try:
             with progress, stream as pieces:
                 for piece in pieces:
                     progress.stop()
                     written = True
-                    self._write(piece.text)
+                    if printer.text:
+                        thoughts.write(piece.reasoning if piece.choice == 0 else "")
+                    if piece.text:
+                        thoughts.end()
+                        self._write(piece.text)
                     if printer.output is Output.JSONL:
                         printer.json(piece)
         except BaseException:  # also Ctrl-C: the line must end, and what was written is kept
+            thoughts.end()
             if written:
                 self._end_line(stream.text)
                 self.messages = [*asked, {"role": "assistant", "content": stream.text}]
                 self._stopped(stream.job_id)
             raise
+        thoughts.end()
         answer = stream.answer
         self._end_line(stream.text)
         self.messages = [*asked, {"role": "assistant", "content": stream.text}]
@@ -101,6 +132,8 @@ class Conversation:
         if usage is None:
             return f"[{answer.model}]"
         tokens = f"{usage.prompt_tokens} tokens in, {usage.completion_tokens} out"
+        if usage.completion_tokens_details is not None:
+            tokens += f", {usage.completion_tokens_details.reasoning_tokens} of them reasoning"
         cut = ", cut at its limit" if answer.finish_reason == "length" else ""
         return f"[{tokens}{cut} · {printer.amount(usage.charge)} {printer.unit} · {answer.model}]"
 

@@ -1,6 +1,7 @@
 """`potluck jobs`: what was asked, what became of it, and what it cost."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -104,12 +105,17 @@ def follow(session: Session, job_id: str, timeout_s: float | None, *, quiet: boo
 
 
 def result_text(found: Any) -> str:
-    """The answer's text, or vectors as JSON lines."""
+    """The answer's text (what the model thought is in the JSON alone), or vectors as JSON lines."""
     if "data" in found:
         return "\n".join(json.dumps(item.get("embedding")) for item in found["data"])
     choices = found.get("choices", [])
-    texts = [choice.get("text") or (choice.get("message") or {}).get("content") or "" for choice in choices]
-    return "\n\n".join(texts)
+    return "\n\n".join(choice.get("text") or _message_text(choice.get("message") or {}) for choice in choices)
+
+
+def _message_text(message: Mapping[str, Any]) -> str:
+    """The content, and a line of JSON for each call of a tool."""
+    calls = [json.dumps(call.get("function"), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(text for text in (message.get("content"), *calls) if text)
 
 
 def _changed(session: Session, job: Job, *, quiet: bool) -> None:

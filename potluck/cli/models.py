@@ -12,6 +12,7 @@ def models(session: Session) -> None:
         (
             model.name,
             " ".join(model.kinds),
+            " ".join(model.features) or "-",
             model.state + (f": {model.why}" if model.why else ""),
             str(model.workers),
             f"{model.context_tokens:,}" if model.context_tokens else "-",
@@ -20,8 +21,17 @@ def models(session: Session) -> None:
         )
         for model in found
     ]
-    headers = ("MODEL", "KINDS", "STATE", "WORKERS", "CONTEXT", f"{printer.unit.upper()}/1000 OUT", "LICENCE")
-    printer.show(found, lambda: printer.table(headers, rows, right=(3, 4, 5)) if rows else None)
+    headers = (
+        "MODEL",
+        "KINDS",
+        "FEATURES",
+        "STATE",
+        "WORKERS",
+        "CONTEXT",
+        f"{printer.unit.upper()}/1000 OUT",
+        "LICENCE",
+    )
+    printer.show(found, lambda: printer.table(headers, rows, right=(4, 5, 6)) if rows else None)
     if rows and not any(model.workers for model in found):
         printer.note(
             "No worker serves any of them now. See `potluck workers`, or share a machine: `potluck worker`."

@@ -29,12 +29,19 @@ def chat(
     temperature: asking.TemperatureOption = None,
     seed: asking.SeedOption = None,
     workers: asking.WorkersOption = None,
+    reasoning_effort: asking.EffortOption = None,
     wait: WaitOption = False,
     timeout: TimeoutOption = None,
     idempotency_key: IdempotencyOption = None,
 ) -> None:
     """Submit a chat and print the job's id; with --wait its answer. The pool keeps both texts."""
-    asked = asking.parameters(max_tokens=max_tokens, temperature=temperature, seed=seed, workers=workers)
+    asked = asking.parameters(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        workers=workers,
+        reasoning_effort=reasoning_effort,
+    )
     text = asking.text_of(prompt)
     request = {"model": session.pool.model(model, "chat"), "messages": asking.messages(text, system), **asked}
     _submit(session, "chat", request, wait=wait, timeout_s=timeout, idempotency_key=idempotency_key)
