@@ -141,15 +141,36 @@ def test_a_plan_does_not_depend_on_the_order_in_which_things_are_listed(
         ({"refused_by": frozenset({WorkerId("w1")})}, "it could not do this job before"),
         ({"context_tokens": 2_049}, "needs a context of 2049 tokens, it has 2048"),
         ({"context_tokens": 2_048}, ""),
+        ({"needs": frozenset({"tools"})}, ""),
+        ({"needs": frozenset({"tools", "json_schema"})}, "it has no structured output (JSON Schema)"),
+        ({"needs": frozenset({"lora"})}, "it has no lora"),
         ({"only": frozenset({WorkerId("w1")})}, ""),
         ({"own_only": True, "account": account("b")}, ""),
     ],
 )
 def test_each_hard_filter_has_its_reason(fields: dict[str, Any], why: str) -> None:
-    job, model = waiting(**fields), served(context_tokens=2_048)
+    job, model = waiting(**fields), served(context_tokens=2_048, features=frozenset({"tools"}))
     one = worker("w1", "b", model)
     assert allowed(job, one, model) == why
     assert bool(planned([job], fleet_of(one))) == (not why)
+
+
+def test_a_feature_is_found_however_many_lack_it() -> None:
+    """More workers without it than a job may pass over, all of them better: the one that has it gets the job."""
+    crowd = [worker(f"w{n}", "b", served(decode=1e3)) for n in range(3 * POLICY.skips_max)]
+    able = worker("able", "b", served(decode=1.0, features=frozenset({"tools"})))
+    jobs = [waiting("plain"), waiting("calls", needs=frozenset({"tools"}), since=1.0)]
+    found = dict(planned(jobs, fleet_of(*crowd, able)))
+    assert found["calls"] == "able"
+    assert found["plain"] != "able"
+
+
+def test_what_was_never_loaded_may_have_any_feature() -> None:
+    """Nobody knows before; once it is ready, what it did not say it has not."""
+    job = waiting(needs=frozenset({"tools"}))
+    assert planned([job], fleet_of(worker("w1", "b", cold("present")))) == [("job_1", "w1")]
+    assert planned([job], fleet_of(worker("w1", "b", cold("loading", features=frozenset({"lora"}))))) == []
+    assert planned([job], fleet_of(worker("w1", "b", served()))) == []
 
 
 def test_an_unknown_context_is_not_a_limit() -> None:
@@ -367,6 +388,12 @@ def test_a_worker_not_heard_since_the_start_has_the_benefit_of_the_doubt() -> No
             [served(context_tokens=2_048)],
             "the job needs a context of 5000 tokens, the workers have 2048",
         ),
+        (
+            waiting(needs=frozenset({"tools", "json_schema"})),
+            [served()],
+            "the workers that serve tiny have no structured output (JSON Schema) and no tool calls",
+        ),
+        (waiting(needs=frozenset({"tools"})), [cold("absent")], ""),
         (waiting(own_only=True), [served()], "you have no worker of your own"),
         (
             waiting(only=frozenset({WorkerId("w9")})),

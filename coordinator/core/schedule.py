@@ -72,6 +72,7 @@ class _Ranking:
     offers: Offers
     taken: dict[WorkerId, int]  # of all kinds and models
     own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
+    able: dict[frozenset[str], list[Candidate]] = field(default_factory=dict)  # that have these features
     left: int = 0  # of the heap, without the stale ones
 
     def room(self, worker: Worker, served: Served) -> int:
@@ -83,6 +84,8 @@ class _Ranking:
         heap, newest = self.offers.heap, self.offers.newest
         while heap and newest.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
+        if job.needs:
+            heap = self._able(job)
         own = self._own(job)
         if own and (not heap or own[0][0] <= heap[0][0] + self.offers.policy.own_grades):
             chosen = self._best(job, own)
@@ -92,6 +95,19 @@ class _Ranking:
                 heapq.heappush(own, chosen)
         chosen = self._best(job, heap)
         return None if chosen is None else self._assign(job, chosen, heap)
+
+    def _able(self, job: Waiting) -> list[Candidate]:
+        """The ranking without those that lack what the job needs, however many they are; kept for a tick."""
+        if (found := self.able.get(job.needs)) is None:
+            workers = self.offers.fleet.workers
+            found = [
+                candidate
+                for worker_id, candidate in self.offers.newest.items()
+                if not workers[worker_id].models[job.model].lacks(job.needs)
+            ]
+            heapq.heapify(found)
+            self.able[job.needs] = found
+        return found
 
     def _own(self, job: Waiting) -> list[Candidate]:
         """The ranking of the asking member's own workers; made when first needed in a tick."""
