@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coordinator.core.jobs import Job, JobId, JobState, Loading
 from coordinator.core.output import Piece
 from coordinator.core.parts import Part
+from coordinator.core.parts import joined as neighbours
 from potluck.v1.work_pb2 import TokenLogprob
 
 
@@ -118,7 +119,9 @@ def _joined(first: JobEvent, second: JobEvent) -> Output | None:
         first.token_ids + second.token_ids,
         [*first.logprobs, *second.logprobs],
         second.finish_reason,
-        None if first.parts is None or second.parts is None else (*first.parts, *second.parts),
+        None
+        if first.parts is None or second.parts is None
+        else tuple(neighbours((*first.parts, *second.parts))),
         first.reasons,
     )
 
