@@ -119,9 +119,7 @@ def _joined(first: JobEvent, second: JobEvent) -> Output | None:
         first.token_ids + second.token_ids,
         [*first.logprobs, *second.logprobs],
         second.finish_reason,
-        None
-        if first.parts is None or second.parts is None
-        else tuple(neighbours((*first.parts, *second.parts))),
+        None if first.parts is None else tuple(neighbours((*first.parts, *(second.parts or ())))),
         first.reasons,
     )
 
