@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from coordinator.api.schema import Schema, wrong, wrong_type
+from coordinator.api.schema import ANY, Schema, wrong, wrong_type
 from coordinator.api.tools import TOOLS_MAX, Name
 
 PARTS_MAX = 1_024
@@ -40,6 +40,8 @@ class CalledFunction(Schema):
 
     name: Name
     arguments: str
+
+    harmless: ClassVar[Mapping[str, tuple[Any, ...]]] = {"parsed_arguments": ANY}  # the client's own helpers
 
 
 CallId = Annotated[str, Field(min_length=1, max_length=CALL_ID_CHARS_MAX)]
@@ -76,7 +78,7 @@ class Message(Schema):
         "annotations": (None, []),
         "audio": (None,),
         "function_call": (None,),
-        "parsed": (None,),
+        "parsed": ANY,
         "refusal": (None,),
     }
     unsupported: ClassVar[Mapping[str, str]] = {
