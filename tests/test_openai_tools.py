@@ -2,15 +2,16 @@
 that run as processes. The emulator says what the last message wants said, and claims every feature.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from fixtures_pool import RealPool
+from openai.resources.chat.completions import Completions
 from pydantic import BaseModel
 
 MODEL = "emulator-small"
@@ -50,14 +51,22 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
         pool.close()
 
 
-def client(pool: RealPool) -> openai.OpenAI:
-    return pool.member("ada").openai()
+@contextlib.contextmanager
+def asking(pool: RealPool) -> Iterator[Completions]:
+    """The official client's chat, closed afterwards."""
+    with pool.member("ada").openai() as client:
+        yield client.chat.completions
+
+
+@pytest.fixture
+def chat(pool: RealPool) -> Iterator[Completions]:
+    with asking(pool) as completions:
+        yield completions
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_tool_call_round_trip(pool: RealPool, streamed: bool) -> None:
+def test_a_tool_call_round_trip(chat: Completions, streamed: bool) -> None:
     """Ask, get a call, answer it, get the rest: the message goes back as it came."""
-    chat = client(pool).chat.completions
     asked: dict[str, Any] = {
         "model": MODEL,
         "messages": say(f"<think>I look.</think>\n\n{CALL}"),
@@ -83,9 +92,9 @@ class Weather(BaseModel):
     degrees: int
 
 
-def test_a_structured_answer(pool: RealPool) -> None:
+def test_a_structured_answer(chat: Completions) -> None:
     """`response_format` as a schema, and from a pydantic model by the client's own `parse`, whole and streamed."""
-    chat, said = client(pool).chat.completions, {"city": "Zürich", "degrees": 20}
+    said = {"city": "Zürich", "degrees": 20}
     asked: Any = {"model": MODEL, "messages": say(json.dumps(said, ensure_ascii=False))}
     form: Any = {
         "type": "json_schema",
@@ -97,21 +106,18 @@ def test_a_structured_answer(pool: RealPool) -> None:
         assert stream.get_final_completion().choices[0].message.parsed == Weather(**said)
 
 
-def test_reasoning(pool: RealPool) -> None:
-    chat = client(pool).chat.completions
+def test_reasoning(chat: Completions) -> None:
     whole = chat.create(model=MODEL, messages=say(THOUGHT))
     message: Any = whole.choices[0].message
     assert (message.reasoning_content, message.content) == ("Is it far?", "It is sunny.")
     assert whole.usage is not None
     assert whole.usage.completion_tokens_details is not None
     assert whole.usage.completion_tokens_details.reasoning_tokens == 3
-    assert read(chat.create(model=MODEL, messages=say(THOUGHT), stream=True)) == (
-        "Is it far?",
-        "It is sunny.",
-    )
+    with chat.create(model=MODEL, messages=say(THOUGHT), stream=True) as stream:
+        assert read(stream) == ("Is it far?", "It is sunny.")
 
 
-def test_a_stored_job_and_the_command_line_see_the_same(pool: RealPool) -> None:
+def test_a_stored_job_keeps_the_message(pool: RealPool) -> None:
     """`POST /pool/v1/jobs` keeps the message as the route would have given it."""
     request = {"model": MODEL, "messages": say(f"<think>I look.</think>{CALL}"), "tools": TOOLS}
     member = pool.member("ada")
@@ -142,22 +148,21 @@ def test_a_worker_killed_inside_the_tag_does_not_show(tmp_path: Path) -> None:
     """Two answers, one whole, one streamed, stop behind `</thi`; kill -9; another worker writes `nk>` and the rest."""
     pool = new_pool(tmp_path)
     try:
-        silent = pool.add_emulator("silent", "bob", ttft_ms=1, tpot_ms=0, hang_after_tokens=SEAM, **FEATURES)
-        chat = client(pool).chat.completions
-        whole: list[Any] = []
-
-        def ask() -> None:
-            whole.append(chat.create(model=MODEL, messages=say(THOUGHT)))
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        pool.until(lambda: pool.view("silent").get("running") == 1, "the first answer to begin")
-        stream = iter(chat.create(model=MODEL, messages=say(THOUGHT), stream=True))
-        first = next(stream)  # what the worker will ever say has arrived: it comes in one frame
-        pool.add_emulator("other", "bob", ttft_ms=1, tpot_ms=1, **FEATURES)
-        silent.kill()
-        assert read([first, *stream]) == ("Is it far?", "It is sunny.")
-        asking.join(60)
+        options: dict[str, Any] = {"ttft_ms": 1, "tpot_ms": 0, "hang_after_tokens": SEAM, **FEATURES}
+        silent = pool.add_emulator("silent", "bob", **options)
+        with asking(pool) as chat:
+            whole: list[Any] = []
+            ask = threading.Thread(
+                target=lambda: whole.append(chat.create(model=MODEL, messages=say(THOUGHT)))
+            )
+            ask.start()
+            pool.until(lambda: pool.view("silent").get("running") == 1, "the first answer to begin")
+            with chat.create(model=MODEL, messages=say(THOUGHT), stream=True) as stream:
+                first = next(stream)  # what the worker will ever say has arrived: it comes in one frame
+                pool.add_emulator("other", "bob", ttft_ms=1, tpot_ms=1, **FEATURES)
+                silent.kill()
+                assert read([first, *stream]) == ("Is it far?", "It is sunny.")
+            ask.join(60)
         message = whole[0].choices[0].message
         assert (message.reasoning_content, message.content) == ("Is it far?", "It is sunny.")
         jobs = pool.admin.api("GET", "/pool/v1/jobs?all=true").raise_for_status().json()["data"]
