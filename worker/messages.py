@@ -86,6 +86,7 @@ class Assigned:
     member: str
     goes_on: bool  # an earlier attempt's prompt is given: it need not be reported again
     payload: object
+    kind: str = ""  # chat | completion | embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,18 @@ class DrainAsked:
 
     why: str
     limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine is its owner's now: hand over what runs, take nothing, give the memory back."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The machine may be shared again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +197,8 @@ Event = (
     | Acknowledged
     | Cancelled
     | DrainAsked
+    | Paused
+    | Resumed
     | ModelOffered
     | ModelWithdrawn
     | ModelsChanged
@@ -263,6 +278,18 @@ class StopEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseEngines:
+    """Every engine's process ends, and its memory is free."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEngines:
+    """Models are served again as before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     why: str
 
@@ -285,6 +312,8 @@ Instruction = (
     | ForgetReceipt
     | StartEngine
     | StopEngine
+    | CloseEngines
+    | OpenEngines
     | Reconnect
     | Close
 )
