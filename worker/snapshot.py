@@ -29,6 +29,7 @@ class Rate:
         self.moving = tokens > before
         return max(0, tokens - before) / (now - began) if now > began else 0.0
 
+
 WITHDRAWN: Final = "withdrawn"
 
 
