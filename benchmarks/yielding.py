@@ -4,19 +4,20 @@
     benchmarks/yielding.py [--runs 10] [--engine emulator|torch|llamacpp] [--seed 1]
 
 Two workers of two members serve; a third asks through the official openai client for an answer of 400
-tokens, as a stream. Each run gives an answer undisturbed, then again, and at a random moment of it the owner of
-the worker that serves says what `potluck worker pause` says (a file); afterwards `resume`. Checked in every run:
+tokens, as a stream. Each run gives an answer undisturbed, then again, and at a random moment of it the owner
+of the worker that serves says what `potluck worker pause` says (a file), and `resume` afterwards. Checked in
+every run:
 
-  whole     one stream that ended at its length, all tokens counted (llamacpp gives no ids: a few more or less)
+  whole     one stream that ended at its length, all tokens counted (llamacpp gives no ids: a few off)
   same      the text is the undisturbed one (emulator and torch, as in failover.py)
   charged   once: the undisturbed answer's charge, and nothing stays reserved
   paid      each worker's owner has earned what its own tokens are worth; the ledger adds up to nothing
   blame     nobody is blamed: the reliability of both workers is 1
   memory    the engine's process is gone, and with it its memory, within 5 s of the owner's word
 
-Printed are the time from the owner's word until the memory is back, the part of it until the job was elsewhere
-(the daemon looks once a second), and the longest silence that the client sees. Exit code 1 if any check
-fails.
+Printed are the time from the owner's word until the memory is back, the part of it until the job was
+elsewhere (the daemon looks once a second), and the longest silence that the client sees. Exit code 1 if any
+check fails.
 """
 
 import argparse
