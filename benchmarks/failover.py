@@ -96,6 +96,7 @@ class Bench:
     model: str
     flags: list[str]
     judge: Judge | None
+    tokens: int = TOKENS  # of each answer
     narrow: int = 0
     gaps: list[float] = field(default_factory=list)
     survivors: list[float] = field(default_factory=list)
@@ -105,7 +106,7 @@ class Bench:
         with self.asker.openai().chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": QUESTION}],
-            max_tokens=TOKENS,
+            max_tokens=self.tokens,
             seed=seed,
             stream=True,
             stream_options={"include_usage": True},
@@ -156,7 +157,7 @@ class Bench:
 
     def margin(self, seed: int, text: str) -> float | None:
         """Of the first token in which this is not the answer that an engine alone gives; torch only."""
-        work = chat(QUESTION, seed=seed, temperature=1.0, max_tokens=TOKENS)
+        work = chat(QUESTION, seed=seed, temperature=1.0, max_tokens=self.tokens)
         return asyncio.run(self.judge.difference(work, text)) if self.judge else None
 
     def revive(self, name: str) -> None:

@@ -77,6 +77,8 @@ class Pool:
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.engine.names = self.names
+
         def keep(row: ReceiptRow) -> None:
             self.ticker.extras.receipts.append(row)
 

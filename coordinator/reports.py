@@ -77,6 +77,7 @@ class WorkerReports:
             slots=min(hello.slots, RUNNING_MAX),
             memory_bytes=memory,
             running=[translate.fence(r.attempt) for r in list(hello.running)[:RUNNING_MAX]],
+            guests=translate.guests(hello.sharing),
             now=self.now(),
         )
         self.pool.hardware[worker] = hardware
@@ -228,6 +229,8 @@ class WorkerReports:
             draining=beat.draining,
             state=translate.words(beat.state),
             why=translate.words(beat.why),
+            next_change=translate.moment(beat.next_change_ms, now),
+            guests=translate.guests(beat.sharing) if beat.HasField("sharing") else None,
             now=now,
         )
         return -1 if often else 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from coordinator.core.fleet import Fence, Served
+from coordinator.core.fleet import Fence, Guests, Served
 from coordinator.core.jobs import JobId, Kind
 from coordinator.core.live import Live
 from coordinator.core.output import Piece
@@ -28,6 +28,8 @@ STATES = {
 FEATURES = frozenset({"tools", "json_schema", "reasoning", "lora"})
 MODELS_MAX = 256
 GPUS_MAX = 64
+GUESTS_MAX = 256
+CHANGE_S_MAX = 30 * 86_400
 WORDS_MAX = 300  # characters of anything a worker says that is shown to people
 JOB_ID_CHARS_MAX = 256  # of what a worker says; ours are shorter
 
@@ -85,6 +87,18 @@ def served(models: Iterable[session_pb2.ServedModel], known: Callable[[str], boo
         for m in list(models)[:MODELS_MAX]
         if known(m.name)
     ]
+
+
+def guests(said: session_pb2.Sharing) -> Guests:
+    """Kinds are left out with each model already."""
+    members, refused = list(said.members)[:GUESTS_MAX], list(said.members_refused)[:GUESTS_MAX]
+    return Guests(frozenset(map(words, members)), frozenset(map(words, refused)))
+
+
+def moment(at_ms: int, now: float) -> float | None:
+    """Seconds since the epoch; None for what is unknown, over, or further away than anybody plans."""
+    at = at_ms / 1000
+    return at if now < at < now + CHANGE_S_MAX else None
 
 
 def pieces(deltas: Iterable[work_pb2.Delta]) -> list[Piece]:

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coordinator import translate
+from coordinator.clock import rfc3339
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
 from coordinator.core.ledger import COMMONS
@@ -58,6 +59,7 @@ def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
         "member": pool.names.get(w.member, w.member),
         "state": state,
         "why": why,
+        "next_change": rfc3339(w.next_change) if w.connected and w.next_change is not None else None,
         "models": [
             {
                 "name": s.name,

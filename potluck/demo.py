@@ -41,6 +41,11 @@ JOIN_S_MAX: Final = 60.0
 LOAD_S_MAX: Final = 900.0  # without any progress
 DRAIN_S: Final = 5
 POLL_S: Final = 0.2
+UNCONDITIONALLY: Final = {  # somebody watches: no rule about who else uses this machine is meant
+    "POTLUCK_SHARING_ON_BATTERY": "true",
+    "POTLUCK_IDLE_GPU_ALONE": "false",
+    "POTLUCK_IDLE_FULLSCREEN": "false",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +174,7 @@ class Demo:
 
     def _start(self, name: str, arguments: list[str], folder: Path) -> Child:
         environment = processes.child_environment(
-            POTLUCK_HOME=str(folder), POTLUCK_MODEL_CACHE=str(make_folder(model_cache()))
+            POTLUCK_HOME=str(folder), POTLUCK_MODEL_CACHE=str(make_folder(model_cache())), **UNCONDITIONALLY
         )
         child = Child.start(name, arguments, environment, folder / "log.txt")
         self.children.append(child)

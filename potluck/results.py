@@ -199,6 +199,7 @@ class Worker:
     member: str
     state: str
     why: str | None = None
+    next_change: str | None = None  # RFC 3339: when its state changes by itself
     models: tuple[WorkerModel, ...] = ()
     engines: tuple[str, ...] = ()
     hardware: Mapping[str, Any] = field(default_factory=dict)

@@ -18,6 +18,12 @@ import openai
 import pytest
 
 START_S = 90.0
+UNCONDITIONALLY = {  # workers share whatever else the machine that runs the test is used for
+    "POTLUCK_SHARING_ON_BATTERY": "true",
+    "POTLUCK_IDLE_GPU_ALONE": "false",
+    "POTLUCK_IDLE_FULLSCREEN": "false",
+    "POTLUCK_CAPS_GPU_TEMPERATURE_C": "0",
+}
 COMMAND = [sys.executable, "-m", "potluck"]
 
 
@@ -39,7 +45,8 @@ class Process:
 
     @classmethod
     def start(cls, name: str, arguments: list[str], home: Path, **variables: str) -> "Process":
-        environment = {**os.environ, "POTLUCK_HOME": str(home), "PYTHONUNBUFFERED": "1", **variables}
+        unbuffered = {"POTLUCK_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **UNCONDITIONALLY, **unbuffered, **variables}
         popen = subprocess.Popen(
             [*COMMAND, *arguments],
             env=environment,

@@ -35,6 +35,7 @@ from potluck.receipts import ReceiptBody, verify
 from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc, session_pb2, session_pb2_grpc, work_pb2
 from worker.daemon import Daemon
 from worker.membership import Certificate, Membership
+from worker.rules import Caps, Idle, Sharing
 from worker.settings import Places, Settings
 
 WAIT_S = 20.0
@@ -444,8 +445,15 @@ def places_in(folder: Path) -> Places:
 
 
 def emulator_settings(**changes: Any) -> Settings:
+    """Whatever the machine that runs the test is otherwise used for."""
     options = {"ttft_ms": "1", "tpot_ms": "2"} | changes.pop("engine_options", {})
-    return Settings(engine="emulator", models=(EMULATOR.name,), engine_options=options, threads=1, **changes)
+    owner = {
+        "sharing": Sharing(on_battery=True),
+        "idle": Idle(gpu_alone=False, fullscreen=False),
+        "caps": Caps(gpu_temperature_c=0),
+    }
+    chosen = {"engine": "emulator", "models": (EMULATOR.name,), "engine_options": options, "threads": 1}
+    return Settings.model_validate(chosen | owner | changes)
 
 
 @contextlib.asynccontextmanager

@@ -21,8 +21,8 @@ from fixtures_core import (
 
 from coordinator.core import ledger
 from coordinator.core.engine import Impossible
-from coordinator.core.fleet import Patience
-from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, WorkerId
+from coordinator.core.fleet import Guests, Patience
+from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, MemberId, WorkerId
 from coordinator.core.messages import Effects, SendCancel
 from coordinator.core.output import TEXT_PER_TOKEN_MAX, Piece
 from coordinator.core.pricing import output_units, payments, prompt_units, quote
@@ -649,7 +649,7 @@ def refuse(pool: Pool, fault: str = "none", name: str = "job_1") -> None:
 
 
 def test_attempts_that_fail_are_limited() -> None:
-    """By others' death or a worker's fault, at whichever worker; refusals between them do not count."""
+    """By others' death or a worker's fault, at whichever worker; what is given back does not count."""
     pool = Pool(Rules(attempts_max=3))
     for name in ("w1", "w2", "w3", "w4"):
         pool.join(name)
@@ -662,9 +662,100 @@ def test_attempts_that_fail_are_limited() -> None:
     pool.engine.remove(pool.attempt().worker, pool.now)
     pool.tick()
     holder = pool.attempt().worker
-    pool.engine.failed(holder, JobId("job_1"), 4, "none", "engine_closed", "it drains", pool.now)
-    assert (pool.closed().state, pool.closed().why) == (JobState.FAILED, "3 attempts failed: it drains")
-    assert len(pool.closed().attempts) == 4
+    pool.engine.failed(holder, JobId("job_1"), 4, "none", "yielded", "its owner plays", pool.now)
+    pool.spend(1.0, "w1", "w2", "w4")
+    holder = pool.attempt().worker
+    pool.engine.failed(holder, JobId("job_1"), 5, "worker", "engine_died", "it died", pool.now)
+    assert (pool.closed().state, pool.closed().why) == (JobState.FAILED, "3 attempts failed: it died")
+    assert len(pool.closed().attempts) == 5
+
+
+def test_no_number_of_pauses_ends_a_job_and_everybody_is_paid_for_what_they_did(pair: Pool) -> None:
+    """Two owners take their machines back in turns, twenty times, each after one token."""
+    pair.ask(wanted=demand(tokens=21), stored=True)
+    for number in range(1, 21):
+        pair.spend(0.25, "w1", "w2")
+        holder = pair.attempt().worker
+        assert pair.attempt().number == number
+        assert pair.write(f"{number} ")
+        pair.engine.heartbeat(
+            holder,
+            served=(),
+            attempts=(),
+            draining=False,
+            state="paused",
+            why="its owner plays",
+            now=pair.now,
+        )
+        pair.engine.failed(holder, JobId("job_1"), number, "none", "yielded", "its owner plays", pair.now)
+        other = WorkerId("w2" if holder == "w1" else "w1")
+        assert assigned(pair.tick()) == [("job_1", other, number + 1)], "at once, and to who is there"
+        pair.beat(holder)
+        pair.spend(60.0, "w1", "w2", step_s=0.5)
+    pair.write("21 ", finish="stop")
+    job = pair.closed()
+    assert (job.state, job.output_tokens, len(job.attempts)) == (JobState.SUCCEEDED, 21, 21)
+    assert all(attempt.tokens == 1 and attempt.paid > 0 for attempt in job.attempts)
+    assert job.charge == quote(demand(tokens=21), pair.rules.tariff)
+    assert sum(attempt.paid for attempt in job.attempts) + pair.main("commons") == job.charge
+    assert all(worker.faults == 0 for worker in pair.engine.fleet.workers.values())
+    pair.check()
+
+
+def test_a_full_worker_turns_to_its_owners_queue_first(pool: Pool) -> None:
+    """Whoever has waited for longer, and whatever class: the owner's own jobs go first on the own worker."""
+    pool.ask("job_a1")
+    pool.tick()
+    pool.ask("job_a2")
+    pool.ask("job_c1", "c")
+    pool.ask("job_b1", "b", stored=True)
+    pool.ask("job_b2", "b")
+    pool.spend(20.0, "w1")
+    order, name = [], "job_a1"  # what runs is not interrupted
+    for _ in range(4):
+        pool.write("one ", name, finish="stop")
+        [(name, _, _)] = assigned(pool.tick())
+        order.append(name)
+    assert order[:2] == ["job_b2", "job_b1"], "its owner's, interactive before stored"
+    assert sorted(order[2:]) == ["job_a2", "job_c1"]
+
+
+def test_own_jobs_on_the_own_worker_use_up_no_turn_elsewhere(pair: Pool) -> None:
+    """b's ten own jobs on w1 leave b's place in the line for w2 as it was."""
+    for number in range(10):
+        pair.ask(f"job_own{number}", "b")
+        pair.tick()
+        pair.write("one ", f"job_own{number}", finish="stop")
+    tags = [tag for lane in pair.engine.line.clock.lanes.values() for tag in lane.tags.values()]
+    assert not any(tags)
+
+
+def test_whom_an_owner_does_not_want_is_not_placed_there_and_is_told(pool: Pool) -> None:
+    pool.engine.names.update({MemberId(m): name for m, name in (("a", "ann"), ("b", "bob"), ("c", "carl"))})
+    pool.beat("w1", guests=Guests(members=frozenset({"carl"})))
+    with pytest.raises(Impossible, match="do not share them with you"):
+        pool.ask("job_a")
+    pool.ask("job_c", "c")
+    assert assigned(pool.tick()) == [("job_c", "w1", 1)]
+    pool.write("one ", "job_c", finish="stop")
+    pool.ask("job_b", "b")
+    assert assigned(pool.tick()) == [("job_b", "w1", 1)], "the owner is always welcome"
+    pool.write("one ", "job_b", finish="stop")
+    pool.beat("w1")
+    with pytest.raises(Impossible):
+        pool.ask("job_a2")
+    pool.beat("w1", guests=Guests())
+    pool.ask("job_a3")
+    assert assigned(pool.tick()) == [("job_a3", "w1", 1)]
+
+
+def test_a_paused_worker_gets_nothing_until_it_shares_again(pool: Pool) -> None:
+    pool.beat("w1", state="paused", why="outside its owner's hours", next_change=pool.now + 3600)
+    pool.ask()
+    assert assigned(pool.tick()) == []
+    assert pool.live().job.state is JobState.QUEUED, "not impossible: it may be back in time"
+    pool.beat("w1")
+    assert assigned(pool.tick()) == [("job_1", "w1", 1)]
 
 
 def test_a_refusal_that_is_nobodys_fault_pauses_twice_as_long_each_time(pool: Pool) -> None:
@@ -743,6 +834,16 @@ def test_refusals_before_a_restart_do_not_count_either(pool: Pool) -> None:
     assert again.live().failures == 1, "the one that the restart cut off"
     again.connect("w1")
     assert assigned(again.tick()) == [("job_1", "w1", 5)]
+
+
+def test_pauses_before_a_restart_are_not_held_against_a_stored_job(pool: Pool) -> None:
+    pool.ask(stored=True)
+    for number in range(1, 4):
+        pool.spend(4.0, "w1")
+        pool.engine.failed(WorkerId("w1"), JobId("job_1"), number, "none", "yielded", "it plays", pool.now)
+    again = restarted(pool)
+    again.engine.restore(pool.live().job, demand(), count=words, memory_bytes=0, now=again.now)
+    assert again.live().failures == 0
 
 
 def test_what_could_not_be_sent_is_tried_elsewhere_or_after_a_pause(pool: Pool) -> None:

@@ -1,16 +1,21 @@
 """`potluck worker`: what a person types, what is printed, and the exit codes."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from fixtures_worker import FakeCa, FakeDoor, opened
+from fixtures_worker import FakeCa, FakeDoor, join_by_hand, opened
 
 from potluck.cli.main import run
 from potluck.errors import ExitCode
-from worker.state import ModelNow, RunningFor, WorkerState, process_start
+from worker.earned import Earned
+from worker.settings import Places
+from worker.state import CardNow, ModelNow, RunningFor, WorkerState, process_start
+from worker.status_cli import headline, lines
+from worker.wish import Wish
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +111,76 @@ def test_status_says_what_runs_and_for_whom(capsys: Any, home: Path) -> None:
     assert WorkerState.model_validate_json(out) == state
 
 
-@pytest.mark.parametrize("command", ["", "join", "start", "status"])
+def joined(home: Path) -> None:
+    places = Places(worker=home / "worker", cache=home / "cache", machine=home / "machine")
+    join_by_hand(places, FakeCa(), port=1)
+
+
+def test_a_pause_without_a_daemon_is_kept_for_the_next_one_and_says_so(capsys: Any, home: Path) -> None:
+    joined(home)
+    code, out, _ = call(capsys, "pause", "--for", "2h")
+    assert code == ExitCode.OK
+    assert out.startswith("No worker runs here; one that is started is paused. The pause ends at ")
+    wish = Wish.load(home / "worker")
+    assert (wish.word, wish.until) == ("pause", wish.given_at + 7200)
+    code, out, _ = call(capsys, "pause", "-o", "json")
+    assert json.loads(out) == {
+        "word": "pause", "until": None, "running": False, "state": "not running",
+        "why": "it was never started here: potluck worker start",
+    }  # fmt: skip
+    code, out, _ = call(capsys, "resume")
+    assert (code, out) == (0, "No worker runs here; one that is started shares: potluck worker start\n")
+    assert Wish.load(home / "worker").pause() is None
+    code, out, _ = call(capsys, "drain")
+    assert (code, out) == (0, "No worker runs here: there is nothing to drain.\n")
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_the_owners_word_needs_a_worker_that_has_joined(capsys: Any, command: str) -> None:
+    code, _, error = call(capsys, command)
+    assert (code, "potluck worker join" in error) == (ExitCode.NOT_LOGGED_IN, True)
+
+
+def test_a_pause_for_no_time_that_makes_sense_is_a_mistake_in_typing(capsys: Any, home: Path) -> None:
+    joined(home)
+    code, _, error = call(capsys, "pause", "--for", "soon")
+    assert (code, "no span of time" in error) == (ExitCode.USAGE, True)
+    assert Wish.load(home / "worker").word == "share", "nothing was said"
+
+
+def test_the_headline_says_why_and_when_it_changes_by_itself() -> None:
+    now = time.mktime((2026, 11, 27, 12, 0, 0, 0, 0, -1))
+    night = WorkerState(state="paused", why="outside its owner's hours for sharing", next_change=now + 36_000)
+    assert headline(night, now) == (
+        "paused: outside its owner's hours for sharing; shares again at 22:00 (in 10 h 0 min)"
+    )
+    day = WorkerState(state="sharing", next_change=now + 86_400 + 300)
+    assert headline(day, now) == "sharing; pauses at Sat 12:05 (in 24 h 5 min)"
+    assert headline(WorkerState(state="paused", why="it is hot"), now) == "paused: it is hot"
+
+
+def test_status_shows_what_was_earned_today_the_cards_and_rules_that_cannot_be_kept() -> None:
+    earned = Earned(day=time.strftime("%Y-%m-%d"), microcredits=2_500_000, tokens=900, own_tokens=50)
+    card = CardNow(index=0, temperature_c=71.4, power_w=180.2)
+    loading = ModelNow(
+        name="m", engine="torch", state="loading", bytes_done=10**8, bytes_total=4 * 10**8, eta_s=12.0
+    )
+    state = WorkerState(
+        state="sharing", pid=1, earned=earned, cards=(card,), models=(loading,), notes=("x cannot be seen",)
+    )
+    shown = lines(state, time.time())
+    assert "card 0: 71 °C, 180 W" in shown
+    assert "note: x cannot be seen" in shown
+    assert "model m (torch): loading 100 of 400 MB, about 12 s left" in shown
+    [today] = [line for line in shown if line.startswith("today: ")]
+    assert today.startswith(
+        "today: about 2.50 credits for 900 tokens, 50 tokens for yourself, free (by matched"
+    )
+    yesterday = state.model_copy(update={"earned": earned.model_copy(update={"day": "2000-01-01"})})
+    assert not any(line.startswith("today: ") for line in lines(yesterday, time.time()))
+
+
+@pytest.mark.parametrize("command", ["", "join", "start", "status", "pause", "resume", "drain"])
 def test_help_has_an_example(capsys: Any, command: str) -> None:
     code, out, _ = call(capsys, *([command] if command else []), "--help")
     assert code == 0

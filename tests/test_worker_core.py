@@ -15,6 +15,7 @@ from worker.messages import (
     AttemptId,
     Cancelled,
     Close,
+    CloseEngines,
     Completed,
     Congested,
     Connected,
@@ -31,11 +32,14 @@ from worker.messages import (
     Instruction,
     ModelOffered,
     ModelWithdrawn,
+    OpenEngines,
+    Paused,
     Piece,
     Prompt,
     ReceiptAcknowledged,
     ReceiptKept,
     Reconnect,
+    Resumed,
     SendAccepted,
     SendFrame,
     SendHeartbeat,
@@ -47,6 +51,7 @@ from worker.messages import (
     StopEngine,
     Ticked,
 )
+from worker.policy import Guests
 
 T = TypeVar("T")
 A = AttemptId("job_a", 1)
@@ -106,6 +111,81 @@ def test_work_is_refused_with_its_reason() -> None:
     codes = [refused.reason.code for refused in (unknown, busy, draining)]
     assert codes == ["model_not_served", "busy", "draining"]
     assert {refused.reason.fault for refused in (unknown, busy, draining)} == {Fault.NONE}
+
+
+def test_a_pause_says_so_first_then_hands_over_all_that_was_produced_and_closes_the_engines() -> None:
+    """In this order: the coordinator must not send back what it just gets, and misses no token."""
+    made = running(coalesce_from_attempts=1)
+    made.handle(assigned(B), 0.0)
+    made.handle(EngineProduced(A, (piece("one "),)), 1.0)
+    made.handle(EngineProduced(A, (piece("two "),)), 1.001)
+    out = made.handle(Paused("its owner plays"), 1.002)
+    assert [type(instruction) for instruction in out] == [
+        SendHeartbeat, StopEngine, SendFrame, SendResult, StopEngine, SendResult, CloseEngines,
+    ]  # fmt: skip
+    assert [[p.text for p in frame.pieces] for frame in sent(out, SendFrame)] == [["two "]]
+    outcomes = [result.outcome for result in sent(out, SendResult)]
+    yielded = Failure(Fault.NONE, "yielded", "its owner needs it: its owner plays")
+    assert outcomes == [yielded, yielded]
+    assert (made.busy(), made.paused) == (0, "its owner plays")
+
+
+def test_while_paused_work_is_refused_without_blame_and_a_second_reason_stops_nothing_twice() -> None:
+    made = running()
+    made.handle(Paused("its owner plays"), 1.0)
+    [refused] = sent(made.handle(assigned(B), 1.1), SendRefused)
+    assert (refused.reason.code, refused.reason.fault) == ("paused", Fault.NONE)
+    assert made.handle(Paused("it is hot"), 1.2) == []
+    assert sent(made.handle(Ticked(), 1.2), SendHeartbeat), "the new reason is told"
+    assert made.paused == "it is hot"
+
+
+def test_after_a_pause_models_are_served_again_and_the_coordinator_hears_it_at_once() -> None:
+    made = running()
+    made.handle(Paused("its owner plays"), 1.0)
+    assert made.handle(Resumed(), 2.0) == [OpenEngines()]
+    assert sent(made.handle(Ticked(), 2.0), SendHeartbeat)
+    assert made.handle(Resumed(), 2.1) == []
+    other = AttemptId("job_c", 1)
+    assert made.handle(assigned(other), 2.2) == [SendAccepted(other), StartEngine(assigned(other))]
+
+
+def test_what_an_engine_says_after_a_pause_changes_nothing() -> None:
+    made = running()
+    made.handle(Paused("its owner plays"), 1.0)
+    assert made.handle(EngineProduced(A, (piece("late "),)), 1.1) == []
+    assert made.handle(EngineFailed(A, Failure(Fault.NONE, "engine_closed", "closed")), 1.2) == []
+
+
+def test_a_pause_out_of_reach_of_the_coordinator_is_told_when_it_is_back() -> None:
+    made = running()
+    made.handle(EngineProduced(A, (piece("one "),)), 0.5)
+    made.handle(Disconnected(), 1.0)
+    assert [type(i) for i in made.handle(Paused("its owner plays"), 1.1)] == [StopEngine, CloseEngines]
+    out = made.handle(connected((A, 0)), 1.3)
+    assert [type(i) for i in out] == [SendAccepted, SendFrame, SendResult]
+
+
+def test_a_drain_while_paused_ends_at_once() -> None:
+    made = core()
+    made.handle(Paused("its owner plays"), 1.0)
+    assert Close("stopped") in made.handle(DrainAsked("stopped", 60.0), 2.0)
+
+
+def test_members_and_kinds_that_the_owner_does_not_want_are_refused_without_blame() -> None:
+    guests = Guests(owner="ada", members=frozenset({"bob"}), kinds=frozenset({"chat"}))
+    made = Core(worker_id="wrk_a", policy=Policy(), guests=guests)
+    made.handle(ModelOffered("m", "emulator", 8), 0.0)
+    made.handle(connected(), 0.0)
+    asked = [("ada", "chat"), ("bob", "chat"), ("carl", "chat"), ("ada", "embedding")]
+    answers = []
+    for number, (member, kind) in enumerate(asked):
+        attempt = AttemptId(f"job_{number}", 1)
+        out = made.handle(Assigned(attempt, "m", member, False, None, kind), 0.0)
+        answers += [refused.reason for refused in sent(out, SendRefused)]
+    assert [(a.code, a.fault) for a in answers] == [("not_shared", Fault.NONE)] * 2
+    assert "with carl" in answers[0].message
+    assert "for embedding" in answers[1].message
 
 
 def test_a_withdrawn_model_takes_no_more_work_but_finishes_what_runs() -> None:

@@ -29,15 +29,14 @@ from fixtures_worker import (
     working,
 )
 
-from potluck.cli.printing import Output
 from potluck.errors import ExitCode
 from potluck.logs import configure
 from potluck.v1 import session_pb2, work_pb2
-from worker.cli import status
 from worker.daemon import Daemon
 from worker.errors import NotJoined, Revoked, WorkerConflict
 from worker.journal import Journal
 from worker.state import WorkerState
+from worker.status_cli import status
 
 IDLE_BYTES_MAX = 150_000_000  # the design's limit for a daemon beside its engines
 
@@ -331,7 +330,7 @@ async def test_a_model_that_left_the_catalogue_is_not_shown_as_ready(
         await coordinator.until(lambda: daemon._snapshot().models[0].state == "withdrawn")
         daemon._save_state()
         monkeypatch.setenv("POTLUCK_HOME", str(tmp_path))
-        status(Output.TEXT)
+        status(watch=False)
         said = capsys.readouterr().out
         assert said.startswith("sharing: nothing that the pool has")
         assert "withdrawn" in said

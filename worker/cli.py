@@ -1,4 +1,4 @@
-"""`potluck worker join|start|status`."""
+"""`potluck worker`: join and start; the other commands stand in modules of their own."""
 
 import asyncio
 import os
@@ -12,7 +12,9 @@ import typer
 from potluck.cli.printing import Output, Printer
 from potluck.errors import UsageError
 from potluck.home import worker_home
-from worker.state import WorkerState
+from worker.cli_options import OutputOption
+from worker.owner_cli import drain, pause, resume
+from worker.status_cli import status
 
 TOKEN_BYTES_MAX: Final = 4096
 
@@ -25,13 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example:  potluck worker join https://pool.example.org --token TOKEN && potluck worker start",
 )
-
-OutputOption = Annotated[
-    Output,
-    typer.Option(
-        "--output", "-o", envvar="POTLUCK_OUTPUT", help="text, or json for programs.", show_default=True
-    ),
-]
 
 
 @app.command(
@@ -83,7 +78,9 @@ def start(
     models: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B", help="Models to serve, kept in memory. Default: the pool's first that fits."
+            metavar="A,B",
+            help="Models to serve, loaded as far as they fit together, and else when they are asked for."
+            " Default: the pool's first that fits.",
         ),
     ] = None,
     threads: Annotated[
@@ -101,6 +98,27 @@ def start(
     engine_option: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Passed to the engine as it is; may be repeated."),
+    ] = None,
+    only_idle: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Share only after so long without keyboard and mouse."),
+    ] = None,
+    hours: Annotated[
+        str | None,
+        typer.Option(metavar="22:00-07:00", help="Share in these hours only, each day; more with commas."),
+    ] = None,
+    on_battery: Annotated[
+        bool | None, typer.Option("--on-battery/--no-battery", help="Share on battery, too. Default: no.")
+    ] = None,
+    max_vram: Annotated[
+        str | None, typer.Option(metavar="12GB|80%", help="Of each card's memory, for all models together.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="12GB|50%", help="Of the machine's memory, for all models together.")
+    ] = None,
+    max_temperature: Annotated[
+        float | None,
+        typer.Option(metavar="CELSIUS", help="Pause while a card is hotter. Default: 85; 0: no cap."),
     ] = None,
     drain_timeout: Annotated[
         float | None,
@@ -126,6 +144,12 @@ def start(
         "threads": threads,
         "slots": slots,
         "engine_options": options_from(engine_option or []),
+        "idle.input_minutes": only_idle,
+        "hours.every_day": hours,
+        "sharing.on_battery": on_battery,
+        "caps.vram": max_vram,
+        "caps.memory": max_memory,
+        "caps.gpu_temperature_c": max_temperature,
         "drain_timeout_s": drain_timeout,
     }
     settings = Settings.load(flags=flags, environ=os.environ)
@@ -139,41 +163,10 @@ def start(
     asyncio.run(run())
 
 
-@app.command(epilog="Example:  potluck worker status -o json")
-def status(output: OutputOption = Output.TEXT) -> None:
-    """What this machine shares right now, and for whom."""
-    state = WorkerState.load(worker_home())
-    printer = Printer(output)
-    printer.show(state.model_dump(), lambda: _show(printer, state))
-
-
-def _show(printer: Printer, state: WorkerState) -> None:
-    why = f": {state.why}" if state.why else ""
-    printer.line(f"{state.state}{why}")
-    if state.worker_id:
-        printer.line(f"{state.name} ({state.worker_id}) of {state.member}, for {state.pool}")
-    if state.state in {"not running", "stopped"}:
-        return
-    printer.line(f"process {state.pid}, {state.threads} threads")
-    for model in state.models:
-        progress = (
-            f" {model.bytes_done / 1e6:.0f} of {model.bytes_total / 1e6:.0f} MB" if model.bytes_total else ""
-        )
-        memory = f", {model.memory_bytes / 1e6:.0f} MB in memory" if model.memory_bytes else ""
-        shown = progress if model.state in {"downloading", "loading"} else ""
-        because = f": {model.why}" if model.why else ""
-        printer.line(f"model {model.name} ({model.engine}): {model.state}{shown}{memory}{because}")
-    for attempt in state.attempts:
-        printer.line(
-            f"serving {attempt.member}: {attempt.model}, {attempt.tokens} tokens so far ({attempt.job_id})"
-        )
-    if not state.attempts:
-        printer.line("serving nobody at the moment")
-    printer.line(f"since its start: {state.attempts_served} answers, {state.tokens_served} tokens")
-    if state.receipts_waiting:
-        printer.line(f"{state.receipts_waiting} receipts wait for the coordinator")
-    if state.receipts_countersigned:
-        printer.line(f"{state.receipts_countersigned} receipts kept here that the pool has countersigned")
+app.command(epilog="Example:  potluck worker status --once")(status)
+app.command(epilog="Example:  potluck worker pause --for 2h")(pause)
+app.command(epilog="Example:  potluck worker resume")(resume)
+app.command(epilog="Example:  potluck worker drain && pip install --upgrade 'potluck[worker]'")(drain)
 
 
 def _secret(text: str) -> str:

@@ -1,6 +1,6 @@
 """Attempts as the daemon sees them: events in, instructions out; no clock, no I/O, no chance.
 
-Four rules hold everything up:
+Five rules hold everything up:
 
 * An attempt is *running* while its engine works, then *ended* until its result is acknowledged, then gone.
   Whatever is said about an attempt that is not here changes nothing: `_find` is the one place where late
@@ -9,6 +9,8 @@ Four rules hold everything up:
   on from the last acknowledged sequence. Sequences start at 1, have no gaps and are never used twice.
 * A welcome decides: attempts it does not name are fenced and stop. Without a welcome, an attempt stops when
   its lease is certainly over: the coordinator has then given the job to another worker.
+* The owner comes first: a pause ends every attempt at once, as nobody's fault, and what was produced until
+  then is told before.
 * A receipt claims what was delivered: all of a completed attempt, and of any other only what the coordinator
   acknowledged, so that an honest worker never claims more than was counted.
 """
@@ -23,6 +25,7 @@ from worker.messages import (
     AttemptId,
     Cancelled,
     Close,
+    CloseEngines,
     Completed,
     Congested,
     Connected,
@@ -40,11 +43,14 @@ from worker.messages import (
     ModelOffered,
     ModelsChanged,
     ModelWithdrawn,
+    OpenEngines,
+    Paused,
     Piece,
     Prompt,
     ReceiptAcknowledged,
     ReceiptKept,
     Reconnect,
+    Resumed,
     SendAccepted,
     SendHeartbeat,
     SendReceipt,
@@ -55,7 +61,9 @@ from worker.messages import (
     StopEngine,
     Ticked,
 )
+from worker.offers import Offer, Offers
 from worker.outstanding import OutstandingReceipts
+from worker.policy import Guests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,23 +89,16 @@ class Policy:
     receipts_in_flight_max: int = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Offer:
-    engine: str
-    slots: int
-
-
 class Core:
     """The state of one daemon. `handle` is the only way in."""
 
-    def __init__(self, *, worker_id: str, policy: Policy) -> None:
+    def __init__(self, *, worker_id: str, policy: Policy, guests: Guests | None = None) -> None:
         self.worker_id = worker_id
         self.policy = policy
         self.attempts: dict[AttemptId, RunningAttempt] = {}
         self.connected = False
-        self.draining: str = ""  # why, or empty
         self.tokens_delivered = 0
-        self._offers: dict[str, _Offer] = {}
+        self._offers = Offers(guests or Guests(), policy.attempts_max)
         self._ended: dict[AttemptId, None] = {}  # insertion order: the oldest is forgotten first
         self._receipts = OutstandingReceipts(policy.receipts_max, policy.receipts_in_flight_max)
         self._lost_at: float | None = None
@@ -115,6 +116,15 @@ class Core:
 
     # --- what others may ask ---
 
+    @property
+    def draining(self) -> str:
+        """Why, or empty; as is `paused`."""
+        return self._offers.draining
+
+    @property
+    def paused(self) -> str:
+        return self._offers.paused
+
     def running(self) -> list[tuple[AttemptId, int]]:
         """For Hello and Heartbeat: each attempt that is not yet acknowledged to its end, and its sequence."""
         return [(attempt.id, attempt.sequence) for attempt in self.attempts.values()]
@@ -122,6 +132,11 @@ class Core:
     def busy(self) -> int:
         """Attempts whose engine works."""
         return sum(not attempt.ended for attempt in self.attempts.values())
+
+    def tokens_produced(self) -> int:
+        """Since the start: what is acknowledged, and what the running attempts have beyond that."""
+        ahead = (attempt.tokens - attempt.tokens_acknowledged for attempt in self.attempts.values())
+        return self.tokens_delivered + sum(ahead)
 
     def wake_at(self) -> float | None:
         """When `Ticked` is due at the latest."""
@@ -149,11 +164,13 @@ class Core:
                 self._give_up(attempt, why or "cancelled", now, out)
             case DrainAsked(why, limit_s):
                 self._drain(why, limit_s, now)
+            case Paused() | Resumed():
+                self._heed(event, now, out)
             case ModelOffered(model, engine, slots):
-                self._offers[model] = _Offer(engine, slots)
+                self._offers.models[model] = Offer(engine, slots)
                 self._beat_at = min(self._beat_at, now)
             case ModelWithdrawn(model, _):
-                self._offers.pop(model, None)
+                self._offers.models.pop(model, None)
                 self._beat_at = min(self._beat_at, now)
             case ModelsChanged():
                 self._beat_at = min(self._beat_at, now)
@@ -241,26 +258,14 @@ class Core:
             return
         for other in others:
             self._give_up(other, "a newer attempt of the job was assigned", now, out)
-        reason = self._refusal(event)
+        reason = self._offers.refusal(event, self.attempts.values())
         if reason is not None:
             self._remember(attempt)
             out.append(SendRefused(attempt, reason))
             return
-        self.attempts[attempt] = RunningAttempt(event, self._offers[event.model].engine, now)
+        self.attempts[attempt] = RunningAttempt(event, self._offers.models[event.model].engine, now)
         self._beat_at = min(self._beat_at, now + self._beat_busy_s)
         out += [SendAccepted(attempt), StartEngine(event)]
-
-    def _refusal(self, event: Assigned) -> Failure | None:
-        if self.draining:
-            return Failure(Fault.NONE, "draining", f"this worker takes no more work: {self.draining}")
-        offer = self._offers.get(event.model)
-        if offer is None:
-            return Failure(Fault.NONE, "model_not_served", f"this worker does not serve {event.model}")
-        running = [attempt for attempt in self.attempts.values() if not attempt.ended]
-        taken = sum(attempt.assigned.model == event.model for attempt in running)
-        if taken >= offer.slots or len(self.attempts) >= self.policy.attempts_max:
-            return Failure(Fault.NONE, "busy", f"all {offer.slots} slots of {event.model} are taken")
-        return None
 
     # --- what the engine says ---
 
@@ -440,10 +445,23 @@ class Core:
             if attempt.ended and now - attempt.unacknowledged[-1].at >= self._lease_s:
                 self._drop(attempt)
 
-    # --- draining ---
+    # --- its owner ---
+
+    def _heed(self, event: Paused | Resumed, now: float, out: list[Instruction]) -> None:
+        """The pause is said before anything else, so that what is handed over does not come back at once."""
+        before = self.paused
+        self._offers.paused = event.why if isinstance(event, Paused) else ""
+        self._beat_at = min(self._beat_at, now)
+        if self.paused and not before:
+            if self.connected:
+                out.append(SendHeartbeat())
+            self._yield(Failure(Fault.NONE, "yielded", f"its owner needs it: {self.paused}"), now, out)
+            out.append(CloseEngines(self.paused))
+        elif before and not self.paused:
+            out.append(OpenEngines())
 
     def _drain(self, why: str, limit_s: float, now: float) -> None:
-        self.draining = self.draining or why
+        self._offers.draining = self.draining or why
         until = now + limit_s
         if self._farewell_until is None:
             self._drain_until = until if self._drain_until is None else min(until, self._drain_until)
@@ -452,10 +470,12 @@ class Core:
     def _hand_over(self, now: float, out: list[Instruction]) -> None:
         """The time for finishing is over: what still runs goes on elsewhere, from what it produced."""
         self._drain_until = None
+        self._yield(Failure(Fault.NONE, "draining", f"this worker stops: {self.draining}"), now, out)
+
+    def _yield(self, failure: Failure, now: float, out: list[Instruction]) -> None:
         for attempt in list(self.attempts.values()):
             if not attempt.ended:
-                yielded = Failure(Fault.NONE, "draining", f"this worker stops: {self.draining}")
-                self._break_off(attempt, yielded, now, out)
+                self._break_off(attempt, failure, now, out)
 
     def _close_if_done(self, now: float, out: list[Instruction]) -> None:
         if not self.draining or self._closed or self.busy():

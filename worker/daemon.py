@@ -18,14 +18,18 @@ from potluck.v1 import session_pb2
 from potluck.version import version
 from worker import wire
 from worker.artifacts import ArtifactClient
+from worker.budget import together
 from worker.core import Core, Policy
 from worker.cores import CoreShare
+from worker.earned import Earnings
 from worker.errors import WorkerConflict, WorkerError
 from worker.evidence import Evidence
 from worker.journal import ReceiptKeeper, SignedReceipt
 from worker.membership import utc_now
+from worker.memory import Memory
 from worker.messages import (
     Close,
+    CloseEngines,
     Completed,
     Congested,
     Disconnected,
@@ -33,9 +37,12 @@ from worker.messages import (
     Event,
     ForgetReceipt,
     Instruction,
+    OpenEngines,
+    Paused,
     ReceiptAcknowledged,
     ReceiptKept,
     Reconnect,
+    Resumed,
     SendAccepted,
     SendFrame,
     SendHeartbeat,
@@ -47,15 +54,20 @@ from worker.messages import (
     StopEngine,
     Ticked,
 )
-from worker.models import catalogue_from, choose, engines_here
+from worker.models import Choice, catalogue_from, choose, engines_here
+from worker.observe.machine import Machine
+from worker.owner import Owner
+from worker.policy import Verdict
 from worker.probe import memory_for_models, probe
 from worker.renewal import Renewal
+from worker.rules import guests_of, rules_of, size_bytes
+from worker.service import Surroundings
 from worker.session import Backoff, Session, SessionLost
 from worker.settings import Places, Settings
 from worker.signals import stop_signals
-from worker.snapshot import WITHDRAWN, attempt_now, model_now
+from worker.snapshot import WITHDRAWN, Rate, attempt_now, card_now, model_now
 from worker.state import State, WorkerState, process_start
-from worker.supervisor import Supervisor, Surroundings
+from worker.supervisor import Supervisor
 from worker.workplace import Workplace
 
 STATE_S: Final = 1.0  # how old the state file may be
@@ -91,7 +103,8 @@ class Daemon:
         self._threads = self._cores.threads()
         self._supervisor = Supervisor()
         self._artifacts = ArtifactClient(self.membership.grpc, self._identity.tls_key_pem(), self._renewal)
-        self.core = Core(worker_id=self.membership.worker_id, policy=Policy())
+        guests = guests_of(settings.sharing, self.membership.member)
+        self.core = Core(worker_id=self.membership.worker_id, policy=Policy(), guests=guests)
         self._session_id = secrets.token_hex(8)
         self._hardware = probe(places.cache)
         cuda = any(gpu.backend == "cuda" for gpu in self._hardware.gpus)
@@ -111,12 +124,39 @@ class Daemon:
         self._stops = 0
         self._closing = False
         self._served = 0
+        self._rate = Rate()
+        self._earnings = Earnings(places.worker, own=self.membership.member)
+        self._memory = Memory(self._memory_caps())
+        self._owner = self._owner_of(settings)
+
+    def _memory_caps(self) -> dict[str, int]:
+        """Bytes that all models together may take, in the machine's memory and on a card."""
+        caps, free = self.settings.caps, memory_for_models(self._hardware)
+        cards = [gpu.memory_bytes for gpu in self._hardware.gpus if gpu.backend == "cuda"]
+        memory = min(free["memory"], size_bytes(caps.memory, self._hardware.memory_bytes))
+        return {"memory": memory, "vram": size_bytes(caps.vram, max(cards))} if cards else {"memory": memory}
+
+    def _place(self, engine: str) -> str:
+        """Where an engine keeps its models; the llama.cpp of the published wheels has no use for a card."""
+        return "vram" if engine == "torch" and "vram" in self._memory.caps else "memory"
+
+    def _owner_of(self, settings: Settings) -> Owner:
+        rules = rules_of(settings.sharing, settings.hours, settings.idle, settings.caps)
+        return Owner(
+            rules=rules,
+            machine=Machine(rules, settings.caps.gpus, has_cards=bool(self._hardware.gpus)),
+            folder=self.places.worker,
+            process=(os.getpid(), self._process_started),
+            on_verdict=self._obey,
+            on_drain=self.drain,
+        )
 
     # --- its life ---
 
     async def run(self) -> None:
         """Returns when drained. Raises WorkerError if going on is of no use."""
         try:
+            await self._owner.begin()
             for receipt in self._workplace.journal.load():
                 self._keeper.receipts[receipt.attempt] = receipt
                 self.feed(ReceiptKept(receipt.attempt))
@@ -128,7 +168,14 @@ class Daemon:
                 engines=", ".join(self._engines),
                 receipts_waiting=len(self._keeper.receipts),
             )
-            for coroutine in (self._keeper.run(), self._connect(), self._renewal.run(), self._watch()):
+            parts = (
+                self._keeper.run(),
+                self._connect(),
+                self._renewal.run(),
+                self._watch(),
+                self._owner.run(),
+            )
+            for coroutine in parts:
                 self._go(coroutine)
             with stop_signals(self._loop, self.stop_asked):
                 await self._finished
@@ -196,12 +243,14 @@ class Daemon:
                 if (receipt := self._keeper.receipts.get(attempt)) is not None:
                     self._send(wire.receipt_to(receipt))
             case SignReceipt(attempt, body):
+                self._earnings.claimed(attempt, body)
                 encoded = body.encode()
                 self._keeper.keep(SignedReceipt(attempt, encoded, sign(self._identity.receipt_key, encoded)))
             case ForgetReceipt(attempt):
                 self._keeper.forget(attempt)
             case StartEngine(assigned):
                 self._supervisor.start(assigned)  # first: somebody waits for its first token
+                self._earnings.started(assigned)
                 self._log.info(
                     f"serving {assigned.member}",
                     action="attempt_started",
@@ -213,6 +262,12 @@ class Daemon:
                 fields = {"job": attempt.job_id, "attempt": attempt.number}
                 self._log.info(f"stopped: {why}", action="attempt_stopped", **fields)
                 self._supervisor.stop(attempt, model)
+            case CloseEngines(why):
+                self._log.info(f"paused: {why}", action="paused")
+                self._go(self._supervisor.pause(why))
+            case OpenEngines():
+                self._log.info("sharing again", action="resumed")
+                self._go(self._supervisor.resume())
             case Reconnect(why):
                 if self._session is not None:
                     self._session.abandon(why)
@@ -230,9 +285,11 @@ class Daemon:
             running=self.core.busy(),
             models=self._supervisor.served(),
             draining=bool(self.core.draining),
-            state="draining" if self.core.draining else "sharing",
-            why=self.core.draining,
+            state="draining" if self.core.draining else "paused" if self.core.paused else "sharing",
+            why=self.core.draining or self.core.paused,
             attempts=wire.running_to(self.core.running()),
+            next_change_ms=wire.moment_to(self._owner.verdict.next_change),
+            sharing=wire.sharing_to(self.settings.sharing),
         )
         self._send(session_pb2.WorkerMessage(heartbeat=heartbeat))
         for progress in self._supervisor.progress():
@@ -304,6 +361,7 @@ class Daemon:
             running=wire.running_to(self.core.running()),
             slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model
             bundles=True,
+            sharing=wire.sharing_to(self.settings.sharing),
         )
 
     def _lost(self, why: str) -> None:
@@ -337,6 +395,7 @@ class Daemon:
             return
         if isinstance(event, ReceiptAcknowledged):  # before the core lets go of the receipt
             self._evidence.add(message.receipt_ack, self._keeper.receipts.get(event.attempt))
+            self._earnings.judged(event.attempt, event.state)
         if message.HasField("drain"):
             self.drain(message.drain.why or "the coordinator asks for it")
         elif event is not None:
@@ -351,7 +410,7 @@ class Daemon:
                 catalogue,
                 self.settings,
                 engines=self._engines,
-                memory_bytes=memory_for_models(self._hardware),
+                memory_bytes={engine: self._memory.caps[self._place(engine)] for engine in self._engines},
             )
         except WorkerError as error:
             if not self._supervisor.models:
@@ -362,19 +421,31 @@ class Daemon:
             self._log.warning(f"left out of the catalogue: {sentence}", action="catalogue_entry_refused")
         names = ", ".join(f"{choice.entry.name} ({choice.engine})" for choice in choices)
         self._log.info(f"serving {names}", action="models_chosen")
-        await self._supervisor.serve(
-            choices,
-            Surroundings(
-                settings=self.settings,
-                cache=self.places.cache,
-                converted=self.places.cache.parent / "converted",
-                threads=lambda: max(1, self._threads // max(1, len(choices))),
-                emit=self.feed,
-                artifacts=self._artifacts,
-            ),
+        self._earnings.know(catalogue)
+        at_once = max(1, self._together(choices))
+        surroundings = Surroundings(
+            settings=self.settings,
+            cache=self.places.cache,
+            converted=self.places.cache.parent / "converted",
+            threads=lambda: max(1, self._threads // at_once),
+            emit=self.feed,
+            artifacts=self._artifacts,
+            memory=self._memory,
+            place=self._place,
         )
+        await self._supervisor.serve(choices, surroundings)
+
+    def _together(self, choices: list[Choice]) -> int:
+        """How many models can be in memory at once: they share the threads."""
+        sizes: dict[str, list[int]] = {place: [] for place in self._memory.caps}
+        for choice in choices:
+            sizes[self._place(choice.engine)].append(choice.variant.memory_bytes)
+        return sum(together(found, self._memory.caps[place]) for place, found in sizes.items() if found)
 
     # --- its owner ---
+
+    def _obey(self, verdict: Verdict) -> None:
+        self.feed(Resumed() if verdict.sharing else Paused(verdict.why))
 
     def drain(self, why: str) -> None:
         """Finish what runs, for as long as the settings allow, then end."""
@@ -397,7 +468,7 @@ class Daemon:
         """Keeps the state file fresh and looks at the neighbours."""
         looked_at = self._loop.time()
         while True:
-            if self._dirty:
+            if self._dirty or self._rate.moving or self._owner.seen.cards:
                 self._dirty = False
                 self._save_state()
             if self._loop.time() - looked_at >= CORES_S:
@@ -409,17 +480,21 @@ class Daemon:
 
     def _save_state(self) -> None:
         try:
+            self._earnings.save()
             self._snapshot().save(self.places.worker)
         except OSError as error:
             self._log.warning("the state file cannot be written", action="state_failed", why=str(error))
 
     def _snapshot(self) -> WorkerState:
-        member = self.membership
+        member, verdict = self.membership, self._owner.verdict
+        paused = self.core.paused if self._state in {"starting", "connecting", "sharing"} else ""
         now = WorkerState(
             pid=os.getpid(),
             process_started=self._process_started,
-            state=self._state,
-            why=self._why,
+            state="paused" if paused else self._state,
+            why=paused or self._why,
+            next_change=verdict.next_change,
+            notes=verdict.notes,
             worker_id=member.worker_id,
             name=member.name,
             pool=member.pool,
@@ -430,12 +505,19 @@ class Daemon:
             tokens_served=self.core.tokens_delivered,
             receipts_waiting=len(self._keeper.receipts),
             receipts_countersigned=self._evidence.kept,
+            earned=self._earnings.today(),
         )
         if self._state == "stopped":
             return now
-        attempts = tuple(attempt_now(running) for running in self.core.attempts.values() if not running.ended)
+        running = self.core.attempts.values()
         models = tuple(model_now(service, self._in_pool) for service in self._supervisor.models.values())
-        update = {"threads": self._threads, "attempts": attempts, "models": models}
-        if self._state == "sharing" and models and all(model.state == WITHDRAWN for model in models):
+        update = {
+            "threads": self._threads,
+            "attempts": tuple(attempt_now(attempt) for attempt in running if not attempt.ended),
+            "models": models,
+            "tokens_per_s": self._rate.look(self.core.tokens_produced(), self._loop.time()),
+            "cards": tuple(card_now(card) for card in self._owner.seen.cards),
+        }
+        if now.state == "sharing" and models and all(model.state == WITHDRAWN for model in models):
             update["why"] = "nothing that the pool has; `potluck models` lists what to name with --models"
         return now.model_copy(update=update)

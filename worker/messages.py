@@ -87,6 +87,7 @@ class Assigned:
     member: str
     goes_on: bool  # an earlier attempt's prompt is given: it need not be reported again
     payload: object
+    kind: str = ""  # chat | completion | embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,18 @@ class DrainAsked:
 
     why: str
     limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The machine is its owner's now: hand over what runs, take nothing, give the memory back."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The machine may be shared again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +198,8 @@ Event = (
     | Acknowledged
     | Cancelled
     | DrainAsked
+    | Paused
+    | Resumed
     | ModelOffered
     | ModelWithdrawn
     | ModelsChanged
@@ -264,6 +279,18 @@ class StopEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseEngines:
+    """Every engine's process ends, and its memory is free."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEngines:
+    """Models are served again as before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     why: str
 
@@ -286,6 +313,8 @@ Instruction = (
     | ForgetReceipt
     | StartEngine
     | StopEngine
+    | CloseEngines
+    | OpenEngines
     | Reconnect
     | Close
 )

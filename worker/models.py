@@ -5,7 +5,7 @@ machine's memory and that one of its engines can run. The emulator is never chos
 """
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,19 +54,25 @@ def catalogue_from(data: bytes) -> tuple[Catalogue, list[str]]:
 
 
 def choose(
-    catalogue: Catalogue, settings: Settings, *, engines: Collection[str], memory_bytes: int
+    catalogue: Catalogue, settings: Settings, *, engines: Collection[str], memory_bytes: Mapping[str, int]
 ) -> list[Choice]:
-    """Raises WorkerConflict with a sentence if what the owner wants cannot be."""
+    """`memory_bytes`: the most that a model may take, for each engine.
+
+    Raises WorkerConflict with a sentence if what the owner wants cannot be.
+    """
     wanted = _engines_wanted(settings, engines)
+    refused = {name.lower() for name in settings.sharing.models_refused}
+    if both := sorted(refused.intersection(name.lower() for name in settings.models)):
+        raise WorkerConflict(f"`models` and `sharing.models_refused` both name {both[0]}.")
     if settings.models:
         return [_named(catalogue, name, wanted, memory_bytes) for name in dict.fromkeys(settings.models)]
     for entry in sorted(catalogue.entries, key=lambda entry: entry.name != DEFAULT_MODEL):
-        found = _variant(entry, wanted, memory_bytes)
+        found = None if entry.name.lower() in refused else _variant(entry, wanted, memory_bytes)
         if found is not None:
             return [Choice(entry, *found, eager=False)]
     raise WorkerConflict(
-        f"no model of the pool fits into the {_gigabytes(memory_bytes)} that this machine has free with the"
-        f" engines {', '.join(wanted) or '(none)'}. Free some memory, or name models with --models."
+        f"no model of the pool fits into the {_most(memory_bytes, wanted)} that this machine has free with"
+        f" the engines {', '.join(wanted) or '(none)'}. Free some memory, or name models with --models."
     )
 
 
@@ -83,7 +89,7 @@ def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
     return [settings.engine]
 
 
-def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: int) -> Choice:
+def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: Mapping[str, int]) -> Choice:
     entry = catalogue.get(name)
     if entry is None:
         close = ", ".join(catalogue.closest(name)[:3])
@@ -96,7 +102,8 @@ def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: in
     if runnable:
         least = min(variant.memory_bytes for variant in runnable)
         raise WorkerConflict(
-            f"{entry.name} needs {_gigabytes(least)} of memory, and {_gigabytes(memory_bytes)} are free here."
+            f"{entry.name} needs {_gigabytes(least)} of memory, and {_most(memory_bytes, engines)} are free"
+            " here."
         )
     known = sorted({engine for variant in entry.variants for engine in variant.engines})
     raise WorkerConflict(
@@ -105,13 +112,19 @@ def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: in
     )
 
 
-def _variant(entry: ModelEntry, engines: list[str], memory_bytes: int) -> tuple[Variant, str] | None:
+def _variant(
+    entry: ModelEntry, engines: list[str], memory_bytes: Mapping[str, int]
+) -> tuple[Variant, str] | None:
     """The first engine by preference that has a variant which fits."""
     for engine in engines:
         for variant in entry.variants:
-            if engine in variant.engines and variant.memory_bytes <= memory_bytes:
+            if engine in variant.engines and variant.memory_bytes <= memory_bytes[engine]:
                 return variant, engine
     return None
+
+
+def _most(memory_bytes: Mapping[str, int], engines: Collection[str]) -> str:
+    return _gigabytes(max((memory_bytes[engine] for engine in engines), default=0))
 
 
 def _gigabytes(size_bytes: int) -> str:

@@ -43,10 +43,11 @@ def disk_free_bytes(path: Path) -> int:
         return 0
 
 
-def memory_for_models(hardware: session_pb2.Hardware) -> int:
-    """The most that one model may take: the largest card, or what is free of the machine's memory."""
-    cards = [gpu.memory_bytes for gpu in hardware.gpus]
-    return max([psutil.virtual_memory().available, *cards])
+def memory_for_models(hardware: session_pb2.Hardware) -> dict[str, int]:
+    """Bytes free for models: of the machine's `memory`, and on the largest card (`vram`) if there is one."""
+    cards = [gpu.memory_bytes for gpu in hardware.gpus if gpu.backend == "cuda"]
+    free = {"memory": psutil.virtual_memory().available}
+    return free | ({"vram": max(cards)} if cards else {})
 
 
 def _cpu() -> str:

@@ -1,6 +1,7 @@
 """What the owner of a worker may set, and where each value came from.
 
-Order: flag > POTLUCK_* variable > `worker.toml` in POTLUCK_HOME/worker > default.
+Order: flag > POTLUCK_* variable > `worker.toml` in POTLUCK_HOME/worker > default. A setting inside a table
+has the name `table.name`, and its variable is POTLUCK_TABLE_NAME.
 """
 
 import difflib
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from potluck.home import model_cache, worker_home
 from worker.cores import machine_folder
 from worker.errors import WorkerConflict
+from worker.rules import TABLES, Caps, Hours, Idle, Sharing, nested, split
 
 SETTINGS_FILE: Final = "worker.toml"
 PREFIX: Final = "POTLUCK_"
@@ -47,6 +49,10 @@ class Settings(BaseModel):
         le=1e9,
         description="a model that was not asked for by name leaves memory when idle; 0: never",
     )
+    sharing: Sharing = Field(default_factory=Sharing, description="for what and for whom")
+    hours: Hours = Field(default_factory=Hours, description="when")
+    idle: Idle = Field(default_factory=Idle, description="who else must not be using the machine")
+    caps: Caps = Field(default_factory=Caps, description="how much of it")
     log: Literal["auto", "text", "json"] = Field("auto", description="auto: text in a terminal, else json")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
@@ -54,9 +60,7 @@ class Settings(BaseModel):
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(name for part in value.split(",") if (name := part.strip()))
-        return value
+        return split(value)
 
     @field_validator("engine_options", mode="before")
     @classmethod
@@ -77,34 +81,77 @@ class Settings(BaseModel):
         return value
 
     def origin(self, name: str) -> Origin:
+        """Of `threads`, or of `idle.input_minutes`."""
         return self._origins.get(name, "default")
 
     @classmethod
     def load(
         cls, *, flags: Mapping[str, object], environ: Mapping[str, str], folder: Path | None = None
     ) -> "Settings":
-        """The settings now; flags that were not given are None. Raises WorkerConflict with a sentence."""
+        """The settings now; flags that were not given are None, and those of a table are named with a dot.
+
+        Raises WorkerConflict with a sentence that names the setting, and what is known where it is not.
+        """
         path = (worker_home() if folder is None else folder) / SETTINGS_FILE
-        known = set(cls.model_fields)
-        in_file = _read(path)
+        known = _known(cls)
+        in_file = _flat(_read(path), path)
         for name in in_file:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(sorted(known))}."
-                raise WorkerConflict(f"{path} has a setting `{name}` that does not exist.{hint}")
-        variables = {name: environ[key] for name in known if (key := PREFIX + name.upper()) in environ}
+                raise WorkerConflict(
+                    f"{path} has a setting `{name}` that does not exist.{_hint(name, known)}"
+                )
+        variables = {name: environ[key] for name in known if (key := variable(name)) in environ}
         given = {name: value for name, value in flags.items() if value is not None}
         try:
-            made = cls.model_validate({**in_file, **variables, **given})
+            made = cls.model_validate(nested({**in_file, **variables, **given}))
         except ValidationError as error:
-            name = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "?"
+            name = _setting(error.errors()[0]["loc"])
             place = "the flag" if name in given else "the variable" if name in variables else str(path)
-            raise WorkerConflict(f"{place} sets `{name}` wrongly: {error.errors()[0]['msg']}.") from None
+            wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise WorkerConflict(f"{place} sets `{name}` wrongly: {wrong}.") from None
         origins: dict[str, Origin] = dict.fromkeys(in_file, "file")
         origins |= dict.fromkeys(variables, "variable")
         origins |= dict.fromkeys(given, "flag")
         made._origins = origins  # noqa: SLF001 -- of the class itself, in its own constructor
         return made
+
+
+def variable(name: str) -> str:
+    """`idle.input_minutes` is set by POTLUCK_IDLE_INPUT_MINUTES."""
+    return PREFIX + name.replace(".", "_").upper()
+
+
+def _known(settings: type[BaseModel]) -> list[str]:
+    """The names of all settings, those in tables with a dot."""
+    inner = [f"{table}.{name}" for table, model in TABLES.items() for name in model.model_fields]
+    return sorted([name for name in settings.model_fields if name not in TABLES] + inner)
+
+
+def _flat(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """As `nested`, the other way round. Raises WorkerConflict."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in TABLES:
+            flat[name] = value
+        elif isinstance(value, dict):
+            flat |= {f"{name}.{inner}": item for inner, item in value.items()}
+        else:
+            raise WorkerConflict(f"{path} sets `{name}` wrongly: it is a table, written [{name}].")
+    return flat
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    table = name.partition(".")[0]
+    inside = [other for other in known if other.startswith(f"{table}.")] if "." in name else []
+    return f" Did you mean `{close[0]}`?" if close else f" Known are {', '.join(inside or known)}."
+
+
+def _setting(place: tuple[int | str, ...]) -> str:
+    """The name of the setting at which a validation failed."""
+    if not place:
+        return "?"
+    return f"{place[0]}.{place[1]}" if place[0] in TABLES and len(place) > 1 else str(place[0])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from potluck.home import write_atomic
+from worker.earned import Earned
 
 STATE_FILE: Final = "state.json"
 STATE_BYTES_MAX: Final = 1024 * 1024
 
-State = Literal["starting", "connecting", "sharing", "draining", "stopped", "not running"]
+State = Literal["starting", "connecting", "sharing", "paused", "draining", "stopped", "not running"]
 
 
 class RunningFor(BaseModel):
@@ -37,11 +38,23 @@ class ModelNow(BaseModel):
     why: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
+    eta_s: float = 0.0  # until it is ready; 0: unknown
     memory_bytes: int = 0
 
 
+class CardNow(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
 class WorkerState(BaseModel):
-    """Times are seconds since the epoch. `process_started` tells a daemon from another with its pid."""
+    """Times are seconds since the epoch. `process_started` tells a daemon from another with its pid.
+
+    `next_change`: when it begins or ends to share by itself; `notes`: rules that cannot be kept here.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,6 +62,8 @@ class WorkerState(BaseModel):
     process_started: float = 0.0
     state: State = "not running"
     why: str = ""
+    next_change: float | None = None
+    notes: tuple[str, ...] = ()
     worker_id: str = ""
     name: str = ""
     pool: str = ""
@@ -58,6 +73,9 @@ class WorkerState(BaseModel):
     threads: int = 0
     attempts: tuple[RunningFor, ...] = ()
     models: tuple[ModelNow, ...] = ()
+    cards: tuple[CardNow, ...] = ()
+    tokens_per_s: float = 0.0
+    earned: Earned = Earned()
     attempts_served: int = 0
     tokens_served: int = 0
     receipts_waiting: int = 0
@@ -86,6 +104,9 @@ class WorkerState(BaseModel):
                 "why": f"its process {found.pid} is gone without a farewell; its receipts are kept on disk",
                 "attempts": (),
                 "models": (),
+                "cards": (),
+                "next_change": None,
+                "tokens_per_s": 0.0,
             }
         )
 

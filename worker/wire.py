@@ -31,6 +31,7 @@ from worker.messages import (
     SendRefused,
     SendResult,
 )
+from worker.rules import Sharing
 
 PROTOCOL: Final = 1
 FRAME_BYTES_MIN: Final = 1024  # less would cut every token off
@@ -86,7 +87,8 @@ def event_from(message: session_pb2.CoordinatorMessage) -> Event | None:
             goes_on = assign.HasField("continuation") and bool(
                 continuation.prompt.text or continuation.prompt.ids
             )
-            return Assigned(attempt_from(assign.attempt), assign.model, assign.member, goes_on, assign)
+            kind = assign.work.WhichOneof("kind") or ""
+            return Assigned(attempt_from(assign.attempt), assign.model, assign.member, goes_on, assign, kind)
         case "ack":
             return Acknowledged(attempt_from(message.ack.attempt), message.ack.sequence)
         case "cancel":
@@ -175,6 +177,17 @@ def failure_to(failure: Failure) -> work_pb2.Failure:
 
 def running_to(running: Iterable[tuple[AttemptId, int]]) -> list[session_pb2.Running]:
     return [session_pb2.Running(attempt=attempt_to(a), last_sequence=sequence) for a, sequence in running]
+
+
+def sharing_to(sharing: Sharing) -> session_pb2.Sharing:
+    return session_pb2.Sharing(
+        kinds=sharing.kinds, members=sharing.members, members_refused=sharing.members_refused
+    )
+
+
+def moment_to(at: float | None) -> int:
+    """Milliseconds since the epoch; 0: unknown."""
+    return 0 if at is None else max(0, round(at * 1000))
 
 
 def message_to(

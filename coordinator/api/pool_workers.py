@@ -265,6 +265,7 @@ def _away(worker: EnrolledWorker, member_name: str) -> dict[str, Any]:
         "member": member_name,
         "state": "away",
         "why": "not connected",
+        "next_change": None,
         "models": [],
         "engines": [],
         "hardware": None,

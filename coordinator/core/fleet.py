@@ -74,6 +74,17 @@ def load_of(state: str, served: Served, mark: LoadMark, now: float) -> Loading:
     return Loading(state, min(done, total) if total else done, total, eta_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """Whom a worker's owner lets use it, by name; empty: everybody. The owner always may."""
+
+    members: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+
+    def welcome(self, member: str) -> bool:
+        return member not in self.refused and (not self.members or member in self.members)
+
+
 Fence = tuple[JobId, int]
 
 
@@ -93,6 +104,8 @@ class Worker:
     draining: bool = False
     state: str = "sharing"
     why: str = ""
+    next_change: float | None = None  # when its state changes by itself
+    guests: Guests = field(default_factory=Guests)
     running: set[Fence] = field(default_factory=set)
     classes: list[int] = field(default_factory=lambda: [0, 0, 0])  # how many of these, by JobClass
     successes: int = 0
@@ -160,11 +173,14 @@ class Fleet:
         worker.models = models
         self.changed(worker)
 
-    def says(self, worker: Worker, *, draining: bool, state: str, why: str) -> None:
-        """Whether it is willing, in its own words."""
+    def says(
+        self, worker: Worker, *, draining: bool, state: str, why: str, next_change: float | None = None
+    ) -> None:
+        """Whether it is willing, in its own words, and when that changes by itself."""
         if (draining, state) != (worker.draining, worker.state):
             self.changed(worker)
         worker.draining, worker.state, worker.why = draining, state, why
+        worker.next_change = next_change
 
     def began(self, worker: Worker, fence: Fence, class_: int, now: float) -> None:
         """It holds an attempt at a job of this JobClass."""

@@ -31,6 +31,7 @@ class Line:
     jobs: dict[JobId, Asked] = field(default_factory=dict)
     wants: dict[Want, dict[tuple[AccountId, JobClass], Group]] = field(default_factory=dict)
     waiting: dict[AccountId, int] = field(default_factory=dict)  # jobs of each flow
+    by_account: dict[AccountId, dict[JobId, None]] = field(default_factory=dict)  # of who asked
     turns: dict[Want, Turns] = field(default_factory=dict)  # of wants that were planned for
     served: int = 0  # jobs given away
 
@@ -42,7 +43,7 @@ class Line:
         """The job waits, for the first time or again; what an attempt was counted for is given back."""
         self._correct(job.id, 0)
         flow, want = self.given.flow_of(job.account), (job.kind, job.model)
-        asked = Asked(job.id, want, flow, job.member, class_of(job), job.created_at, job.hold)
+        asked = Asked(job.id, want, flow, job.member, class_of(job), job.created_at, job.hold, job.account)
         groups = self.wants.setdefault(want, {})
         if (group := groups.get((flow, asked.class_))) is None:
             group = groups[flow, asked.class_] = Group(want, flow, asked.class_)
@@ -52,6 +53,7 @@ class Line:
         self._changed(group)
         self.jobs[asked.id] = asked
         self.waiting[flow] = self.waiting.get(flow, 0) + 1
+        self.by_account.setdefault(job.account, {})[asked.id] = None
 
     def leave(self, job: JobId, charge: int | None) -> None:
         """It ended, and cost so much."""
@@ -74,6 +76,10 @@ class Line:
             if not groups:
                 del self.wants[asked.want]
                 self.turns.pop(asked.want, None)
+        mine = self.by_account[asked.account]
+        del mine[job]
+        if not mine:
+            del self.by_account[asked.account]
         self.waiting[asked.flow] -= 1
         if not self.waiting[asked.flow]:
             del self.waiting[asked.flow]

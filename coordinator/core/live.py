@@ -37,6 +37,7 @@ class Live:
     refusals: dict[WorkerId, int] = field(default_factory=dict)  # that were nobody's fault
     failures: int = 0  # attempts that count towards the limit
     job_faults: int = 0
+    asker: str = ""  # its member's name: owners of workers name members
     _waiting: Waiting | None = None  # while nobody had it: asked for when it comes, and when it is given away
 
     def waiting(self, now: float) -> Waiting:
@@ -49,6 +50,7 @@ class Live:
             kind=job.kind,
             model=job.model,
             account=job.account,
+            asker=self.asker,
             context_tokens=longest + job.max_tokens,
             own_only=job.own_only,
             only=job.only,

@@ -29,14 +29,18 @@ class OpenJobs(Earnings):
     recent: dict[JobId, Job] = field(default_factory=dict)
     queue: dict[JobId, None] = field(default_factory=dict)
     running: dict[MemberId, int] = field(default_factory=dict)
+    names: dict[MemberId, str] = field(default_factory=dict)  # of members; the shell knows them
     _replan: bool = False
 
     def _live(
         self, job: Job, demand: Demand, count: Callable[[str], int], memory_bytes: int, now: float
     ) -> Live:
         output = Output([Choice() for _ in range(job.choices)], job.max_tokens, count)
-        failures = sum(a.state is not jobs.AttemptState.REFUSED for a in job.attempts)  # before a restart
-        return Live(job, demand, memory_bytes, output, waiting_since=now, failures=failures)
+        # Before a restart; what a worker gave back may have been nobody's fault, and is not held against it.
+        given_back = (jobs.AttemptState.REFUSED, jobs.AttemptState.FAILED)
+        failures = sum(a.state not in given_back for a in job.attempts)
+        asker = self.names.get(job.member, "")
+        return Live(job, demand, memory_bytes, output, waiting_since=now, failures=failures, asker=asker)
 
     def _enqueue(self, live: Live) -> None:
         self.lives[live.job.id] = live
@@ -106,8 +110,7 @@ class OpenJobs(Earnings):
             if live.job_faults >= self.rules.job_faults_max or self._impossible(live):
                 self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
                 return
-        counts = fault != "none" or event is not AttemptEvent.REFUSED
-        self._retry(live, now, code, why, counts=counts)
+        self._retry(live, now, code, why, counts=fault != "none")
 
     def _retry(self, live: Live, now: float, code: str, why: str, *, counts: bool = True) -> None:
         live.failures += counts

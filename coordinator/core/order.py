@@ -92,11 +92,18 @@ class Order:
             in_turn=in_turn,
             now=self.now,
         )
+        line.served += 1
+        line.wants[self.want][asked.flow, asked.class_].last[asked.member] = line.served
+        self._take(asked)
+
+    def gave_own(self, asked: Asked) -> None:
+        """The job went to a worker of who asked: it costs nothing, and uses up nobody's turn."""
+        self._take(asked)
+
+    def _take(self, asked: Asked) -> None:
         self.running[asked.member] = self.running.get(asked.member, 0) + 1
         self.room.used[asked.class_] += 1
         if (rank := self._rank(asked.class_)) != self.ranks[asked.class_]:
             self.ranks[asked.class_] = rank
             self.ranked.sort(key=self.ranks.__getitem__)
-        line.served += 1
-        line.wants[self.want][asked.flow, asked.class_].last[asked.member] = line.served
-        line.remove(asked.id)
+        self.line.remove(asked.id)

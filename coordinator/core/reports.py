@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.core import jobs
-from coordinator.core.fleet import Fence, Served
+from coordinator.core.fleet import Fence, Guests, Served
 from coordinator.core.jobs import AttemptEvent, JobId, Kind, WorkerId
 from coordinator.core.live import FOREVER, Live
 from coordinator.core.messages import SendCancel
@@ -28,12 +28,14 @@ class Reports(OpenJobs):
         memory_bytes: int,
         running: Sequence[Fence],
         now: float,
+        guests: Guests | None = None,
     ) -> list[tuple[Fence, int]]:
         """A stream opened. Which of the attempts it still runs go on, and from which sequence."""
         worker = self.fleet.workers[worker_id]
         worker.slots, worker.memory_bytes = max(1, slots), memory_bytes
         self.fleet.opened(worker)
         self.fleet.says(worker, draining=False, state="sharing", why="")
+        worker.guests = guests or Guests()
         self.fleet.serve(worker, {s.name: s for s in served})
         resumed = []
         for fence in sorted(worker.running):
@@ -70,12 +72,16 @@ class Reports(OpenJobs):
         state: str,
         why: str,
         now: float,
+        next_change: float | None = None,
+        guests: Guests | None = None,
     ) -> None:
+        """`next_change`: when its state changes by itself; `guests` None: as it said last."""
         worker = self.fleet.workers.get(worker_id)
         if worker is None:
             return  # removed while its words were on their way
         self.fleet.heard(worker, now)
-        self.fleet.says(worker, draining=draining, state=state or "sharing", why=why)
+        self.fleet.says(worker, draining=draining, state=state or "sharing", why=why, next_change=next_change)
+        worker.guests = worker.guests if guests is None else guests
         if models := {s.name: s for s in served}:
             self.fleet.serve(worker, models)
         for job_id, number in attempts:

@@ -14,7 +14,7 @@ class Rules:
     tariff: Tariff = field(default_factory=Tariff)
     proof: Proof = field(default_factory=Proof)
     policy: Policy = field(default_factory=Policy)
-    attempts_max: int = 12  # that failed or were lost; a refusal that is nobody's fault does not count
+    attempts_max: int = 12  # that failed or were lost; what is given back by nobody's fault does not count
     number_max: int = 1_000  # of any attempt: bounds the rows of a stored job that is refused for hours
     job_faults_max: int = 2  # workers that must call a job impossible before it is believed
     wait_s: float = 60.0  # of an interactive job, for a worker or for a model that loads

@@ -33,6 +33,7 @@ class Waiting:
     model: str
     account: AccountId
     context_tokens: int  # prompt and output together
+    asker: str = ""  # the member's name
     own_only: bool = False
     only: frozenset[WorkerId] = frozenset()
     needs: frozenset[str] = frozenset()  # of Served.features
@@ -50,8 +51,11 @@ def allowed(job: Waiting, worker: Worker, served: Served) -> str:
     """Empty, or why this worker may not take this job."""
     if job.only and worker.id not in job.only:
         return "the job names other workers"
-    if job.own_only and worker.account != job.account:
-        return "the job may run on its member's own workers only"
+    if worker.account != job.account:
+        if job.own_only:
+            return "the job may run on its member's own workers only"
+        if not worker.guests.welcome(job.asker):
+            return "its owner does not share it with you"
     if worker.id in job.refused_by:
         return "it could not do this job before"
     if served.context_tokens and job.context_tokens > served.context_tokens:
@@ -81,6 +85,12 @@ class _Ranking:
 
     def take(self, job: Waiting) -> Assign | None:
         """An own worker that is ready and not much slower than the best of all, else the best of all."""
+        if (own := self.take_own(job)) is not None:
+            return own
+        chosen = self._best(job, self.offers.heap)
+        return None if chosen is None else self._assign(job, chosen, self.offers.heap)
+
+    def take_own(self, job: Waiting) -> Assign | None:
         heap, newest = self.offers.heap, self.offers.newest
         while heap and newest.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
@@ -93,8 +103,7 @@ class _Ranking:
                 return self._assign(job, chosen, own)
             if chosen is not None:
                 heapq.heappush(own, chosen)
-        chosen = self._best(job, heap)
-        return None if chosen is None else self._assign(job, chosen, heap)
+        return None
 
     def _able(self, job: Waiting) -> list[Candidate]:
         """The ranking without those that lack what the job needs, however many they are; kept for a tick."""
@@ -251,7 +260,7 @@ def _deal(
     waiting: Callable[[JobId], Waiting],
 ) -> list[Assign]:
     """Give the next job to the best worker for it, until jobs or workers run out, or `most` are given."""
-    decisions: list[Assign] = []
+    decisions = _own_first(line, rankings, orders, most, waiting)
     passed: dict[Want, list[Asked]] = {want: [] for want in orders}
     heads = [head for want, order in orders.items() if (head := _head(want, order)) is not None]
     heapq.heapify(heads)
@@ -272,6 +281,34 @@ def _deal(
             heapq.heappop(heads)
     for jobs in passed.values():
         line.restore(jobs)
+    return decisions
+
+
+def _own_first(
+    line: Line,
+    rankings: Mapping[Want, _Ranking],
+    orders: Mapping[Want, Order],
+    most: int,
+    waiting: Callable[[JobId], Waiting],
+) -> list[Assign]:
+    """A worker's owner goes before all others on it, whoever's turn it is, and uses up no turn elsewhere."""
+    decisions: list[Assign] = []
+    owners: set[AccountId] = set()
+    for ranking in rankings.values():
+        owners |= ranking.offers.ready.keys() & line.by_account.keys()
+    for account in sorted(owners):
+        full: set[Want] = set()
+        mine = (line.jobs[job] for job in line.by_account[account])
+        for asked in heapq.nsmallest(most, mine, key=lambda asked: (asked.class_, asked.since, asked.id)):
+            if asked.want not in rankings or asked.want in full:
+                continue
+            if len(decisions) >= most:
+                return decisions
+            if (decision := rankings[asked.want].take_own(waiting(asked.id))) is None:
+                full.add(asked.want)
+                continue
+            decisions.append(decision)
+            orders[asked.want].gave_own(asked)
     return decisions
 
 
@@ -308,6 +345,8 @@ def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
             reason = f"{job.model} needs {memory_bytes / 1e9:.1f} GB, the largest worker has {largest:.1f} GB"
         elif served is None:
             reason = f"no worker of this pool serves {job.model}"
+        elif worker.account != job.account and not worker.guests.welcome(job.asker):
+            reason = f"the owners of the workers that serve {job.model} do not share them with you"
         elif job.kind not in served.kinds:
             reason = f"the workers that serve {job.model} do no {job.kind}"
         elif served.context_tokens and job.context_tokens > served.context_tokens:

@@ -30,6 +30,7 @@ class Asked(NamedTuple):
     class_: JobClass
     since: float
     cost: int
+    account: AccountId  # whose flow may be that of whoever answers for it
 
 
 @dataclass(slots=True)

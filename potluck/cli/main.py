@@ -34,7 +34,7 @@ class Root(LazyGroup):
         "keys": Entry("potluck.cli.keys:app", "List, create and revoke API keys.", _YOU),
         "limits": Entry("potluck.cli.limits:app", "What you may use, what is used, when it renews.", _YOU),
         "config": Entry("potluck.cli.config:app", "Every setting, and where it comes from.", _YOU),
-        "worker": Entry("worker.cli:app", "Share this machine: join, start, status.", _SHARE, extra="worker"),
+        "worker": Entry("worker.cli:app", "Share this machine: join, start, pause.", _SHARE, extra="worker"),
         "workers": Entry("potluck.cli.workers:app", "The machines that are in the pool now.", _SHARE),
         "coordinator": Entry("potluck.cli.coordinator:app", "Start a pool; invite workers to it.", _RUN),
         "members": Entry("potluck.cli.members:app", "Members and what they may (for admins).", _RUN),

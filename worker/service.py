@@ -1,0 +1,383 @@
+"""One model's life on this worker: fetched, loaded when it is wanted, started again when it dies, unloaded.
+
+A model goes absent -> downloading -> present -> loading -> ready; from anywhere to failed, and from there it
+is tried again, ever more slowly. Work that comes while a model is not ready waits for it here. A model leaves
+memory when it was idle for long, or when another one needs the room.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from potluck.fetch import ArtifactSource, FetchError
+from potluck.v1 import engine_pb2, session_pb2
+from worker import wire
+from worker.budget import Resident
+from worker.engines.pipe import PipeError
+from worker.files import ModelFiles
+from worker.hosts.process import EngineHost, EngineStartError
+from worker.memory import Memory, NoRoom
+from worker.messages import (
+    Assigned,
+    AttemptId,
+    EngineFailed,
+    Event,
+    Failure,
+    Fault,
+    ModelOffered,
+    ModelsChanged,
+    ModelWithdrawn,
+)
+from worker.models import Choice
+from worker.pace import Pace
+from worker.settings import Settings
+
+RESTART_S_MIN: Final = 0.5
+RESTART_S_MAX: Final = 60.0
+RETRY_S_MIN: Final = 5.0
+RETRY_S_MAX: Final = 300.0
+STEADY_S: Final = 60.0  # an engine that lived so long has not failed in a row
+PROGRESS_S_MIN: Final = 1.0
+SLOTS_GUESSED: Final = {"llamacpp": 4, "torch": 8, "emulator": 32}  # until the engine says
+ON_DISK: Final = frozenset(
+    {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_LOADING, session_pb2.MODEL_STATE_READY}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What every model of one daemon shares. `threads` is asked when an engine loads, `place` says in which
+    memory an engine keeps its models."""
+
+    settings: Settings
+    cache: Path
+    converted: Path
+    threads: Callable[[], int]
+    emit: Callable[[Event], None]
+    artifacts: ArtifactSource | None
+    memory: Memory
+    place: Callable[[str], str]
+
+
+class ModelService:
+    """One model: its files, its engine, and the attempts that wait for it."""
+
+    def __init__(self, choice: Choice, around: Surroundings) -> None:
+        self.choice = choice
+        self.state = session_pb2.MODEL_STATE_ABSENT
+        self.why = ""
+        disk = around.settings.caps.disk
+        self._files = ModelFiles(choice.variant, around.cache, cap=disk, on_progress=self._downloading)
+        self.bytes_done, self.bytes_total = 0, self._files.bytes_total
+        self.host: EngineHost | None = None
+        self._around = around
+        self._loaded = engine_pb2.Loaded()
+        self._loaded_threads = 0
+        self._waiting: dict[AttemptId, Assigned] = {}
+        self._wanted = asyncio.Event()
+        self._poked = asyncio.Event()
+        self._leaving = False
+        self._failures = 0
+        self._used_at = 0.0
+        self._told_at = 0.0
+        self._load_took_s = 0.0
+        self._pace = Pace(0.0, 0)
+        self._log = structlog.get_logger("worker.models").bind(model=choice.entry.name, engine=choice.engine)
+
+    @property
+    def name(self) -> str:
+        return self.choice.entry.name
+
+    # --- what the daemon says ---
+
+    def start(self, assigned: Assigned) -> None:
+        self._used_at = asyncio.get_running_loop().time()
+        if self.host is None:
+            self._waiting[assigned.attempt] = assigned
+            self._wanted.set()
+        else:
+            self._leaving = False
+            self._hand_over(self.host, assigned)
+
+    def stop(self, attempt: AttemptId) -> None:
+        if self._waiting.pop(attempt, None) is None and self.host is not None:
+            self.host.send(wire.stop_command(attempt))
+
+    def poke(self) -> None:
+        """The share of cores may have changed."""
+        self._poked.set()
+
+    def refuse_waiting(self, failure: Failure) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for attempt in waiting:
+            self._around.emit(EngineFailed(attempt, failure))
+
+    def waiting(self) -> list[AttemptId]:
+        return list(self._waiting)
+
+    def rest(self, why: str) -> None:
+        """Its task was cancelled: the model is out of memory until `run` begins anew."""
+        self._loaded = engine_pb2.Loaded()
+        self._wanted.clear()
+        there = self.state in {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_READY}
+        loading = self.state == session_pb2.MODEL_STATE_LOADING
+        self._move(
+            session_pb2.MODEL_STATE_PRESENT if there or loading else session_pb2.MODEL_STATE_ABSENT, why
+        )
+
+    def served(self) -> session_pb2.ServedModel:
+        entry, loaded = self.choice.entry, self._loaded
+        shared = self._around.settings.sharing.kinds
+        kinds = list(loaded.kinds) or [str(kind) for kind in entry.kinds]
+        return session_pb2.ServedModel(
+            name=entry.name,
+            engine=self.choice.engine,
+            kinds=[kind for kind in kinds if not shared or kind in shared],
+            state=self.state,
+            bytes_done=self.bytes_done,
+            bytes_total=self.bytes_total,
+            numerics=loaded.numerics,
+            sampler=loaded.sampler,
+            prefill_tokens_per_s=loaded.prefill_tokens_per_s,
+            decode_tokens_per_s=loaded.decode_tokens_per_s,
+            slots=self._slots(),
+            context_tokens=loaded.context_tokens or entry.context_tokens,
+            features=loaded.features,
+            why=self.why,
+            eta_ms=self._eta_ms(),
+        )
+
+    def _slots(self) -> int:
+        wished = self._around.settings.slots or SLOTS_GUESSED.get(self.choice.engine, 1)
+        return self._loaded.slots or wished
+
+    def _eta_ms(self) -> int:
+        if self.state not in {session_pb2.MODEL_STATE_DOWNLOADING, session_pb2.MODEL_STATE_LOADING}:
+            return 0
+        now = asyncio.get_running_loop().time()
+        return self._pace.left_ms(self.bytes_done, self.bytes_total, now)
+
+    # --- what its memory asks ---
+
+    def resident(self) -> Resident:
+        """Its size is what the catalogue says, until the engine has measured it."""
+        measured = self.host.loaded.memory_bytes if self.host is not None else 0
+        return Resident(
+            name=self.name,
+            place=self._around.place(self.choice.engine),
+            size_bytes=measured or self.choice.variant.memory_bytes,
+            used_at=self._used_at,
+            busy=self.host is None or bool(self.host.running or self._waiting),  # without one, it just loads
+        )
+
+    def leave(self) -> None:
+        self._leaving = True
+        self._poked.set()
+
+    # --- its life ---
+
+    async def run(self) -> None:
+        """Until cancelled; the engine process is then gone."""
+        self._offer()
+        if self.choice.eager:
+            self._wanted.set()
+        evict = False  # who was asked for by name is loaded at once, though not at the cost of another
+        while True:
+            try:
+                paths = await self._files.fetch(self._around.artifacts)
+                self.bytes_done = self._files.bytes_done
+                if not self._wanted.is_set():
+                    self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
+                    await self._wanted.wait()
+                await self._around.memory.take(self, evict=evict or bool(self._waiting))
+            except NoRoom as none:
+                self._no_room(none)
+                continue
+            except (FetchError, OSError) as error:
+                await self._fail(error)
+                continue
+            finally:
+                evict = True
+            await self._in_memory(paths)
+
+    async def _in_memory(self, paths: list[Path]) -> None:
+        """From the load to the end of the engine's process."""
+        try:
+            host = await self._load(paths)
+            try:
+                await self._serve(host)
+            finally:
+                self.host = None
+                await host.close()
+        except EngineStartError as error:
+            self._around.memory.give(self)
+            await self._fail(error)
+        finally:
+            self._around.memory.give(self)
+
+    def _downloading(self) -> None:
+        self.bytes_done, self._pace = self._files.bytes_done, self._files.pace
+        if self.state is not session_pb2.MODEL_STATE_DOWNLOADING:
+            self._move(session_pb2.MODEL_STATE_DOWNLOADING)
+        self._tell("downloading")
+
+    async def _load(self, paths: list[Path]) -> EngineHost:
+        """Raises EngineStartError."""
+        settings = self._around.settings
+        self._loaded_threads = self._around.threads()
+        capped = (
+            settings.caps.memory if self._around.place(self.choice.engine) == "memory" else settings.caps.vram
+        )
+        load = engine_pb2.Load(
+            engine=self.choice.engine,
+            model=self.choice.entry.name,
+            paths=[str(path) for path in paths],
+            threads=self._loaded_threads,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens,
+            options=settings.engine_options,
+            cache_dir=str(self._around.converted),
+            kinds=[str(kind) for kind in self.choice.entry.kinds],
+            memory_bytes_max=self._around.memory.caps[self._around.place(self.choice.engine)]
+            if capped
+            else 0,
+            gpus=settings.caps.gpus,
+        )
+        began = asyncio.get_running_loop().time()
+        self.bytes_done, self._pace = 0, Pace(began, 0, self._load_took_s)
+        self._move(session_pb2.MODEL_STATE_LOADING, self.why)
+        self._log.info("loading", action="model_loading", threads=self._loaded_threads)
+        host = await EngineHost.start(load, self._heard)
+        self._load_took_s = asyncio.get_running_loop().time() - began
+        return host
+
+    async def _serve(self, host: EngineHost) -> None:
+        """Returns when the engine died, or should be unloaded or loaded anew."""
+        loop = asyncio.get_running_loop()
+        since = self._used_at = loop.time()
+        self._loaded, self.host, self._leaving = host.loaded, host, False
+        self.bytes_done = self.bytes_total
+        self._move(session_pb2.MODEL_STATE_READY)
+        self._offer()
+        self._log.info("ready", action="model_ready", slots=self._slots(), pid=host.pid)
+        waiting, self._waiting = self._waiting, {}
+        for assigned in waiting.values():
+            self._hand_over(host, assigned)
+        while not host.exited.done():
+            self._around.memory.stir()
+            await self._something(host)
+            if host.exited.done() or host.running:
+                continue
+            if self._leaving:
+                self._unload("unloaded: another model needs the room")
+                return
+            if self._loaded_threads != self._around.threads():
+                self._log.info("another share of the cores", action="model_reloading")
+                self._wanted.set()
+                return
+            if self._idle_s() is not None and loop.time() - self._used_at >= (self._idle_s() or 0.0):
+                self._unload("unloaded: nobody asked for it")
+                return
+        self.host = None
+        self._failures = 0 if loop.time() - since >= STEADY_S else self._failures
+        await self._restart(host.exited.result())
+
+    def _unload(self, why: str) -> None:
+        self._log.info(why, action="model_unloaded")
+        self._loaded = engine_pb2.Loaded()
+        self._wanted.clear()
+        self._move(session_pb2.MODEL_STATE_PRESENT)
+
+    async def _something(self, host: EngineHost) -> None:
+        """Waits until the engine died, an attempt ended, the cores changed, it was idle for long, or is in
+        the way."""
+        if self._leaving and not host.running:
+            return
+        self._poked.clear()
+        poked = asyncio.ensure_future(self._poked.wait())
+        waits: set[asyncio.Future[Any]] = {host.exited, poked}
+        try:
+            timeout = None if host.running else self._idle_s()
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            poked.cancel()
+
+    def _idle_s(self) -> float | None:
+        """How long the engine may be idle; None: for ever."""
+        return None if self.choice.eager else self._around.settings.unload_after_s or None
+
+    async def _restart(self, why: str) -> None:
+        self._log.warning("the engine died and is started again", action="engine_died", why=why)
+        self._move(session_pb2.MODEL_STATE_LOADING, why)
+        self._wanted.set()
+        self._around.memory.give(self)
+        pause_s = min(RESTART_S_MAX, RESTART_S_MIN * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 30)
+        await asyncio.sleep(pause_s)
+
+    def _no_room(self, none: NoRoom) -> None:
+        """Nobody's fault: what waits is better done elsewhere, and the next job asks again."""
+        self._log.info("no room in memory", action="model_waits", why=str(none))
+        self._wanted.clear()
+        self.why = str(none)
+        self.refuse_waiting(Failure(Fault.NONE, "no_room", str(none)))
+
+    async def _fail(self, error: FetchError | EngineStartError | OSError) -> None:
+        """What waits is told; another try follows later, since disks are emptied and networks come back."""
+        self._log.error("the model cannot be served", action="model_failed", why=str(error))
+        self._move(session_pb2.MODEL_STATE_FAILED, str(error))
+        self._around.emit(ModelWithdrawn(self.choice.entry.name, str(error)))
+        code = error.code if isinstance(error, EngineStartError) else "model_not_there"
+        self.refuse_waiting(Failure(Fault.WORKER, code, str(error)))
+        pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 30)
+        await asyncio.sleep(pause_s)
+
+    # --- words in and out ---
+
+    def _hand_over(self, host: EngineHost, assigned: Assigned) -> None:
+        try:
+            host.send(wire.start_command(assigned))
+        except PipeError:
+            large = Failure(Fault.JOB, "request_too_large", "the request is larger than an engine takes")
+            failed = EngineFailed(assigned.attempt, large)
+            asyncio.get_running_loop().call_soon(self._around.emit, failed)
+
+    def _heard(self, event: engine_pb2.EngineEvent) -> None:
+        if event.HasField("load_progress"):
+            self.bytes_done, self.bytes_total = (
+                event.load_progress.bytes_done,
+                event.load_progress.bytes_total,
+            )
+            self._tell("loading")
+            return
+        try:
+            heard = wire.engine_event_from(event)
+        except wire.WireError as error:
+            self._log.warning("the engine spoke nonsense", action="engine_nonsense", why=str(error))
+            return
+        if heard is not None:
+            self._around.emit(heard)
+        if event.HasField("done") or event.HasField("failed"):
+            self._used_at = asyncio.get_running_loop().time()
+            self._poked.set()
+
+    def _offer(self) -> None:
+        self._around.emit(ModelOffered(self.choice.entry.name, self.choice.engine, self._slots()))
+
+    def _move(self, state: session_pb2.ModelState.ValueType, why: str = "") -> None:
+        self.state, self.why = state, why
+        self._around.emit(ModelsChanged())
+
+    def _tell(self, stage: str) -> None:
+        """Progress, not more often than somebody reads."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= PROGRESS_S_MIN:
+            self._told_at = now
+            done, total = self.bytes_done, self.bytes_total
+            self._log.info(stage, action=f"model_{stage}", bytes_done=done, bytes_total=total)
+            self._around.emit(ModelsChanged())
