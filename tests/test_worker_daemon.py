@@ -108,14 +108,16 @@ async def test_an_embedding_comes_back_as_a_result(tmp_path: Path) -> None:
 async def test_a_connection_that_blinks_goes_on_without_a_seam(tmp_path: Path) -> None:
     async with coordinating() as coordinator, working(coordinator, tmp_path):
         await coordinator.ready()
-        told = coordinator.assign("job_a", tokens=200)
+        told = coordinator.assign(
+            "job_a", tokens=800
+        )  # so long that it is still being told when the last cut comes
         for cut in (20, 60, 100):
             await coordinator.until(partial(has_words, told, cut))
             connections = len(coordinator.connections)
             coordinator.drop()
             await coordinator.until(partial(has_connected, coordinator, connections))
         await coordinator.until(lambda: told.result is not None)
-        assert len(told.text.split()) == 200
+        assert len(told.text.split()) == 800
         assert [len(c.hello.running) for c in coordinator.connections] == [0, 1, 1, 1]
         assert len({c.hello.session_id for c in coordinator.connections}) == 1
 
