@@ -32,9 +32,9 @@ import xllamacpp
 
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine, noise
+from worker.engines.chat import Chat
 from worker.engines.metadata import Metadata, model_digest, read_metadata
 from worker.engines.pieces import Pieces, open_choices
-from worker.engines.template import ChatTemplate
 
 SLOTS_DEFAULT = 4
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -60,7 +60,7 @@ class LlamaCpp:
         self._emit = emit
         self._load = engine_pb2.Load()
         self._metadata = Metadata({})
-        self._template: ChatTemplate | None = None
+        self._chat: Chat | None = None
         self._server: Any = None
         self._embedder: Any = None
         self._context_tokens = 0
@@ -85,10 +85,11 @@ class LlamaCpp:
         self._context_tokens = max(1, context // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
         kinds = ["completion", "embedding"]
         if metadata.chat_template:
-            self._template = ChatTemplate(
+            self._chat = Chat(
                 metadata.chat_template,
                 bos=metadata.token("bos"),
                 eos=metadata.token("eos"),
+                control=metadata.control,
                 now=datetime.now,
             )
             kinds.insert(0, "chat")
@@ -104,18 +105,12 @@ class LlamaCpp:
             memory_bytes=psutil.Process().memory_info().rss,
             prefill_tokens_per_s=prefill,
             decode_tokens_per_s=decode,
+            features=[*self._chat.features, "json_schema"] if self._chat else [],
         )
 
     def start(self, start: engine_pb2.Start) -> None:
         running = _Running(start, engine_pb2.Done(attempt=start.attempt))
-        loop = asyncio.get_running_loop()
-        if start.work.HasField("embedding"):
-            calls = [loop.run_in_executor(self._embedding_thread, self._vectors, running)]
-        else:
-            prompt = self._render(start)
-            self._emit(engine.started(start.attempt, prompt))
-            calls = self._generate(running, prompt)
-        task = loop.create_task(self._finish(running, calls))
+        task = asyncio.get_running_loop().create_task(self._work(running))
         self._running[engine.key_of(start.attempt)] = (running, task)
 
     def stop(self, attempt: work_pb2.Attempt) -> None:
@@ -129,6 +124,23 @@ class LlamaCpp:
         self._server = self._embedder = None
         gc.collect()
 
+    async def _work(self, running: _Running) -> None:
+        """The whole of an attempt, from its prompt to its one end."""
+        start = running.start
+        calls: list[asyncio.Future[None]] = []
+        try:
+            if start.work.HasField("embedding"):
+                loop = asyncio.get_running_loop()
+                calls = [loop.run_in_executor(self._embedding_thread, self._vectors, running)]
+            else:
+                prompt = self._render(start)
+                grammar = await self._grammar(start.work, prompt)
+                self._emit(engine.started(start.attempt, prompt))
+                calls = self._generate(running, prompt, grammar)
+        except engine.EngineError as error:
+            running.error = error
+        await self._finish(running, calls)
+
     # -- text ----------------------------------------------------------------------------------------------
 
     def _render(self, start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
@@ -137,9 +149,15 @@ class LlamaCpp:
         if start.work.HasField("completion"):
             work = start.work.completion
             return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
-        if self._template is None:
+        if self._chat is None:
             raise engine.JobError("no_chat_template", "this model has no chat template: use completions")
-        return work_pb2.RenderedPrompt(text=self._template.render(start.work.chat.messages))
+        return self._chat.render(start.work.chat)
+
+    async def _grammar(self, work: work_pb2.Work, prompt: work_pb2.RenderedPrompt) -> str:
+        """What a chat's answer is held to; "" for nothing. Raises EngineError."""
+        if not work.HasField("chat") or self._chat is None:
+            return ""
+        return await asyncio.to_thread(self._chat.grammar, work.chat, prompt.format)
 
     def _prompt(
         self, prompt: work_pb2.RenderedPrompt, delivered: work_pb2.Delivered
@@ -155,7 +173,9 @@ class LlamaCpp:
         text += delivered.text
         return text if text or self._metadata.bos_id is None else [self._metadata.bos_id]
 
-    def _generate(self, running: _Running, prompt: work_pb2.RenderedPrompt) -> "list[asyncio.Future[None]]":
+    def _generate(
+        self, running: _Running, prompt: work_pb2.RenderedPrompt, grammar: str
+    ) -> "list[asyncio.Future[None]]":
         """A thread for each choice that is not at its end yet."""
         start = running.start
         sampling = engine.sampling_of(start.work)
@@ -168,6 +188,10 @@ class LlamaCpp:
                 continue
             text = self._prompt(prompt, before.get(pieces.choice, work_pb2.Delivered()))
             request = _request(sampling, text, pieces)
+            if grammar:
+                request["grammar"] = grammar
+            if self._chat is not None and start.work.HasField("chat"):
+                request["preserved_tokens"] = self._chat.marks
             loop = asyncio.get_running_loop()
             calls.append(loop.run_in_executor(self._threads, self._complete, running, pieces, request))
         return calls
