@@ -26,6 +26,8 @@ class Chat:
         text = self._template.render(chat)
         return work_pb2.RenderedPrompt(text=text, format=self._dialect.output_format(text))
 
-    def grammar(self, chat: work_pb2.ChatWork, reading: work_pb2.OutputFormat) -> str:
-        """As structure.grammar_of: in a thread. Raises JobError."""
-        return grammar_of(chat, self._dialect, reading, self._special)
+    def grammar(
+        self, chat: work_pb2.ChatWork, reading: work_pb2.OutputFormat, *, spelled: bool = False
+    ) -> str:
+        """As structure.grammar_of: in a thread. `spelled`: marks as text, not as tokens. Raises JobError."""
+        return grammar_of(chat, self._dialect, reading, {} if spelled else self._special)

@@ -19,7 +19,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,6 +35,8 @@ from worker.engines import engine, noise
 from worker.engines.chat import Chat
 from worker.engines.metadata import Metadata, model_digest, read_metadata
 from worker.engines.pieces import Pieces, open_choices
+from worker.engines.scores import logprobs_of
+from worker.engines.validated import GoingOn, Validated
 
 SLOTS_DEFAULT = 4
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -134,9 +136,10 @@ class LlamaCpp:
                 calls = [loop.run_in_executor(self._embedding_thread, self._vectors, running)]
             else:
                 prompt = self._render(start)
-                grammar = await self._grammar(start.work, prompt)
+                grammar = await asyncio.to_thread(self._grammar, start, prompt)
+                held = await asyncio.to_thread(self._held, start, prompt) if grammar else {}
                 self._emit(engine.started(start.attempt, prompt))
-                calls = self._generate(running, prompt, grammar)
+                calls = self._generate(running, prompt, grammar, held)
         except engine.EngineError as error:
             running.error = error
         await self._finish(running, calls)
@@ -144,7 +147,7 @@ class LlamaCpp:
     # -- text ----------------------------------------------------------------------------------------------
 
     def _render(self, start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
-        if start.continuation.HasField("prompt"):
+        if engine.knows_prompt(start):
             return start.continuation.prompt
         if start.work.HasField("completion"):
             work = start.work.completion
@@ -153,11 +156,19 @@ class LlamaCpp:
             raise engine.JobError("no_chat_template", "this model has no chat template: use completions")
         return self._chat.render(start.work.chat)
 
-    async def _grammar(self, work: work_pb2.Work, prompt: work_pb2.RenderedPrompt) -> str:
-        """What a chat's answer is held to; "" for nothing. Raises EngineError."""
-        if not work.HasField("chat") or self._chat is None:
+    def _grammar(self, start: engine_pb2.Start, prompt: work_pb2.RenderedPrompt) -> str:
+        """Thread: what a chat's answer is held to; "" for nothing. Raises EngineError."""
+        if not start.work.HasField("chat") or self._chat is None:
             return ""
-        return await asyncio.to_thread(self._chat.grammar, work.chat, prompt.format)
+        return self._chat.grammar(start.work.chat, prompt.format)
+
+    def _held(self, start: engine_pb2.Start, prompt: work_pb2.RenderedPrompt) -> dict[int, Validated]:
+        """Thread: the choices that go on inside of a structure. Raises EngineError."""
+        said = {item.choice: item.text for item in start.continuation.delivered if not item.finish_reason}
+        if self._chat is None or not any(said.values()):
+            return {}
+        grammar = self._chat.grammar(start.work.chat, prompt.format, spelled=True)
+        return {choice: Validated(grammar, text) for choice, text in said.items() if text}
 
     def _prompt(
         self, prompt: work_pb2.RenderedPrompt, delivered: work_pb2.Delivered
@@ -174,7 +185,11 @@ class LlamaCpp:
         return text if text or self._metadata.bos_id is None else [self._metadata.bos_id]
 
     def _generate(
-        self, running: _Running, prompt: work_pb2.RenderedPrompt, grammar: str
+        self,
+        running: _Running,
+        prompt: work_pb2.RenderedPrompt,
+        grammar: str,
+        held: Mapping[int, Validated],
     ) -> "list[asyncio.Future[None]]":
         """A thread for each choice that is not at its end yet."""
         start = running.start
@@ -188,12 +203,13 @@ class LlamaCpp:
                 continue
             text = self._prompt(prompt, before.get(pieces.choice, work_pb2.Delivered()))
             request = _request(sampling, text, pieces)
-            if grammar:
-                request["grammar"] = grammar
+            request |= {"grammar": grammar} if grammar and pieces.choice not in held else {}
             if self._chat is not None and start.work.HasField("chat"):
                 request["preserved_tokens"] = self._chat.marks
             loop = asyncio.get_running_loop()
-            calls.append(loop.run_in_executor(self._threads, self._complete, running, pieces, request))
+            inside = held.get(pieces.choice)
+            work = self._complete if inside is None else partial(self._go_on, inside)
+            calls.append(loop.run_in_executor(self._threads, work, running, pieces, request))
         return calls
 
     async def _finish(self, running: _Running, calls: Sequence["asyncio.Future[None]"]) -> None:
@@ -219,6 +235,24 @@ class LlamaCpp:
         if not running.unwanted and running.error is None:
             self._server.handle_completions(request, partial(self._hear, running, pieces))
 
+    def _go_on(self, held: Validated, running: _Running, pieces: Pieces, request: dict[str, Any]) -> None:
+        """Thread: one choice from inside of its structure to its end. Raises EngineError."""
+
+        def stopped(chunk: dict[str, Any]) -> bool:
+            if "error" in chunk:
+                running.error = _error_of(chunk["error"])
+            return running.unwanted or running.error is not None
+
+        def emit(delta: work_pb2.Delta) -> None:
+            self._emit(engine.output(running.start.attempt, [delta]))
+
+        def ask(asked: dict[str, Any], hear: Callable[[dict[str, Any]], bool]) -> None:
+            self._server.handle_completions(asked, lambda chunk: stopped(chunk) or hear(chunk))
+
+        going = GoingOn(held, pieces, request, ask, emit)
+        while not (running.unwanted or running.error or pieces.finish_reason):
+            going.step()
+
     def _hear(self, running: _Running, pieces: Pieces, chunk: dict[str, Any]) -> bool:
         if running.unwanted or running.error is not None or pieces.finish_reason:
             return True
@@ -231,7 +265,7 @@ class LlamaCpp:
         reason = choice["finish_reason"]
         counted = chunk.get("timings", {}).get("predicted_n", 0) + pieces.inherited
         new = 0 if reason else max(0, counted - pieces.tokens)  # the last chunk counts the end token
-        deltas = [pieces.add(choice["text"], new, _logprobs_of(choice))]
+        deltas = [pieces.add(choice["text"], new, logprobs_of(choice))]
         if reason and not pieces.finish_reason:
             deltas.append(pieces.end(reason))
         for delta in filter(None, deltas):
@@ -350,21 +384,6 @@ def _request(sampling: work_pb2.Sampling, prompt: str | list[int | str], pieces:
     if sampling.logprobs:
         request["logprobs"] = max(1, sampling.top_logprobs)
     return request | _STREAM
-
-
-def _logprobs_of(choice: dict[str, Any]) -> list[work_pb2.TokenLogprob]:
-    """For a character of several tokens llama.cpp gives the last one's."""
-    content = (choice.get("logprobs") or {}).get("content") or []
-    return [_logprob(item, item.get("top_logprobs", ())) for item in content]
-
-
-def _logprob(item: dict[str, Any], top: Sequence[dict[str, Any]]) -> work_pb2.TokenLogprob:
-    return work_pb2.TokenLogprob(
-        token=item["token"],
-        logprob=item["logprob"],
-        bytes=bytes(item["bytes"]),
-        top=[_logprob(other, ()) for other in top],
-    )
 
 
 def _error_of(error: dict[str, Any]) -> engine.EngineError:

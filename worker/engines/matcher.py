@@ -54,7 +54,7 @@ class Grammars:
 
     @classmethod
     def of(cls, tokenizer: Any, vocabulary_size: int, end_ids: Iterable[int]) -> "Grammars | None":
-        """`tokenizer`: of the `tokenizers` package; None for a kind that cannot be spelled. Takes a second."""
+        """`tokenizer`: of the `tokenizers` package; None for an unknown kind. Takes a second."""
         try:
             slices = LLTokenizer.json_slices()
             return cls(LLTokenizer(tokenizer.to_str(), vocabulary_size, sorted(end_ids), slices))

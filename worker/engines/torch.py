@@ -232,7 +232,7 @@ class Torch:
         """The prompt with its ids. Raises EngineError."""
         work, prompt = start.work, work_pb2.RenderedPrompt()
         is_chat = work.HasField("chat")
-        if start.continuation.HasField("prompt"):
+        if engine.knows_prompt(start):
             prompt.CopyFrom(start.continuation.prompt)
         elif not is_chat:
             prompt.text = work.completion.prompt
