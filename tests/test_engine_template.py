@@ -3,6 +3,7 @@
 import struct
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -17,6 +18,10 @@ def template(source: str) -> ChatTemplate:
     return ChatTemplate(source, bos="<s>", eos="</s>", now=lambda: datetime(2026, 11, 23, tzinfo=UTC))
 
 
+def render(source: str, *messages: work_pb2.ChatMessage, **fields: Any) -> str:
+    return template(source).render(work_pb2.ChatWork(messages=messages, **fields))
+
+
 def said(content: str, role: str = "user", name: str = "") -> work_pb2.ChatMessage:
     return work_pb2.ChatMessage(role=role, content=content, name=name)
 
@@ -28,15 +33,15 @@ def test_a_template_sees_messages_tokens_and_the_date() -> None:
         "[{{ m.role }}{% if m.name %}/{{ m.name }}{% endif %}]{{ m.content | tojson }}{% endfor %}"
         "{% if add_generation_prompt %}>{% endif %}"
     )
-    prompt = template(source).render([said("é<b>", "developer"), said("no", "tool"), said("hi", name="Ann")])
+    prompt = render(source, said("é<b>", "developer"), said("no", "tool"), said("hi", name="Ann"))
     assert prompt == '<s>23 November 2026\n[system]"é<b>"[user/Ann]"hi">'
 
 
 def test_a_refusal_is_the_jobs_fault_in_the_templates_words() -> None:
-    refusing = template("{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok")
+    refusing = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}ok"
     with pytest.raises(JobError, match="does not take these messages: user first"):
-        refusing.render([said("x", "assistant")])
-    assert refusing.render([said("x")]) == "ok"
+        render(refusing, said("x", "assistant"))
+    assert render(refusing, said("x")) == "ok"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_a_refusal_is_the_jobs_fault_in_the_templates_words() -> None:
 )
 def test_a_template_that_reaches_outside_fails_the_job_without_a_trace(source: str) -> None:
     with pytest.raises(JobError) as raised:
-        template(source).render([said("secret")])
+        render(source, said("secret"))
     assert raised.value.code == "template_refused"
     assert "secret" not in str(raised.value)
 

@@ -15,7 +15,7 @@ from potluck.errors import ExitCode
 from potluck.lock import FileLock, Locked, holder
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
-from worker.models import catalogue_from, choose, engines_here
+from worker.models import catalogue_from, choose, engines_here, options_of
 from worker.probe import disk_free_bytes, memory_for_models, probe
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
 from worker.settings import Settings, options_from
@@ -190,6 +190,22 @@ def test_without_wishes_the_default_model_is_served_by_the_first_engine() -> Non
     assert choice(engine="torch") == ("smollm2-135m-instruct", "torch", False)
 
 
+def test_a_bridge_serves_any_model_of_the_catalogue_under_the_pools_name() -> None:
+    """Whatever files the catalogue has for it, and whatever memory is free: the owner's server has its own."""
+    bridge = {"SmolLM2-135M-Instruct": {"url": "http://127.0.0.1:8000", "model": "theirs"}}
+    settings = Settings.model_validate({"bridge": bridge})
+    [found] = choose(CATALOGUE, settings, engines=ALL, memory_bytes=dict.fromkeys(ALL, 0))
+    assert (found.entry.name, found.engine, found.eager) == ("smollm2-135m-instruct", "openai", True)
+    assert found.variant.files == ()
+    assert options_of(found, settings) == {"url": "http://127.0.0.1:8000", "model": "theirs"}
+    assert choice(engine="llamacpp", bridge=bridge) == ("smollm2-135m-instruct", "llamacpp", False)
+    only = EMULATOR.model_copy(
+        update={"variants": (Variant(format="none", engines=("openai",), memory_bytes=0),)}
+    )
+    with pytest.raises(WorkerConflict, match=rf'\[bridge."{only.name}"\]'):
+        choice(catalogue=Catalogue((only,)), models=(only.name,))
+
+
 def test_the_emulator_is_never_chosen_silently() -> None:
     only = Catalogue((EMULATOR,))
     with pytest.raises(WorkerConflict, match="no model of the pool fits"):
@@ -210,7 +226,8 @@ def test_models_named_by_the_owner_are_loaded_at_once() -> None:
         ({"models": ("smollm2-135m-instruct",)}, 1000, "needs 0.* GB of memory"),
         ({}, 1000, "no model of the pool fits"),
         ({"engine": "llama"}, PLENTY, "there is no engine `llama`"),
-        ({"engine": "openai"}, PLENTY, "there is no engine `openai`"),
+        ({"engine": "openai"}, PLENTY, "name it in worker.toml"),
+        ({"bridge": {"other": {"url": "http://127.0.0.1"}}}, PLENTY, "has no model `other`"),
     ],
 )
 def test_what_cannot_be_served_is_said_with_its_reason(

@@ -14,9 +14,15 @@ from worker.errors import WorkerConflict
 from worker.settings import Settings
 
 EMULATOR: Final = "emulator"
+BRIDGE: Final = "openai"
 
 # What each engine needs; the first that is here and fits is taken.
-_NEEDS: Final = {"llamacpp": ("xllamacpp",), "torch": ("torch", "transformers"), EMULATOR: ()}
+_NEEDS: Final = {
+    "llamacpp": ("xllamacpp",),
+    "torch": ("torch", "transformers"),
+    BRIDGE: ("httpx2",),
+    EMULATOR: (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,11 @@ class Choice:
     variant: Variant
     engine: str
     eager: bool
+    bridge: str = ""  # its table in worker.toml, where a server of the owner's serves it
+
+
+# Whatever forms of the weights the catalogue knows: the server has its own.
+_THROUGH_A_BRIDGE: Final = Variant(format="none", engines=(BRIDGE,), memory_bytes=0)
 
 
 def engines_here(*, cuda: bool = False) -> tuple[str, ...]:
@@ -64,8 +75,9 @@ def choose(
     refused = {name.lower() for name in settings.sharing.models_refused}
     if both := sorted(refused.intersection(name.lower() for name in settings.models)):
         raise WorkerConflict(f"`models` and `sharing.models_refused` both name {both[0]}.")
-    if settings.models:
-        return [_named(catalogue, name, wanted, memory_bytes) for name in dict.fromkeys(settings.models)]
+    bridged = tuple(settings.bridge) if settings.engine in ("", BRIDGE) else ()
+    if names := settings.models or bridged:
+        return [_named(catalogue, settings, name, wanted, memory_bytes) for name in dict.fromkeys(names)]
     for entry in sorted(catalogue.entries, key=lambda entry: entry.name != DEFAULT_MODEL):
         found = None if entry.name.lower() in refused else _variant(entry, wanted, memory_bytes)
         if found is not None:
@@ -78,10 +90,15 @@ def choose(
 
 def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
     if not settings.engine:
-        return [engine for engine in here if engine != EMULATOR]
+        return [engine for engine in here if engine not in (EMULATOR, BRIDGE)]
     if settings.engine not in _NEEDS:
         known = ", ".join(_NEEDS)
         raise WorkerConflict(f"there is no engine `{settings.engine}`. Known are {known}.")
+    if settings.engine == BRIDGE and not settings.bridge:
+        raise WorkerConflict(
+            "the engine openai is a bridge to a server of yours: name it in worker.toml, as"
+            ' [bridge."MODEL"] with url = "http://127.0.0.1:8000".'
+        )
     if settings.engine not in here:
         raise WorkerConflict(
             f"the engine {settings.engine} is not installed on this machine: pip install 'potluck[worker]'"
@@ -89,12 +106,27 @@ def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
     return [settings.engine]
 
 
-def _named(catalogue: Catalogue, name: str, engines: list[str], memory_bytes: Mapping[str, int]) -> Choice:
+def options_of(choice: Choice, settings: Settings) -> dict[str, str]:
+    """What the engine of this model is told: the owner's options, or the bridge to the owner's server."""
+    return settings.bridge[choice.bridge].options() if choice.bridge else settings.engine_options
+
+
+def _named(
+    catalogue: Catalogue, settings: Settings, name: str, engines: list[str], memory_bytes: Mapping[str, int]
+) -> Choice:
     entry = catalogue.get(name)
     if entry is None:
         close = ", ".join(catalogue.closest(name)[:3])
         hint = f" Close to it: {close}." if close else ""
         raise WorkerConflict(f"the pool has no model `{name}`.{hint} `potluck models` lists all.")
+    bridge = next((key for key in settings.bridge if catalogue.get(key) is entry), "")
+    if bridge and settings.engine in ("", BRIDGE):
+        return Choice(entry, _THROUGH_A_BRIDGE, BRIDGE, eager=True, bridge=bridge)
+    if entry.engines == (BRIDGE,):
+        raise WorkerConflict(
+            f"{entry.name} is served through a bridge only: name your server in worker.toml, as"
+            f' [bridge."{entry.name}"] with url = "http://127.0.0.1:8000".'
+        )
     found = _variant(entry, engines, memory_bytes)
     if found is not None:
         return Choice(entry, *found, eager=True)

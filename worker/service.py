@@ -32,7 +32,7 @@ from worker.messages import (
     ModelsChanged,
     ModelWithdrawn,
 )
-from worker.models import Choice
+from worker.models import Choice, options_of
 from worker.pace import Pace
 from worker.settings import Settings
 
@@ -42,7 +42,7 @@ RETRY_S_MIN: Final = 5.0
 RETRY_S_MAX: Final = 300.0
 STEADY_S: Final = 60.0  # an engine that lived so long has not failed in a row
 PROGRESS_S_MIN: Final = 1.0
-SLOTS_GUESSED: Final = {"llamacpp": 4, "torch": 8, "emulator": 32}  # until the engine says
+SLOTS_GUESSED: Final = {"llamacpp": 4, "torch": 8, "openai": 8, "emulator": 32}  # until the engine says
 ON_DISK: Final = frozenset(
     {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_LOADING, session_pb2.MODEL_STATE_READY}
 )
@@ -239,7 +239,7 @@ class ModelService:
             threads=self._loaded_threads,
             slots=settings.slots,
             context_tokens=settings.context_tokens,
-            options=settings.engine_options,
+            options=options_of(self.choice, settings),
             cache_dir=str(self._around.converted),
             kinds=[str(kind) for kind in self.choice.entry.kinds],
             memory_bytes_max=self._around.memory.caps[self._around.place(self.choice.engine)]

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from potluck.home import model_cache, worker_home
+from worker.bridges import Bridge
 from worker.cores import machine_folder
 from worker.errors import WorkerConflict
 from worker.rules import TABLES, Caps, Hours, Idle, Sharing, nested, split
@@ -31,7 +32,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: str = Field(
-        "", max_length=40, description="llamacpp, torch or emulator; empty: what fits the model"
+        "", max_length=40, description="llamacpp, torch, openai or emulator; empty: what fits the model"
     )
     models: tuple[str, ...] = Field((), description="names of the catalogue; empty: its default that fits")
     threads: int = Field(0, ge=0, le=1024, description="of all engines together; 0: a share of the cores")
@@ -41,6 +42,9 @@ class Settings(BaseModel):
     context_tokens: int = Field(0, ge=0, le=2**24, description="0: the model's own")
     engine_options: dict[str, str] = Field(
         default_factory=dict, description="passed to the engine as they are"
+    )
+    bridge: dict[str, Bridge] = Field(
+        default_factory=dict, description="servers of the owner's, by the model's name in the pool"
     )
     drain_timeout_s: float = Field(60.0, ge=0, le=86_400, description="for finishing what runs when stopped")
     unload_after_s: float = Field(
@@ -72,7 +76,7 @@ class Settings(BaseModel):
             return {str(name): _word(item) for name, item in value.items()}
         return value
 
-    @field_validator("models", "engine_options")
+    @field_validator("models", "engine_options", "bridge")
     @classmethod
     def _bounded(cls, value: Any) -> Any:
         limit = MODELS_MAX if isinstance(value, tuple) else OPTIONS_MAX
@@ -151,7 +155,8 @@ def _setting(place: tuple[int | str, ...]) -> str:
     """The name of the setting at which a validation failed."""
     if not place:
         return "?"
-    return f"{place[0]}.{place[1]}" if place[0] in TABLES and len(place) > 1 else str(place[0])
+    inner = place[0] in TABLES or place[0] == "bridge"
+    return f"{place[0]}.{place[1]}" if inner and len(place) > 1 else str(place[0])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -103,6 +103,10 @@ def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engi
             from worker.engines.torch import Torch
 
             return Torch(emit)
+        case "openai":
+            from worker.engines.openai import OpenAI
+
+            return OpenAI(emit, die)
         case _:
             raise engine.EngineError(
                 "unknown_engine", f"this worker has no engine named {name!r}: update it or choose another"

@@ -71,6 +71,11 @@ def key_of(attempt: work_pb2.Attempt) -> Key:
     return attempt.job_id, attempt.number
 
 
+def knows_prompt(start: engine_pb2.Start) -> bool:
+    """An earlier attempt told the prompt as it was rendered; a bridge never sees it."""
+    return bool(start.continuation.prompt.text or start.continuation.prompt.ids)
+
+
 def sampling_of(work: work_pb2.Work) -> work_pb2.Sampling:
     """The decoding parameters of chat and completion work."""
     return work.chat.sampling if work.HasField("chat") else work.completion.sampling

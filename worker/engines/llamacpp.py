@@ -19,7 +19,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,9 +32,11 @@ import xllamacpp
 
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine, noise
+from worker.engines.chat import Chat
 from worker.engines.metadata import Metadata, model_digest, read_metadata
 from worker.engines.pieces import Pieces, open_choices
-from worker.engines.template import ChatTemplate
+from worker.engines.scores import logprobs_of
+from worker.engines.validated import GoingOn, Validated
 
 SLOTS_DEFAULT = 4
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -60,7 +62,7 @@ class LlamaCpp:
         self._emit = emit
         self._load = engine_pb2.Load()
         self._metadata = Metadata({})
-        self._template: ChatTemplate | None = None
+        self._chat: Chat | None = None
         self._server: Any = None
         self._embedder: Any = None
         self._context_tokens = 0
@@ -85,10 +87,11 @@ class LlamaCpp:
         self._context_tokens = max(1, context // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
         kinds = ["completion", "embedding"]
         if metadata.chat_template:
-            self._template = ChatTemplate(
+            self._chat = Chat(
                 metadata.chat_template,
                 bos=metadata.token("bos"),
                 eos=metadata.token("eos"),
+                control=metadata.control,
                 now=datetime.now,
             )
             kinds.insert(0, "chat")
@@ -104,18 +107,12 @@ class LlamaCpp:
             memory_bytes=psutil.Process().memory_info().rss,
             prefill_tokens_per_s=prefill,
             decode_tokens_per_s=decode,
+            features=[*self._chat.features, "json_schema"] if self._chat else [],
         )
 
     def start(self, start: engine_pb2.Start) -> None:
         running = _Running(start, engine_pb2.Done(attempt=start.attempt))
-        loop = asyncio.get_running_loop()
-        if start.work.HasField("embedding"):
-            calls = [loop.run_in_executor(self._embedding_thread, self._vectors, running)]
-        else:
-            prompt = self._render(start)
-            self._emit(engine.started(start.attempt, prompt))
-            calls = self._generate(running, prompt)
-        task = loop.create_task(self._finish(running, calls))
+        task = asyncio.get_running_loop().create_task(self._work(running))
         self._running[engine.key_of(start.attempt)] = (running, task)
 
     def stop(self, attempt: work_pb2.Attempt) -> None:
@@ -129,17 +126,49 @@ class LlamaCpp:
         self._server = self._embedder = None
         gc.collect()
 
+    async def _work(self, running: _Running) -> None:
+        """The whole of an attempt, from its prompt to its one end."""
+        start = running.start
+        calls: list[asyncio.Future[None]] = []
+        try:
+            if start.work.HasField("embedding"):
+                loop = asyncio.get_running_loop()
+                calls = [loop.run_in_executor(self._embedding_thread, self._vectors, running)]
+            else:
+                prompt = self._render(start)
+                grammar = await asyncio.to_thread(self._grammar, start, prompt)
+                held = await asyncio.to_thread(self._held, start, prompt) if grammar else {}
+                self._emit(engine.started(start.attempt, prompt))
+                calls = self._generate(running, prompt, grammar, held)
+        except engine.EngineError as error:
+            running.error = error
+        await self._finish(running, calls)
+
     # -- text ----------------------------------------------------------------------------------------------
 
     def _render(self, start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
-        if start.continuation.HasField("prompt"):
+        if engine.knows_prompt(start):
             return start.continuation.prompt
         if start.work.HasField("completion"):
             work = start.work.completion
             return work_pb2.RenderedPrompt(text=work.prompt, ids=work.prompt_ids)
-        if self._template is None:
+        if self._chat is None:
             raise engine.JobError("no_chat_template", "this model has no chat template: use completions")
-        return work_pb2.RenderedPrompt(text=self._template.render(start.work.chat.messages))
+        return self._chat.render(start.work.chat)
+
+    def _grammar(self, start: engine_pb2.Start, prompt: work_pb2.RenderedPrompt) -> str:
+        """Thread: what a chat's answer is held to; "" for nothing. Raises EngineError."""
+        if not start.work.HasField("chat") or self._chat is None:
+            return ""
+        return self._chat.grammar(start.work.chat, prompt.format)
+
+    def _held(self, start: engine_pb2.Start, prompt: work_pb2.RenderedPrompt) -> dict[int, Validated]:
+        """Thread: the choices that go on inside of a structure. Raises EngineError."""
+        said = {item.choice: item.text for item in start.continuation.delivered if not item.finish_reason}
+        if self._chat is None or not any(said.values()):
+            return {}
+        grammar = self._chat.grammar(start.work.chat, prompt.format, spelled=True)
+        return {choice: Validated(grammar, text) for choice, text in said.items() if text}
 
     def _prompt(
         self, prompt: work_pb2.RenderedPrompt, delivered: work_pb2.Delivered
@@ -155,7 +184,13 @@ class LlamaCpp:
         text += delivered.text
         return text if text or self._metadata.bos_id is None else [self._metadata.bos_id]
 
-    def _generate(self, running: _Running, prompt: work_pb2.RenderedPrompt) -> "list[asyncio.Future[None]]":
+    def _generate(
+        self,
+        running: _Running,
+        prompt: work_pb2.RenderedPrompt,
+        grammar: str,
+        held: Mapping[int, Validated],
+    ) -> "list[asyncio.Future[None]]":
         """A thread for each choice that is not at its end yet."""
         start = running.start
         sampling = engine.sampling_of(start.work)
@@ -168,8 +203,13 @@ class LlamaCpp:
                 continue
             text = self._prompt(prompt, before.get(pieces.choice, work_pb2.Delivered()))
             request = _request(sampling, text, pieces)
+            request |= {"grammar": grammar} if grammar and pieces.choice not in held else {}
+            if self._chat is not None and start.work.HasField("chat"):
+                request["preserved_tokens"] = self._chat.marks
             loop = asyncio.get_running_loop()
-            calls.append(loop.run_in_executor(self._threads, self._complete, running, pieces, request))
+            inside = held.get(pieces.choice)
+            work = self._complete if inside is None else partial(self._go_on, inside)
+            calls.append(loop.run_in_executor(self._threads, work, running, pieces, request))
         return calls
 
     async def _finish(self, running: _Running, calls: Sequence["asyncio.Future[None]"]) -> None:
@@ -195,6 +235,24 @@ class LlamaCpp:
         if not running.unwanted and running.error is None:
             self._server.handle_completions(request, partial(self._hear, running, pieces))
 
+    def _go_on(self, held: Validated, running: _Running, pieces: Pieces, request: dict[str, Any]) -> None:
+        """Thread: one choice from inside of its structure to its end. Raises EngineError."""
+
+        def stopped(chunk: dict[str, Any]) -> bool:
+            if "error" in chunk:
+                running.error = _error_of(chunk["error"])
+            return running.unwanted or running.error is not None
+
+        def emit(delta: work_pb2.Delta) -> None:
+            self._emit(engine.output(running.start.attempt, [delta]))
+
+        def ask(asked: dict[str, Any], hear: Callable[[dict[str, Any]], bool]) -> None:
+            self._server.handle_completions(asked, lambda chunk: stopped(chunk) or hear(chunk))
+
+        going = GoingOn(held, pieces, request, ask, emit)
+        while not (running.unwanted or running.error or pieces.finish_reason):
+            going.step()
+
     def _hear(self, running: _Running, pieces: Pieces, chunk: dict[str, Any]) -> bool:
         if running.unwanted or running.error is not None or pieces.finish_reason:
             return True
@@ -207,7 +265,7 @@ class LlamaCpp:
         reason = choice["finish_reason"]
         counted = chunk.get("timings", {}).get("predicted_n", 0) + pieces.inherited
         new = 0 if reason else max(0, counted - pieces.tokens)  # the last chunk counts the end token
-        deltas = [pieces.add(choice["text"], new, _logprobs_of(choice))]
+        deltas = [pieces.add(choice["text"], new, logprobs_of(choice))]
         if reason and not pieces.finish_reason:
             deltas.append(pieces.end(reason))
         for delta in filter(None, deltas):
@@ -326,21 +384,6 @@ def _request(sampling: work_pb2.Sampling, prompt: str | list[int | str], pieces:
     if sampling.logprobs:
         request["logprobs"] = max(1, sampling.top_logprobs)
     return request | _STREAM
-
-
-def _logprobs_of(choice: dict[str, Any]) -> list[work_pb2.TokenLogprob]:
-    """For a character of several tokens llama.cpp gives the last one's."""
-    content = (choice.get("logprobs") or {}).get("content") or []
-    return [_logprob(item, item.get("top_logprobs", ())) for item in content]
-
-
-def _logprob(item: dict[str, Any], top: Sequence[dict[str, Any]]) -> work_pb2.TokenLogprob:
-    return work_pb2.TokenLogprob(
-        token=item["token"],
-        logprob=item["logprob"],
-        bytes=bytes(item["bytes"]),
-        top=[_logprob(other, ()) for other in top],
-    )
 
 
 def _error_of(error: dict[str, Any]) -> engine.EngineError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from potluck.gguf import GgufError, read_header
+from potluck.vocabulary import CONTROL
 from worker.engines.engine import EngineError
 
 DIGEST_HEX = 12
@@ -45,6 +46,17 @@ class Metadata:
     def eos_id(self) -> int | None:
         value = self.values.get("tokenizer.ggml.eos_token_id")
         return value if isinstance(value, int) else None
+
+    @property
+    def control(self) -> dict[str, int]:
+        """The ids of the control tokens by their text."""
+        tokens = self.values.get("tokenizer.ggml.tokens", [])
+        kinds = self.values.get("tokenizer.ggml.token_type", [])
+        return {
+            token: index
+            for index, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
+            if kind == CONTROL
+        }
 
     @property
     def chat_template(self) -> str:

@@ -33,11 +33,12 @@ from worker.engines.batch import (
     Member,
     unit,
 )
+from worker.engines.chat import Chat
+from worker.engines.matcher import Constraint, Grammars
 from worker.engines.pieces import Pieces, merge, open_choices
 from worker.engines.rows import Rows
 from worker.engines.sampling import Sampler, logprobs
 from worker.engines.stops import Stops
-from worker.engines.template import ChatTemplate
 
 SLOTS_DEFAULT = 16
 CONTEXT_TOKENS_DEFAULT = 4096
@@ -57,6 +58,7 @@ class _Running:
     prompt: work_pb2.RenderedPrompt | None = None
     choices: list[Pieces] = field(default_factory=list)
     deltas: list[work_pb2.Delta] = field(default_factory=list)  # of the step under way
+    constraints: dict[int, Constraint] = field(default_factory=dict)  # by choice, where there is a structure
 
 
 class Torch:
@@ -64,7 +66,8 @@ class Torch:
         self._emit = emit
         self._loaded: weights.Loaded
         self._batch: Batch
-        self._template: ChatTemplate | None = None
+        self._chat: Chat | None = None
+        self._grammars: Grammars | None = None
         self._context_tokens = 0
         self._running: dict[
             engine.Key, _Running
@@ -94,7 +97,12 @@ class Torch:
         kinds = ["completion", "embedding"]
         if loaded.text.chat_template:
             text = loaded.text
-            self._template = ChatTemplate(text.chat_template, bos=text.bos, eos=text.eos, now=datetime.now)
+            self._chat = Chat(
+                text.chat_template, bos=text.bos, eos=text.eos, control=text.control, now=datetime.now
+            )
+            self._grammars = Grammars.of(
+                text.tokenizer, loaded.model.config.vocab_size, loaded.vocabulary.end_ids
+            )
             kinds.insert(0, "chat")
         slots = load.slots or SLOTS_DEFAULT
         self._context_tokens = min(load.context_tokens or CONTEXT_TOKENS_DEFAULT, loaded.context_tokens)
@@ -112,7 +120,12 @@ class Torch:
             memory_bytes=psutil.Process().memory_info().rss,
             prefill_tokens_per_s=prefill,
             decode_tokens_per_s=decode,
+            features=self._features(),
         )
+
+    def _features(self) -> list[str]:
+        found = list(self._chat.features) if self._chat is not None else []
+        return found + (["json_schema"] if self._grammars is not None else [])
 
     def _progress(self, done: int, total: int) -> None:
         progress = engine_pb2.LoadProgress(bytes_done=done, bytes_total=total)
@@ -181,6 +194,7 @@ class Torch:
         running.choices = open_choices(sampling, start.continuation, min(sampling.max_tokens, room))
         running.prompt = prompt
         before = {delivered.choice: delivered for delivered in start.continuation.delivered}
+        grammar = self._grammar(start.work, prompt)
         members: list[Member] = []
         for pieces in running.choices:
             if pieces.exhausted:
@@ -188,7 +202,13 @@ class Torch:
                 continue
             delivered = before.get(pieces.choice, work_pb2.Delivered())
             # Text without ids is from an engine that has none: it is read anew, and the counts stay its own.
-            ids = [*prompt.ids, *(delivered.token_ids or self._tokens(delivered.text))]
+            said = list(delivered.token_ids) or self._tokens(delivered.text)
+            ids = [*prompt.ids, *said]
+            if grammar and self._grammars is not None:
+                constraint = running.constraints[pieces.choice] = self._grammars.constraint(grammar, said)
+                if constraint.complete:
+                    running.deltas.append(pieces.end("stop"))
+                    continue
             if len(ids) >= self._context_tokens:
                 running.deltas.append(pieces.end("length"))
                 continue
@@ -197,19 +217,30 @@ class Torch:
             members.append(Decoding(running, ids, pieces, sampler, len(prompt.ids), self._hear))
         return members
 
+    def _grammar(self, work: work_pb2.Work, prompt: work_pb2.RenderedPrompt) -> str:
+        """Thread: what a chat's answer is held to; "" for nothing. Raises EngineError."""
+        if not work.HasField("chat") or self._chat is None:
+            return ""
+        grammar = self._chat.grammar(work.chat, prompt.format)
+        if grammar and self._grammars is None:
+            raise engine.JobError(
+                "structure_unsupported", "this model's vocabulary cannot be held to a structure"
+            )
+        return grammar
+
     def _render(self, start: engine_pb2.Start) -> work_pb2.RenderedPrompt:
         """The prompt with its ids. Raises EngineError."""
         work, prompt = start.work, work_pb2.RenderedPrompt()
         is_chat = work.HasField("chat")
-        if start.continuation.HasField("prompt"):
+        if engine.knows_prompt(start):
             prompt.CopyFrom(start.continuation.prompt)
         elif not is_chat:
             prompt.text = work.completion.prompt
             prompt.ids.extend(work.completion.prompt_ids)
-        elif self._template is None:
+        elif self._chat is None:
             raise engine.JobError("no_chat_template", "this model has no chat template: use completions")
         else:
-            prompt.text = self._template.render(work.chat.messages)
+            prompt = self._chat.render(work.chat)
         if not prompt.ids:  # a template writes its special tokens itself
             prompt.ids.extend(self._tokens(prompt.text, special=not is_chat))
         if not prompt.ids:
@@ -263,7 +294,14 @@ class Torch:
     def _hear(self, member: Decoding, logits: Any) -> bool:
         """One sequence's next token. False: it was the last."""
         pieces, sampling = member.pieces, engine.sampling_of(member.owner.start.work)
-        token_id = member.sampler.pick(logits, pieces.tokens)
+        constraint = member.owner.constraints.get(pieces.choice)
+        try:
+            allowed = logits if constraint is None else constraint.allowed(logits)
+        except engine.JobError as error:  # of this attempt; the others in the batch go on
+            event = engine.failed(member.owner.start.attempt, error)
+            self._mail.put(lambda: self._end(member.owner, event))
+            return False
+        token_id = member.sampler.pick(allowed, pieces.tokens)
         if token_id in self._loaded.vocabulary.end_ids:
             delta: work_pb2.Delta | None = pieces.end("stop")
         else:
@@ -271,7 +309,13 @@ class Torch:
             scored = self._scored(logits, token_id, data, sampling) if sampling.logprobs else None
             delta = pieces.push(token_id, data, scored)
             member.ids.append(token_id)
-            if not pieces.finish_reason and len(member.ids) >= self._context_tokens:
+            if constraint is not None:
+                constraint.push(token_id)
+            if not pieces.finish_reason and constraint is not None and constraint.complete:
+                member.owner.deltas.extend([delta] if delta else [])
+                delta = pieces.end("stop")
+            elif not pieces.finish_reason and len(member.ids) >= self._context_tokens:
+                member.owner.deltas.extend([delta] if delta else [])
                 delta = pieces.end("length")
         if delta is not None:
             member.owner.deltas.append(delta)

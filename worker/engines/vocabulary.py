@@ -2,7 +2,7 @@
 
 Two families cover the open models: byte-level BPE, where each character of a token stands for a byte
 (GPT-2's table), and SentencePiece, where `▁` stands for a space and `<0x0A>` for a byte. Special tokens
-have no text.
+have no text, but for those in which models write tool calls and thoughts.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from potluck.vocabulary import byte_alphabet
 from worker.engines.engine import EngineError
+from worker.engines.formats import MARKS
 
 # What ends a turn in the open chat formats: the names that llama.cpp's vocabulary loader knows
 # (llama-vocab.cpp).
@@ -23,6 +24,8 @@ END_TOKENS = frozenset(
         *("<end_of_turn>", "</s>", "<EOT>", "<|eot|>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>"),
     }
 )
+
+_MARKS = frozenset(mark for marks in MARKS.values() for mark in marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ def vocabulary_of(tokenizer: Mapping[str, Any], end_ids: Iterable[int]) -> Vocab
     tokens = []
     for index in range(size):
         if (item := added.get(index)) is not None:
-            tokens.append(b"" if item["special"] else item["content"].encode())
+            shown = not item["special"] or item["content"] in _MARKS
+            tokens.append(item["content"].encode() if shown else b"")
         else:
             tokens.append(spell(spellings.get(index, "")))
     ends = {index for index, item in added.items() if item["special"] and item["content"] in END_TOKENS}

@@ -78,6 +78,12 @@ class Text:
     eos: str
     chat_template: str
 
+    @property
+    def control(self) -> dict[str, int]:
+        """The ids of the control tokens by their text."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if token.special}
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
