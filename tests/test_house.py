@@ -19,7 +19,7 @@ SOURCE = ("potluck", "coordinator", "worker", "tests", "benchmarks", "examples")
 SHARED_BY_CORE = ("potluck.chain", "potluck.pricing")  # as pure as the core itself
 PURE = [
     *sorted((ROOT / "coordinator" / "core").glob("*.py")),
-    *(ROOT / "worker" / f"{name}.py" for name in ("core", "policy", "hours")),
+    *(ROOT / "worker" / f"{name}.py" for name in ("core", "policy", "hours", "budget", "offers")),
     *(ROOT / (module.replace(".", "/") + ".py") for module in SHARED_BY_CORE),
 ]
 PURE_MAY_IMPORT = {"collections", "dataclasses", "enum", "hashlib", "heapq", "json", "math", "re", "typing"}

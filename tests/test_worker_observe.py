@@ -270,25 +270,25 @@ class Nvml:
     def nvmlInit(self) -> None:  # noqa: N802 -- as all here
         self.open += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:  # noqa: N802 -- NVML's own name
         self.open -= 1
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802 -- NVML's own name
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802 -- NVML's own name
         return index
 
-    def nvmlDeviceGetTemperature(self, handle: int, _sensor: int) -> int:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: int, _sensor: int) -> int:  # noqa: N802 -- NVML's own name
         return int(self._told(self.temperature)) + handle
 
-    def nvmlDeviceGetPowerUsage(self, _handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, _handle: int) -> int:  # noqa: N802 -- NVML's own name
         return 150_500
 
-    def nvmlDeviceGetComputeRunningProcesses(self, _handle: int) -> Any:  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, _handle: int) -> Any:  # noqa: N802 -- NVML's own name
         return [SimpleNamespace(pid=pid) for pid in self._told(self.compute)]
 
-    def nvmlDeviceGetProcessUtilization(self, _handle: int, _since: int) -> Any:  # noqa: N802
+    def nvmlDeviceGetProcessUtilization(self, _handle: int, _since: int) -> Any:  # noqa: N802 -- NVML's own name
         if self.samples == "none":
             raise self.NVMLError_NotFound
         return [SimpleNamespace(pid=pid, smUtil=percent) for pid, percent in self._told(self.samples)]

@@ -12,7 +12,18 @@ import typer
 from potluck.cli.printing import Output, Printer
 from potluck.errors import UsageError
 from potluck.home import worker_home
-from worker.cli_options import OutputOption
+from worker.cli_options import (
+    HoursOption,
+    MaxMemoryOption,
+    MaxTemperatureOption,
+    MaxVramOption,
+    ModelsOption,
+    OnBatteryOption,
+    OnlyIdleOption,
+    OutputOption,
+    SlotsOption,
+    ThreadsOption,
+)
 from worker.owner_cli import drain, pause, resume
 from worker.status_cli import status
 
@@ -75,51 +86,19 @@ def start(
         str | None,
         typer.Option(metavar="NAME", help="llamacpp, torch or emulator. Default: what fits the model."),
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Models to serve, loaded as far as they fit together, and else when they are asked for."
-            " Default: the pool's first that fits.",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Threads of all engines together. Default: this machine's cores, shared evenly among the"
-            " workers that run on it.",
-        ),
-    ] = None,
-    slots: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Requests at once for each model. Default: the engine's choice."),
-    ] = None,
+    models: ModelsOption = None,
+    threads: ThreadsOption = None,
+    slots: SlotsOption = None,
     engine_option: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Passed to the engine as it is; may be repeated."),
     ] = None,
-    only_idle: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="Share only after so long without keyboard and mouse."),
-    ] = None,
-    hours: Annotated[
-        str | None,
-        typer.Option(metavar="22:00-07:00", help="Share in these hours only, each day; more with commas."),
-    ] = None,
-    on_battery: Annotated[
-        bool | None, typer.Option("--on-battery/--no-battery", help="Share on battery, too. Default: no.")
-    ] = None,
-    max_vram: Annotated[
-        str | None, typer.Option(metavar="12GB|80%", help="Of each card's memory, for all models together.")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(metavar="12GB|50%", help="Of the machine's memory, for all models together.")
-    ] = None,
-    max_temperature: Annotated[
-        float | None,
-        typer.Option(metavar="CELSIUS", help="Pause while a card is hotter. Default: 85; 0: no cap."),
-    ] = None,
+    only_idle: OnlyIdleOption = None,
+    hours: HoursOption = None,
+    on_battery: OnBatteryOption = None,
+    max_vram: MaxVramOption = None,
+    max_memory: MaxMemoryOption = None,
+    max_temperature: MaxTemperatureOption = None,
     drain_timeout: Annotated[
         float | None,
         typer.Option(

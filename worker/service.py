@@ -212,7 +212,7 @@ class ModelService:
                 await self._serve(host)
             finally:
                 self.host = None
-                await host.close()
+                await _closed(host)
         except EngineStartError as error:
             self._around.memory.give(self)
             await self._fail(error)
@@ -381,3 +381,13 @@ class ModelService:
             done, total = self.bytes_done, self.bytes_total
             self._log.info(stage, action=f"model_{stage}", bytes_done=done, bytes_total=total)
             self._around.emit(ModelsChanged())
+
+
+async def _closed(host: EngineHost) -> None:
+    """Returns when the process is gone, also when cancelled meanwhile: a pause promises the memory."""
+    closing = asyncio.ensure_future(host.close())
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await closing
+        raise

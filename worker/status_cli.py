@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -32,7 +33,7 @@ def status(
         return
     while True:
         state = WorkerState.load(worker_home())
-        printer.show(state.model_dump(), lambda state=state: _print(printer, state))  # type: ignore[misc]
+        printer.show(state.model_dump(), partial(_print, printer, state))
         if not watch:
             return
         time.sleep(LOOK_S)
