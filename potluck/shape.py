@@ -119,7 +119,8 @@ def _experts(config: _Config, family: str, hidden: int, layers: int) -> int:
     step = config("decoder_sparse_step", default=1)
     plain = config.layer_list("mlp_only_layers")
     sparse = sum(1 for layer in range(layers) if layer not in plain and (layer + 1) % step == 0)
-    each = config("num_experts") + config("num_experts_per_tok") * 3 * config("moe_intermediate_size")
+    experts = config("num_experts", "num_local_experts")  # transformers 5 writes the second name
+    each = experts + config("num_experts_per_tok") * 3 * config("moe_intermediate_size")
     if family == "qwen2_moe":  # a shared expert, and a gate of one row for it
         each += 3 * config("shared_expert_intermediate_size") + 1
     return hidden * (sparse * each + (layers - sparse) * 3 * config("intermediate_size"))

@@ -1,6 +1,7 @@
 """The running batch computes for every row what that row alone would get, whoever joins or leaves meanwhile."""
 
 import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from fixtures_tiny import write_tiny
 
 from worker.engines import weights
-from worker.engines.batch import Batch, Decoding, Embedding, unit
+from worker.engines.batch import CHUNK_S, CHUNK_TOKENS_MIN, Batch, Decoding, Embedding, unit
 from worker.engines.packed import PackedLinear, pack
 from worker.engines.pieces import Pieces
 from worker.engines.rows import Rows
@@ -119,6 +120,8 @@ def test_choices_read_their_prompt_once(tiny: weights.Loaded) -> None:
 
 def test_a_long_prompt_does_not_stop_those_who_decode(tiny: weights.Loaded) -> None:
     batch = batch_of(tiny, chunk=16)
+    batch.model = paced = Paced(tiny.model, token_s=CHUNK_S / 16, pair_s=0.0)
+    batch.clock = lambda: paced.now
     talking = Sequence([260], 60, Sampler(1, 0))
     batch.add([talking.member])
     batch.step()
@@ -235,19 +238,75 @@ def test_what_the_machine_has_not_is_refused(device: str, dtype: str) -> None:
         weights.choose_device(cuda=False, cuda_bfloat16=False, mps=False, wanted=device, dtype=dtype)
 
 
-def test_models_with_other_attention_are_refused(tmp_path: Path) -> None:
+def test_a_folder_that_lacks_files_is_refused(tmp_path: Path) -> None:
     from worker.engines.engine import EngineError
 
     paths = write_tiny(tmp_path)
-    config = tmp_path / "config.json"
-    text = config.read_text().replace(
-        '"hidden_act"', '"layer_types": ["full_attention", "sliding_attention"], "hidden_act"'
-    )
-    config.write_text(text)
-    with pytest.raises(EngineError, match="full attention only"):
-        weights.load_model(paths, tmp_path, weights.Device("cpu", "float32"))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(EngineError, match="could not be loaded"):
         weights.load_model(paths, tmp_path, weights.Device("cpu", "float32"))
     with pytest.raises(EngineError, match=r"no config\.json beside it"):
         weights.load_model([tmp_path / "tokenizer.json"], tmp_path, weights.Device("cpu", "float32"))
+
+
+@dataclass
+class Paced:
+    """A model whose time is a number: so much for each token, and for each pair of positions."""
+
+    model: Any
+    token_s: float
+    pair_s: float
+    now: float = 0.0
+    pieces: list[tuple[int, float]] = field(default_factory=list)  # tokens, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, **given: Any) -> Any:
+        tokens = given["input_ids"].numel()
+        seconds = self.token_s * tokens + self.pair_s * tokens * given["attention_mask"].shape[-1]
+        self.now += seconds
+        if given["input_ids"].shape[1] > 1:
+            self.pieces.append((tokens, seconds))
+        return self.model(**given)
+
+
+def test_pieces_get_shorter_as_the_context_gets_longer(tiny: weights.Loaded) -> None:
+    """No piece of a long prompt takes long, and everybody who decodes advances between any two of them."""
+    batch = batch_of(tiny, rows=4, chunk=64)
+    batch.model = paced = Paced(tiny.model, token_s=0.001, pair_s=0.00005)
+    batch.clock = lambda: paced.now
+    talking = [Sequence([260 + index], 200, Sampler(index, 0)) for index in range(2)]
+    for one in talking:
+        batch.add([one.member])
+        batch.step()
+    said, read = [len(one.output) for one in talking], len(paced.pieces)
+    batch.add([Sequence([256 + index % 20 for index in range(250)], 1, Sampler(9, 0)).member])
+    while batch.filling or batch.waiting:
+        batch.step()
+        assert [len(one.output) for one in talking] == [count + len(paced.pieces) - read for count in said]
+        said, read = [len(one.output) for one in talking], len(paced.pieces)
+    lengths = [tokens for tokens, _ in paced.pieces]
+    assert sum(lengths) == 250
+    assert lengths[0] == 64
+    assert lengths[1] > lengths[-2] >= CHUNK_TOKENS_MIN, "the later, the costlier, the shorter"
+    assert all(seconds < 1 for _, seconds in paced.pieces)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seconds", "expected"),
+    [
+        (64, 0.6, 32),  # twice too slow
+        (64, 0.15, 128),
+        (64, 0.001, 128),  # no more than twice as long at a time
+        (64, 90.0, CHUNK_TOKENS_MIN),
+        (20, 0.2, 64),  # a short piece that was fast enough tells nothing
+        (20, 0.6, CHUNK_TOKENS_MIN),
+    ],
+)
+def test_the_length_of_pieces_follows_their_time(
+    tiny: weights.Loaded, tokens: int, seconds: float, expected: int
+) -> None:
+    batch = batch_of(tiny, chunk=64)
+    batch._adapt(tokens, seconds)
+    assert batch.chunk_tokens == expected

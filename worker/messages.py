@@ -88,6 +88,7 @@ class Assigned:
     goes_on: bool  # an earlier attempt's prompt is given: it need not be reported again
     payload: object
     kind: str = ""  # chat | completion | embedding
+    adapter: object = None  # its local files, once they are here
 
 
 @dataclass(frozen=True, slots=True)

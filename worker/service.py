@@ -74,7 +74,7 @@ class ModelService:
         self._files = ModelFiles(choice.variant, around.cache, cap=disk, on_progress=self._downloading)
         self.bytes_done, self.bytes_total = 0, self._files.bytes_total
         self.host: EngineHost | None = None
-        self._around = around
+        self.around = around
         self._loaded = engine_pb2.Loaded()
         self._loaded_threads = 0
         self._waiting: dict[AttemptId, Assigned] = {}
@@ -114,7 +114,7 @@ class ModelService:
     def refuse_waiting(self, failure: Failure) -> None:
         waiting, self._waiting = self._waiting, {}
         for attempt in waiting:
-            self._around.emit(EngineFailed(attempt, failure))
+            self.around.emit(EngineFailed(attempt, failure))
 
     def waiting(self) -> list[AttemptId]:
         return list(self._waiting)
@@ -131,7 +131,7 @@ class ModelService:
 
     def served(self) -> session_pb2.ServedModel:
         entry, loaded = self.choice.entry, self._loaded
-        shared = self._around.settings.sharing.kinds
+        shared = self.around.settings.sharing.kinds
         kinds = list(loaded.kinds) or [str(kind) for kind in entry.kinds]
         return session_pb2.ServedModel(
             name=entry.name,
@@ -152,7 +152,7 @@ class ModelService:
         )
 
     def _slots(self) -> int:
-        wished = self._around.settings.slots or SLOTS_GUESSED.get(self.choice.engine, 1)
+        wished = self.around.settings.slots or SLOTS_GUESSED.get(self.choice.engine, 1)
         return self._loaded.slots or wished
 
     def _eta_ms(self) -> int:
@@ -168,7 +168,7 @@ class ModelService:
         measured = self.host.loaded.memory_bytes if self.host is not None else 0
         return Resident(
             name=self.name,
-            place=self._around.place(self.choice.engine),
+            place=self.around.place(self.choice.engine),
             size_bytes=measured or self.choice.variant.memory_bytes,
             used_at=self._used_at,
             busy=self.host is None or bool(self.host.running or self._waiting),  # without one, it just loads
@@ -188,12 +188,12 @@ class ModelService:
         evict = False  # who was asked for by name is loaded at once, though not at the cost of another
         while True:
             try:
-                paths = await self._files.fetch(self._around.artifacts)
+                paths = await self._files.fetch(self.around.artifacts)
                 self.bytes_done = self._files.bytes_done
                 if not self._wanted.is_set():
                     self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
                     await self._wanted.wait()
-                await self._around.memory.take(self, evict=evict or bool(self._waiting))
+                await self.around.memory.take(self, evict=evict or bool(self._waiting))
             except NoRoom as none:
                 self._no_room(none)
                 continue
@@ -214,10 +214,10 @@ class ModelService:
                 self.host = None
                 await _closed(host)
         except EngineStartError as error:
-            self._around.memory.give(self)
+            self.around.memory.give(self)
             await self._fail(error)
         finally:
-            self._around.memory.give(self)
+            self.around.memory.give(self)
 
     def _downloading(self) -> None:
         self.bytes_done, self._pace = self._files.bytes_done, self._files.pace
@@ -227,10 +227,10 @@ class ModelService:
 
     async def _load(self, paths: list[Path]) -> EngineHost:
         """Raises EngineStartError."""
-        settings = self._around.settings
-        self._loaded_threads = self._around.threads()
+        settings = self.around.settings
+        self._loaded_threads = self.around.threads()
         capped = (
-            settings.caps.memory if self._around.place(self.choice.engine) == "memory" else settings.caps.vram
+            settings.caps.memory if self.around.place(self.choice.engine) == "memory" else settings.caps.vram
         )
         load = engine_pb2.Load(
             engine=self.choice.engine,
@@ -240,11 +240,9 @@ class ModelService:
             slots=settings.slots,
             context_tokens=settings.context_tokens,
             options=options_of(self.choice, settings),
-            cache_dir=str(self._around.converted),
+            cache_dir=str(self.around.converted),
             kinds=[str(kind) for kind in self.choice.entry.kinds],
-            memory_bytes_max=self._around.memory.caps[self._around.place(self.choice.engine)]
-            if capped
-            else 0,
+            memory_bytes_max=self.around.memory.caps[self.around.place(self.choice.engine)] if capped else 0,
             gpus=settings.caps.gpus,
         )
         began = asyncio.get_running_loop().time()
@@ -268,14 +266,14 @@ class ModelService:
         for assigned in waiting.values():
             self._hand_over(host, assigned)
         while not host.exited.done():
-            self._around.memory.stir()
+            self.around.memory.stir()
             await self._something(host)
             if host.exited.done() or host.running:
                 continue
             if self._leaving:
                 self._unload("unloaded: another model needs the room")
                 return
-            if self._loaded_threads != self._around.threads():
+            if self._loaded_threads != self.around.threads():
                 self._log.info("another share of the cores", action="model_reloading")
                 self._wanted.set()
                 return
@@ -308,13 +306,13 @@ class ModelService:
 
     def _idle_s(self) -> float | None:
         """How long the engine may be idle; None: for ever."""
-        return None if self.choice.eager else self._around.settings.unload_after_s or None
+        return None if self.choice.eager else self.around.settings.unload_after_s or None
 
     async def _restart(self, why: str) -> None:
         self._log.warning("the engine died and is started again", action="engine_died", why=why)
         self._move(session_pb2.MODEL_STATE_LOADING, why)
         self._wanted.set()
-        self._around.memory.give(self)
+        self.around.memory.give(self)
         pause_s = min(RESTART_S_MAX, RESTART_S_MIN * 2.0**self._failures)
         self._failures = min(self._failures + 1, 30)
         await asyncio.sleep(pause_s)
@@ -330,7 +328,7 @@ class ModelService:
         """What waits is told; another try follows later, since disks are emptied and networks come back."""
         self._log.error("the model cannot be served", action="model_failed", why=str(error))
         self._move(session_pb2.MODEL_STATE_FAILED, str(error))
-        self._around.emit(ModelWithdrawn(self.choice.entry.name, str(error)))
+        self.around.emit(ModelWithdrawn(self.choice.entry.name, str(error)))
         code = error.code if isinstance(error, EngineStartError) else "model_not_there"
         self.refuse_waiting(Failure(Fault.WORKER, code, str(error)))
         pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2.0**self._failures)
@@ -340,12 +338,16 @@ class ModelService:
     # --- words in and out ---
 
     def _hand_over(self, host: EngineHost, assigned: Assigned) -> None:
+        if assigned.adapter is not None and "lora" not in host.loaded.features:
+            unable = Failure(Fault.NONE, "no_adapters", f"{self.choice.engine} serves no adapters")
+            asyncio.get_running_loop().call_soon(self.around.emit, EngineFailed(assigned.attempt, unable))
+            return
         try:
             host.send(wire.start_command(assigned))
         except PipeError:
             large = Failure(Fault.JOB, "request_too_large", "the request is larger than an engine takes")
             failed = EngineFailed(assigned.attempt, large)
-            asyncio.get_running_loop().call_soon(self._around.emit, failed)
+            asyncio.get_running_loop().call_soon(self.around.emit, failed)
 
     def _heard(self, event: engine_pb2.EngineEvent) -> None:
         if event.HasField("load_progress"):
@@ -361,17 +363,17 @@ class ModelService:
             self._log.warning("the engine spoke nonsense", action="engine_nonsense", why=str(error))
             return
         if heard is not None:
-            self._around.emit(heard)
+            self.around.emit(heard)
         if event.HasField("done") or event.HasField("failed"):
             self._used_at = asyncio.get_running_loop().time()
             self._poked.set()
 
     def _offer(self) -> None:
-        self._around.emit(ModelOffered(self.choice.entry.name, self.choice.engine, self._slots()))
+        self.around.emit(ModelOffered(self.choice.entry.name, self.choice.engine, self._slots()))
 
     def _move(self, state: session_pb2.ModelState.ValueType, why: str = "") -> None:
         self.state, self.why = state, why
-        self._around.emit(ModelsChanged())
+        self.around.emit(ModelsChanged())
 
     def _tell(self, stage: str) -> None:
         """Progress, not more often than somebody reads."""
@@ -380,7 +382,7 @@ class ModelService:
             self._told_at = now
             done, total = self.bytes_done, self.bytes_total
             self._log.info(stage, action=f"model_{stage}", bytes_done=done, bytes_total=total)
-            self._around.emit(ModelsChanged())
+            self.around.emit(ModelsChanged())
 
 
 async def _closed(host: EngineHost) -> None:

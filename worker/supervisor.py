@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from potluck.v1 import session_pb2
 from worker import wire
-from worker.messages import Assigned, AttemptId, Failure, Fault, ModelWithdrawn
+from worker.adapters import Adapters
+from worker.messages import Assigned, AttemptId, EngineFailed, Failure, Fault, ModelWithdrawn
 from worker.models import Choice
 from worker.service import ModelService, Surroundings
 
@@ -16,6 +17,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.models: dict[str, ModelService] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._adapters = Adapters()
         self._paused = ""
         self._turn = asyncio.Lock()  # one change of all at a time
 
@@ -66,11 +68,22 @@ class Supervisor:
         self._tasks.clear()
 
     def start(self, assigned: Assigned) -> None:
-        self.models[assigned.model].start(assigned)
+        around = self.models[assigned.model].around
+
+        def start(assigned: Assigned) -> None:
+            if (service := self.models.get(assigned.model)) is not None:
+                service.start(assigned)
+            else:
+                gone = Failure(Fault.NONE, "model_not_served", f"{assigned.model} is no longer served here")
+                around.emit(EngineFailed(assigned.attempt, gone))
+
+        self._adapters.begin(
+            assigned, cache=around.cache, artifacts=around.artifacts, start=start, emit=around.emit
+        )
 
     def stop(self, attempt: AttemptId, model: str) -> None:
         service = self.models.get(model)
-        if service is not None:
+        if not self._adapters.stop(attempt) and service is not None:
             service.stop(attempt)
 
     def poke(self) -> None:
@@ -81,7 +94,9 @@ class Supervisor:
         return [service.served() for service in self.models.values()]
 
     def progress(self) -> Iterator[session_pb2.Progress]:
-        """A sign of life for each attempt that waits for its model."""
+        """A sign of life for each attempt that waits for its model or its adapter."""
+        for attempt in self._adapters.waiting():
+            yield session_pb2.Progress(attempt=wire.attempt_to(attempt), stage="downloading")
         for service in self.models.values():
             downloading = service.state in {
                 session_pb2.MODEL_STATE_DOWNLOADING,
@@ -97,5 +112,6 @@ class Supervisor:
 
     async def close(self) -> None:
         """Ends every engine; returns when their processes are gone."""
+        await self._adapters.close()
         await self._stop()
         self.models.clear()

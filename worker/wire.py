@@ -103,7 +103,11 @@ def start_command(assigned: Assigned) -> engine_pb2.EngineCommand:
     assign = assigned.payload
     assert isinstance(assign, session_pb2.Assign), "assignments come from `event_from`"
     continuation = assign.continuation if assign.HasField("continuation") else None
-    start = engine_pb2.Start(attempt=assign.attempt, work=assign.work, continuation=continuation)
+    adapter = assigned.adapter
+    assert adapter is None or isinstance(adapter, engine_pb2.LoadedAdapter)
+    start = engine_pb2.Start(
+        attempt=assign.attempt, work=assign.work, continuation=continuation, adapter=adapter
+    )
     return engine_pb2.EngineCommand(start=start)
 
 

@@ -1,9 +1,11 @@
 """The running batch of the torch engine: sequences join and leave it at every step.
 
-One step is at most a piece of one prompt, then one token for every sequence that decodes. A piece is as
-long as is read in CHUNK_S, so that a long prompt holds up the others by no more than that at a time.
+One step is at most a piece of one prompt, then one token for every sequence that decodes. A piece is about as
+long as is read in CHUNK_S, by the time that the last ones took: a long prompt, whose pieces cost the more the
+more of it is read, then holds up the others by no more than that at a time.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from worker.engines.lora import Adapter, Lora
+from worker.engines.masks import Masks
 from worker.engines.pieces import Pieces
 from worker.engines.rows import Rows
 from worker.engines.sampling import Sampler
@@ -37,6 +41,7 @@ class Decoding:
     prompt_tokens: int  # the part of `ids` that the choices of one attempt share
     heard: Callable[["Decoding", Any], bool]
     row: int = -1
+    adapter: Adapter | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +54,7 @@ class Embedding:
     row: int = -1
     total: Any = None
     prompt_tokens: int = 0
+    adapter: Adapter | None = None
 
 
 Member = Decoding | Embedding
@@ -64,10 +70,16 @@ class Batch:
     rows: Rows
     rows_max: int
     chunk_tokens: int = CHUNK_TOKENS_MIN
+    clock: Callable[[], float] = time.monotonic
     waiting: list[Member] = field(default_factory=list)
     filling: list[Member] = field(default_factory=list)
     decoding: list[Decoding] = field(default_factory=list)
+    lora: Lora = field(init=False)
+    _masks: Masks = field(init=False)
     _embedding_turn: bool = False  # prompts and short embeddings are read by turns
+
+    def __post_init__(self) -> None:
+        self.lora, self._masks = Lora(self.model), Masks.of(self.model)
 
     @property
     def idle(self) -> bool:
@@ -196,15 +208,26 @@ class Batch:
             for begin, piece in zip(begins, pieces, strict=True)
         ]
         positions = torch.tensor(places, device=device)
-        mask = (torch.arange(end, device=device) <= positions[:, :, None])[:, None]
         self.rows.begin(taken[0].row, positions, end)
+        self.lora.use([member.adapter for member in taken])
         compute = self._logits if isinstance(taken[0], Decoding) else self._hidden
-        results = compute(torch.tensor(ids, device=device), positions, mask)
+        begun = self.clock()
+        results = compute(torch.tensor(ids, device=device), positions, self._masks.make(positions, end))
+        self._adapt(width * len(taken), self.clock() - begun)
         # To the end of the line: a short prompt does not wait for a long one.
         self.filling = [*(member for member in self.filling if member not in taken), *taken]
         for member, begin, piece, result in zip(taken, begins, pieces, results, strict=True):
             self.rows.lengths[member.row] = begin + len(piece)
             self._have_read(member, len(piece), result)
+
+    def _adapt(self, tokens: int, seconds: float) -> None:
+        """The next piece is one of CHUNK_S, but no more than twice as long as this one.
+
+        A short piece is as slow as a longer one, so it only tells something if it took too long.
+        """
+        if tokens >= self.chunk_tokens or seconds > CHUNK_S:
+            right = int(tokens * CHUNK_S / max(seconds, 1e-6))
+            self.chunk_tokens = max(CHUNK_TOKENS_MIN, min(CHUNK_TOKENS_MAX, 2 * self.chunk_tokens, right))
 
     def _have_read(self, member: Member, tokens: int, result: Any) -> None:
         """`result`: logits for a Decoding, hidden states for an Embedding."""
@@ -234,10 +257,10 @@ class Batch:
         lengths = self.rows.lengths[: len(members)]
         end = max(lengths) + 1
         positions = torch.tensor(lengths, device=device)[:, None]
-        mask = (torch.arange(end, device=device) <= positions[:, :, None])[:, None]
         self.rows.begin(0, positions, end)
+        self.lora.use([member.adapter for member in members])
         ids = torch.tensor([[member.ids[-1]] for member in members], device=device)
-        logits = self._logits(ids, positions, mask)
+        logits = self._logits(ids, positions, self._masks.make(positions, end))
         for row in range(len(members)):
             self.rows.lengths[row] += 1
         ended = [member for row, member in enumerate(members) if not member.heard(member, logits[row])]
@@ -262,6 +285,7 @@ class Batch:
         longest = max(len(member.ids) for member in taken)
         padded = [member.ids + [0] * (longest - len(member.ids)) for member in taken]
         ids = torch.tensor(padded, device=self.model.device)
+        self.lora.use([member.adapter for member in taken])
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         for row, member in enumerate(taken):
             vector = hidden[row, : len(member.ids)].mean(0, dtype=torch.float32)

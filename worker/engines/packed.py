@@ -17,6 +17,7 @@ class PackedLinear(torch.nn.Module):  # type: ignore[misc]  # torch has no types
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS_HINT)  # noqa: SLF001 -- see above
         self._bias = None if linear.bias is None else linear.bias.detach()
 

@@ -10,7 +10,6 @@ import asyncio
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,27 +22,17 @@ import torch
 
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine, weights
-from worker.engines.batch import (
-    CHUNK_S,
-    CHUNK_TOKENS_MAX,
-    CHUNK_TOKENS_MIN,
-    Batch,
-    Decoding,
-    Embedding,
-    Member,
-    unit,
-)
+from worker.engines.batch import Batch, Decoding, Embedding, Member, unit
 from worker.engines.chat import Chat
 from worker.engines.matcher import Constraint, Grammars
+from worker.engines.measure import measure
 from worker.engines.pieces import Pieces, merge, open_choices
 from worker.engines.rows import Rows
 from worker.engines.sampling import Sampler, logprobs
-from worker.engines.stops import Stops
 
 SLOTS_DEFAULT = 16
 CONTEXT_TOKENS_DEFAULT = 4096
 ROWS_A_SLOT = 2  # choices beyond that wait
-MEASURE_S_MAX = 0.4  # for each of prefill and decode
 OPTIONS = ("device", "dtype")
 
 
@@ -108,8 +97,7 @@ class Torch:
         self._context_tokens = min(load.context_tokens or CONTEXT_TOKENS_DEFAULT, loaded.context_tokens)
         layers = loaded.model.config.num_hidden_layers
         self._batch = Batch(loaded.model, Rows(layers, self._context_tokens), slots * ROWS_A_SLOT)
-        prefill, decode = _measure(self._batch)
-        self._batch.chunk_tokens = max(CHUNK_TOKENS_MIN, min(CHUNK_TOKENS_MAX, int(prefill * CHUNK_S)))
+        prefill, decode = measure(self._batch)
         self._thread.start()
         return engine_pb2.Loaded(
             numerics=f"torch/{device.dtype}/{loaded.digest}",
@@ -125,7 +113,7 @@ class Torch:
 
     def _features(self) -> list[str]:
         found = list(self._chat.features) if self._chat is not None else []
-        return found + (["json_schema"] if self._grammars is not None else [])
+        return [*found, *(["json_schema"] if self._grammars is not None else []), "lora"]
 
     def _progress(self, done: int, total: int) -> None:
         progress = engine_pb2.LoadProgress(bytes_done=done, bytes_total=total)
@@ -151,14 +139,23 @@ class Torch:
 
     async def _prepare(self, running: _Running) -> None:
         """Render and tokenise in a thread, then hand over."""
-        prepare = self._inputs if running.start.work.HasField("embedding") else self._choices
         try:
-            members = await asyncio.to_thread(prepare, running)
+            members = await asyncio.to_thread(self._members, running)
         except engine.EngineError as error:
             event = engine.failed(running.start.attempt, error)
             self._mail.put(lambda: self._end(running, event))
         else:
             self._mail.put(lambda: self._join(running, members))
+
+    def _members(self, running: _Running) -> list[Member]:
+        """Thread: what is to be computed for an attempt. Raises EngineError."""
+        start = running.start
+        members = (self._inputs if start.work.HasField("embedding") else self._choices)(running)
+        if start.HasField("adapter"):
+            adapter = self._batch.lora.get(start.adapter)
+            for member in members:
+                member.adapter = adapter
+        return members
 
     def _inputs(self, running: _Running) -> list[Member]:
         """Thread: what is to be embedded. Raises EngineError."""
@@ -361,32 +358,3 @@ def _error_of(error: Exception) -> engine.EngineError:
     for place in traceback.extract_tb(error.__traceback__)[-3:]:
         sys.stderr.write(f"engine: {type(error).__name__} at {place.filename}:{place.lineno}\n")
     return engine.EngineError("internal", f"computing failed with {type(error).__name__}; the log says where")
-
-
-def _measure(batch: Batch) -> tuple[float, float]:
-    """Prefill and decode tokens/s of one stream. The first steps also warm up."""
-
-    def run(tokens: int, until_s: float, steps_max: int) -> tuple[int, float]:
-        left = [steps_max]
-
-        def heard(member: Decoding, _: Any) -> bool:
-            member.ids.append(1)
-            left[0] -= 1
-            return left[0] > 0 and time.monotonic() - begun < until_s
-
-        pieces = Pieces(choice=0, stops=Stops(()), tokens_max=steps_max)
-        batch.add([Decoding(None, [1] * tokens, pieces, Sampler(0, 0), tokens, heard)])
-        begun = time.monotonic()
-        while not batch.idle:
-            batch.step()
-        return steps_max - left[0], time.monotonic() - begun
-
-    room = batch.rows.tokens_max - 2
-    run(1, 0.0, 1)
-    steps, seconds = run(1, MEASURE_S_MAX, room)
-    decode = steps / seconds
-    batch.chunk_tokens = CHUNK_TOKENS_MAX
-    first = min(CHUNK_TOKENS_MIN, room)
-    rate = first / run(first, 0.0, 1)[1]
-    more = max(first, min(CHUNK_TOKENS_MAX, room, int(rate * MEASURE_S_MAX)))
-    return more / run(more, 0.0, 1)[1], decode

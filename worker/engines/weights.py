@@ -22,8 +22,10 @@ from tokenizers import Tokenizer
 
 from potluck.gguf import GgufError
 from potluck.lock import FileLock, Locked
+from potluck.shape import DENSE_FAMILIES, MLA_FAMILIES, MOE_FAMILIES
 from potluck.vocabulary import VocabularyError, tokenizer_of_gguf
 from worker.engines.engine import EngineError
+from worker.engines.masks import FULL, SLIDING, layer_kinds
 from worker.engines.metadata import model_digest, read_metadata, sha256_of
 from worker.engines.packed import pack
 from worker.engines.vocabulary import Vocabulary, read_vocabulary
@@ -31,6 +33,9 @@ from worker.engines.vocabulary import Vocabulary, read_vocabulary
 CONVERTER_VERSION = 1
 POLL_S = 0.2  # while another process converts
 _MAGIC = b"GGUF"
+
+# Those that can be priced, without gemma2: torch's fused attention cannot cap its logits.
+FAMILIES = (DENSE_FAMILIES | MOE_FAMILIES | MLA_FAMILIES) - {"gemma2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,9 @@ def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
             is_gguf = file.read(len(_MAGIC)) == _MAGIC
         text = _text_of_gguf(paths[0]) if is_gguf else _text_of_folder(_folder_of(paths))
         folder = _converted(paths[0], cache, device) if is_gguf else _folder_of(paths)
+        _check(
+            transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, device.dtype),
@@ -120,7 +128,6 @@ def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
         raise EngineError(
             "load_failed", f"{'' if named else 'the model could not be loaded: '}{error}"
         ) from error
-    _check(model.config)
     model.eval().to(device.name)
     pack(model)
     return Loaded(
@@ -168,11 +175,16 @@ def _ends(model: Any, text: Text) -> set[int]:
 
 
 def _check(config: Any) -> None:
-    """The batch gives every layer one mask and one kind of cache: refuse models that need others."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or not hasattr(config, "num_hidden_layers"):
+    """Refuse what the batch has no masks or no cache for. Raises EngineError.
+
+    A family outside the list might compute nonsense without an error, so it is refused by name.
+    """
+    if config.model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise EngineError("unsupported_model", f"torch does not serve {config.model_type}; it serves {known}")
+    if strange := layer_kinds(config) - {FULL, SLIDING}:
         raise EngineError(
-            "unsupported_model", f"torch serves models of full attention only, this one has {kinds}"
+            "unsupported_model", f"torch serves full and sliding attention, this model has {sorted(strange)}"
         )
 
 
