@@ -1,13 +1,9 @@
 """The adapters of attempts, fetched from the pool's artifact store before the attempts begin.
 
-peft's two files lie in the model store under their digests; an engine finds them under their names in
-`<cache>/adapters/<digest of both>`, as hard links where the system has such.
+peft's two files lie in the model store under their digests; an engine finds them by name in a folder.
 """
 
 import asyncio
-import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +13,8 @@ from pydantic import ValidationError
 
 from potluck.catalogue import Artifact, File
 from potluck.fetch import ArtifactSource, FetchError, fetch
-from potluck.home import make_folder
 from potluck.v1 import engine_pb2, session_pb2, work_pb2
+from worker.folders import folder_of
 from worker.messages import Assigned, AttemptId, EngineFailed, Event, Failure, Fault
 
 WEIGHTS_BYTES_MAX: Final = 4 << 30
@@ -49,25 +45,9 @@ async def fetch_adapter(
         raise AdapterError(
             f"the files of the adapter {adapter.name[:100]} are not named by digests"
         ) from None
-    digest = hashlib.sha256(f"{adapter.weights_sha256} {adapter.config_sha256}".encode()).hexdigest()
-    folder = cache / "adapters" / digest
-    for file in files:
-        path = await fetch(file, cache, artifacts=artifacts)
-        await asyncio.to_thread(_place, path, make_folder(folder) / file.name)
-    return engine_pb2.LoadedAdapter(name=adapter.name, digest=digest, folder=str(folder))
-
-
-def _place(path: Path, target: Path) -> None:
-    """In one step: another worker of this machine may read or place the same."""
-    if target.exists() and target.samefile(path):
-        return
-    new = target.with_name(f"{target.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    try:
-        new.hardlink_to(path)
-    except OSError:  # a disk without hard links
-        shutil.copyfile(path, new)
-    new.replace(target)
+    paths = [await fetch(file, cache, artifacts=artifacts) for file in files]
+    folder = await asyncio.to_thread(folder_of, files, paths, cache)
+    return engine_pb2.LoadedAdapter(name=adapter.name, digest=folder.name, folder=str(folder))
 
 
 class Adapters:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from potluck.catalogue import Variant
 from potluck.fetch import ArtifactSource, FetchError, cached, fetch
+from worker.folders import folder_of
 from worker.pace import Pace
 from worker.rules import size_bytes
 
@@ -24,7 +25,7 @@ class ModelFiles:
         self._variant, self._cache, self._cap, self._on_progress = variant, cache, cap, on_progress
 
     async def fetch(self, artifacts: ArtifactSource | None) -> list[Path]:
-        """The verified paths. Raises FetchError."""
+        """The verified paths. Raises FetchError, OSError."""
         await asyncio.to_thread(self._check)
         paths, before, coming = [], 0, False
         for file in self._variant.files:
@@ -41,6 +42,9 @@ class ModelFiles:
             paths.append(await fetch(file, self._cache, progress=progress, artifacts=artifacts))
             before += file.size_bytes
         self.bytes_done = self.bytes_total
+        if self._variant.format == "safetensors":  # transformers reads them by their names
+            folder = await asyncio.to_thread(folder_of, self._variant.files, paths, self._cache)
+            return [folder / file.name for file in self._variant.files]
         return paths
 
     def _check(self) -> None:
