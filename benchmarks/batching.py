@@ -2,7 +2,7 @@
 """16 requests that come one after the other, through the torch engine, against `model.generate` of
 transformers on the same 16 as one fixed batch.
 
-    benchmarks/batching.py [--threads 1,2] [--rounds 3] [--requests 16] [--tokens 64] [--apart 2]
+    benchmarks/batching.py [--threads 1,2] [--rounds 3] [--requests 16] [--tokens 128] [--apart 1]
 
 Both are greedy, in fp32, with as many threads, in turns. A request is sent to the engine process whenever the
 first one has got `--apart` more tokens, so the batch fills and empties; `generate` has all of them from the
@@ -159,8 +159,8 @@ async def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--apart", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--apart", type=int, default=1)
     given = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     print(stand.machine("torch", "transformers"))

@@ -1,4 +1,4 @@
-"""Files of the model store under their own names: who loads a folder looks for `config.json`, not a digest."""
+"""Files of the model store under their own names: who loads a folder looks for `config.json`."""
 
 import hashlib
 import os
