@@ -87,16 +87,19 @@ class _Ranking:
         """An own worker that is ready and not much slower than the best of all, else the best of all."""
         if (own := self.take_own(job)) is not None:
             return own
-        chosen = self._best(job, self.offers.heap)
-        return None if chosen is None else self._assign(job, chosen, self.offers.heap)
+        heap = self._heap(job)
+        chosen = self._best(job, heap)
+        return None if chosen is None else self._assign(job, chosen, heap)
 
-    def take_own(self, job: Waiting) -> Assign | None:
+    def _heap(self, job: Waiting) -> list[Candidate]:
+        """Whoever may do it, the best first and not stale."""
         heap, newest = self.offers.heap, self.offers.newest
         while heap and newest.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
-        if job.needs:
-            heap = self._able(job)
-        own = self._own(job)
+        return self._able(job) if job.needs else heap
+
+    def take_own(self, job: Waiting) -> Assign | None:
+        heap, own = self._heap(job), self._own(job)
         if own and (not heap or own[0][0] <= heap[0][0] + self.offers.policy.own_grades):
             chosen = self._best(job, own)
             if chosen is not None and (not job.numerics or self._same(job, chosen[2])):
@@ -304,8 +307,10 @@ def _own_first(
                 continue
             if len(decisions) >= most:
                 return decisions
-            if (decision := rankings[asked.want].take_own(waiting(asked.id))) is None:
-                full.add(asked.want)
+            ranking = rankings[asked.want]
+            if (decision := ranking.take_own(waiting(asked.id))) is None:
+                if not ranking.own.get(account):
+                    full.add(asked.want)  # else it is only not for this job
                 continue
             decisions.append(decision)
             orders[asked.want].gave_own(asked)
