@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import zipfile
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from urllib.parse import quote
 import httpx2
 
 from potluck.catalogue import File, HuggingFace, Wheel
+from potluck.throttle import Throttle
 from potluck.version import version
 
 CHUNK_BYTES: Final = 256 << 10
@@ -29,7 +31,7 @@ RETRY_STATUS: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 REFUSED_STATUS: Final = frozenset({401, 403})
 RETRY_AFTER_S_MAX: Final = 60.0
 PIP_OUTPUT_CHARS_MAX: Final = 500
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(?:\d{1,15}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)")
 
 Progress = Callable[[int, int], None]
 
@@ -68,6 +70,9 @@ class Policy:
     stalled_s: float = 600.0  # how long to wait for another process that gets no further with the same file
     poll_s: float = 0.2
     reserve_bytes: int = 64 << 20  # stays free on the disk
+    throttle: Throttle | None = None
+    connections: int = 4  # for one file, where more than one piece of it is missing and nothing throttles
+    piece_bytes: int = 4 << 20  # that one request asks for then; so much of each connection is in memory
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 
@@ -142,6 +147,8 @@ async def resumable(
         try:
             async with aclosing(begin(partial)) as chunks:
                 async for data in chunks:
+                    if policy.throttle is not None:
+                        await policy.throttle.take(len(data))
                     await partial.write(data)
                     progress(partial.done, partial.size_bytes)
         except Interrupted as interrupted:
@@ -190,6 +197,79 @@ async def over_http(client: httpx2.AsyncClient, url: str, partial: Partial) -> A
         raise SourceFailed(f"{url} cannot be asked: {error}. Check HF_ENDPOINT.") from error
     except httpx2.TransportError as error:
         raise Interrupted(str(error) or type(error).__name__) from error
+
+
+async def over_connections(
+    client: httpx2.AsyncClient, url: str, partial: Partial, policy: Policy
+) -> AsyncGenerator[bytes, None]:
+    """The bytes that are still missing, by several requests at once, handed on in their order.
+
+    The first goes alone: it shows whether the server knows ranges (if not, one request brings all) and where
+    it sends us. A link there may run out meanwhile; the next try then asks for a new one.
+    """
+    size, step = partial.size_bytes, policy.piece_bytes
+    if policy.throttle is not None or policy.connections < 2 or size - partial.done <= step:
+        async with aclosing(over_http(client, url, partial)) as chunks:
+            async for data in chunks:
+                yield data
+        return
+    position = partial.done + step
+    try:
+        first, link = await _piece(client, url, partial.done, position, size)
+    except _NoRanges:
+        async with aclosing(over_http(client, url, partial)) as chunks:
+            async for data in chunks:
+                yield data
+        return
+    yield first
+    pieces: deque[asyncio.Task[tuple[bytes, str]]] = deque()
+    try:
+        while pieces or position < size:
+            while position < size and len(pieces) < policy.connections:
+                end = min(position + step, size)
+                pieces.append(asyncio.create_task(_piece(client, link, position, end, size)))
+                position = end
+            yield (await pieces.popleft())[0]
+    except _NoRanges:
+        raise Interrupted("the server changed its mind about ranges") from None
+    except SourceFailed as error:
+        if link != url:
+            raise Interrupted(f"the link that the server gave no longer works ({error})") from error
+        raise
+    finally:
+        for piece in pieces:
+            piece.cancel()
+        await asyncio.gather(*pieces, return_exceptions=True)
+
+
+class _NoRanges(Exception):  # noqa: N818 -- named for what is the case
+    """The server answers with something else than the piece, so one request must bring all."""
+
+
+async def _piece(
+    client: httpx2.AsyncClient, url: str, start: int, end: int, size_bytes: int
+) -> tuple[bytes, str]:
+    """Bytes start to end (not included) of a file of that size, and where they came from in the end."""
+    try:
+        async with client.stream("GET", url, headers={"range": f"bytes={start}-{end - 1}"}) as response:
+            _check_status(response, url)
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+            if response.status_code != 206 or found is None:
+                raise _NoRanges
+            if int(found[1]) != start or found[2] not in (str(size_bytes), "*"):
+                raise _NoRanges
+            data = bytearray()
+            async for chunk in response.aiter_raw(CHUNK_BYTES):
+                data += chunk
+                if len(data) > end - start:
+                    raise _NoRanges
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, httpx2.TooManyRedirects) as error:
+        raise SourceFailed(f"{url} cannot be asked: {error}. Check HF_ENDPOINT.") from error
+    except httpx2.TransportError as error:
+        raise Interrupted(str(error) or type(error).__name__) from error
+    if len(data) < end - start:
+        raise Interrupted("the connection ended early")
+    return bytes(data), str(response.url)
 
 
 def _check_status(response: httpx2.Response, url: str) -> None:

