@@ -74,6 +74,7 @@ class Pool:
     works: dict[JobId, work_pb2.Work] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
+    loads: dict[WorkerId, session_pb2.MachineLoad] = field(default_factory=dict)  # of connected workers
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:

@@ -101,6 +101,7 @@ class WorkerReports:
 
     def gone(self, worker: WorkerId) -> None:
         self.engine.disconnect(worker, self.now())
+        self.pool.loads.pop(worker, None)
         self.ticker.wake()
         log.info("worker disconnected", action="worker_disconnected", worker=worker)
 
@@ -222,6 +223,8 @@ class WorkerReports:
     def _heartbeat(self, worker: WorkerId, beat: session_pb2.Heartbeat, now: float) -> int:
         often = now - self.beats.get(worker, -math.inf) < HEARTBEAT_S_MIN
         self.beats[worker] = now
+        if beat.HasField("load"):
+            self.pool.loads[worker] = translate.load(beat.load)
         self.engine.heartbeat(
             worker,
             served=self._served(beat.models),

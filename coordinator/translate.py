@@ -28,6 +28,11 @@ STATES = {
 FEATURES = frozenset({"tools", "json_schema", "reasoning", "lora"})
 MODELS_MAX = 256
 GPUS_MAX = 64
+FEATURES_MAX = 32
+NODES_MAX = 4_096
+PERCENT_MAX = 100
+CELSIUS_MAX = 200
+WATTS_MAX = 10_000
 GUESTS_MAX = 256
 CHANGE_S_MAX = 30 * 86_400
 WORDS_MAX = 300  # characters of anything a worker says that is shown to people
@@ -59,9 +64,36 @@ def hardware(said: session_pb2.Hardware) -> session_pb2.Hardware:
         cores=said.cores,
         memory_bytes=said.memory_bytes,
         disk_free_bytes=said.disk_free_bytes,
+        cpu_features=[words(feature) for feature in list(said.cpu_features)[:FEATURES_MAX]],
+        battery=said.battery,
+        nodes=min(max(1, said.nodes), NODES_MAX),
     )
     for gpu in list(said.gpus)[:GPUS_MAX]:
-        kept.gpus.add(name=words(gpu.name), memory_bytes=gpu.memory_bytes, backend=words(gpu.backend))
+        kept.gpus.add(
+            name=words(gpu.name),
+            memory_bytes=gpu.memory_bytes,
+            backend=words(gpu.backend),
+            driver=words(gpu.driver),
+            capability=words(gpu.capability),
+        )
+    return kept
+
+
+def load(said: session_pb2.MachineLoad) -> session_pb2.MachineLoad:
+    """What is kept of a machine's load: bounded, and within what can be."""
+    kept = session_pb2.MachineLoad(
+        cpu_percent=min(said.cpu_percent, PERCENT_MAX),
+        memory_free_bytes=said.memory_free_bytes,
+        disk_free_bytes=said.disk_free_bytes,
+        on_battery=said.on_battery,
+    )
+    for gpu in list(said.gpus)[:GPUS_MAX]:
+        kept.gpus.add(
+            memory_used_bytes=gpu.memory_used_bytes,
+            utilisation_percent=min(gpu.utilisation_percent, PERCENT_MAX),
+            temperature_c=min(gpu.temperature_c, CELSIUS_MAX),
+            power_w=min(gpu.power_w, WATTS_MAX),
+        )
     return kept
 
 

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from coordinator import translate
 from coordinator.clock import rfc3339
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
@@ -75,6 +74,7 @@ def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
         ],
         "engines": sorted({s.engine for s in w.models.values()}),
         "hardware": _hardware(pool.hardware.get(w.id)),
+        "load": _load(pool.loads.get(w.id)),
         "speed": {s.name: {"prefill": s.prefill, "decode": s.decode} for s in w.models.values()},
         "running": len(w.running),
         "reliability": round(w.reliability, 4),
@@ -130,21 +130,47 @@ def _sharing(worker: Worker) -> bool:
 
 
 def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:
+    """As it was translated when it came, that is bounded and printable."""
     if hardware is None:
         return None
-    gpus = [
-        {
-            "name": translate.words(g.name),
-            "memory_bytes": g.memory_bytes,
-            "backend": translate.words(g.backend),
-        }
-        for g in list(hardware.gpus)[:64]
-    ]
     return {
-        "system": translate.words(hardware.system),
-        "cpu": translate.words(hardware.cpu),
+        "system": hardware.system,
+        "cpu": hardware.cpu,
+        "cpu_features": list(hardware.cpu_features),
         "cores": hardware.cores,
         "memory_bytes": hardware.memory_bytes,
         "disk_free_bytes": hardware.disk_free_bytes,
-        "gpus": gpus,
+        "battery": hardware.battery,
+        "nodes": hardware.nodes,
+        "gpus": [
+            {
+                "name": g.name,
+                "memory_bytes": g.memory_bytes,
+                "backend": g.backend,
+                "driver": g.driver,
+                "capability": g.capability,
+            }
+            for g in hardware.gpus
+        ],
+    }
+
+
+def _load(load: session_pb2.MachineLoad | None) -> dict[str, Any] | None:
+    """The machine when it last beat; its cards stand in the order of those of the hardware."""
+    if load is None:
+        return None
+    return {
+        "cpu_percent": load.cpu_percent,
+        "memory_free_bytes": load.memory_free_bytes,
+        "disk_free_bytes": load.disk_free_bytes,
+        "on_battery": load.on_battery,
+        "gpus": [
+            {
+                "memory_used_bytes": g.memory_used_bytes,
+                "utilisation_percent": g.utilisation_percent,
+                "temperature_c": g.temperature_c,
+                "power_w": g.power_w,
+            }
+            for g in load.gpus
+        ],
     }

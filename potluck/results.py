@@ -203,6 +203,7 @@ class Worker:
     models: tuple[WorkerModel, ...] = ()
     engines: tuple[str, ...] = ()
     hardware: Mapping[str, Any] = field(default_factory=dict)
+    load: Mapping[str, Any] = field(default_factory=dict)
     speed: Mapping[str, Any] = field(default_factory=dict)
     running: int = 0
     reliability: float | None = None

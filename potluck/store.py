@@ -22,6 +22,7 @@ from potluck.home import make_folder
 from potluck.lock import FileLock, Locked, holder
 
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
+FOLDERS: Final = "folders"
 RESERVE_BYTES: Final = 64 << 20  # stays free on the disk
 MARKS_MAX: Final = 1_024
 
@@ -144,6 +145,11 @@ class ModelStore:
     def _made(self, sha256: str) -> list[Path]:
         return [] if self._derived is None else list(self._derived.glob(f"{sha256}-*"))
 
+    def _links(self, path: Path) -> list[Path]:
+        """The same file under other names, in the folders that engines read (worker.folders)."""
+        links = (self.cache / FOLDERS).glob("*/*")
+        return [link for link in links if path.exists() and link.exists() and link.samefile(path)]
+
     def _missing(self, file: File) -> int:
         here = max(_size(self.cache / file.sha256), _size(self.cache / f"{file.sha256}.partial"))
         return max(0, file.size_bytes - here)
@@ -151,6 +157,8 @@ class ModelStore:
     def _remove(self, sha256: str) -> bool:
         path = self.cache / sha256
         there = path.exists() or (self.cache / f"{sha256}.partial").exists()
+        for link in self._links(path):  # else a hard one would keep the bytes
+            link.unlink(missing_ok=True)
         path.unlink(missing_ok=True)  # first: a name without its stamp is only verified once more
         for suffix in (".partial", ".verified"):
             (self.cache / f"{sha256}{suffix}").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import pytest
 
 from potluck.catalogue import Artifact, File, LocalPath
 from potluck.store import RESERVE_BYTES, ModelStore, OverQuota
+from worker.folders import folder_of
 
 MB = 1_000_000
 PLENTY = 1 << 40
@@ -124,6 +125,16 @@ def test_what_was_made_of_a_file_counts_and_goes_with_it(tmp_path: Path) -> None
     assert not made.exists()
     assert not store.remove(file.sha256)
     assert not store.remove("../../etc/passwd")
+
+
+def test_the_names_that_engines_read_it_by_go_with_a_file(tmp_path: Path) -> None:
+    """A hard link would keep the bytes on the disk; a folder's other files stay."""
+    files = [there(tmp_path, "a", 10), there(tmp_path, "b", 10)]
+    folder = folder_of(files, [tmp_path / file.sha256 for file in files], tmp_path)
+    store = ModelStore(tmp_path)
+    assert len(store.entries()) == 2
+    assert store.remove(files[0].sha256)
+    assert [path.name for path in folder.iterdir()] == ["b.gguf"]
 
 
 def test_a_download_that_was_given_up_counts_and_goes_first(tmp_path: Path) -> None:

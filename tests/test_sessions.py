@@ -470,23 +470,34 @@ async def test_what_a_worker_calls_itself_is_bounded(house: House) -> None:
         bytes_done=2**64 - 1,
     )
     many = [session_pb2.ServedModel(name=f"m{n}", kinds=["chat"]) for n in range(10_000)]
-    gpu = session_pb2.Gpu(name=huge, memory_bytes=2**64 - 1, backend=huge)
+    gpu = session_pb2.Gpu(name=huge, memory_bytes=2**64 - 1, backend=huge, driver=huge, capability=huge)
+    busy = session_pb2.GpuLoad(utilisation_percent=2**32 - 1, temperature_c=2**32 - 1, power_w=2**32 - 1)
+    load = session_pb2.MachineLoad(cpu_percent=2**32 - 1, gpus=[busy] * 100)
     worker = await house.join("rig")
     await worker.connect(
         models=[silly, *many],
         version=huge,
         session_id=huge,
         slots=2**32 - 1,
-        hardware=session_pb2.Hardware(system=huge, cpu=huge, gpus=[gpu] * 100),
+        hardware=session_pb2.Hardware(
+            system=huge, cpu=huge, gpus=[gpu] * 100, cpu_features=[huge] * 40, nodes=2**32 - 1
+        ),
         running=[session_pb2.Running(attempt=work_pb2.Attempt(job_id="x" * 1_000, number=2**32 - 1))],
     )
-    beat = session_pb2.Heartbeat(models=[silly, *many], state="sharing", why=huge)
+    beat = session_pb2.Heartbeat(models=[silly, *many], state="sharing", why=huge, load=load)
     await worker.send(session_pb2.WorkerMessage(heartbeat=beat))
     worker.serving()
     assert text_of(await house.ask()) == ANSWER
     response = await house.api("GET", "/pool/v1/workers")
-    assert len(response.content) < 100_000
+    assert len(response.content) < 150_000
     [shown] = response.json()
+    assert shown["load"]["cpu_percent"] == 100
+    assert (
+        shown["load"]["gpus"]
+        == [{"memory_used_bytes": 0, "utilisation_percent": 100, "temperature_c": 200, "power_w": 10_000}]
+        * 64
+    )
+    assert (len(shown["hardware"]["cpu_features"]), shown["hardware"]["nodes"]) == (32, 4_096)
     assert [m["name"] for m in shown["models"]] == [MODEL]
     assert shown["speed"] == {MODEL: {"prefill": 0.0, "decode": 0.0}}
     assert "\x1b" not in response.text

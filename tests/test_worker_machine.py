@@ -13,10 +13,11 @@ from fixtures_worker import EMULATOR
 from potluck.catalogue import Catalogue, Variant
 from potluck.errors import ExitCode
 from potluck.lock import FileLock, Locked, holder
+from worker import advice
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
-from worker.models import catalogue_from, choose, engines_here, options_of
-from worker.probe import disk_free_bytes, memory_for_models, probe
+from worker.models import catalogue_from, choose, options_of
+from worker.probe import Probe, disk_free_bytes, hardware_of
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
 from worker.settings import Settings, options_from
 from worker.state import STATE_FILE, WorkerState, process_start
@@ -100,12 +101,19 @@ def test_an_entry_that_cannot_be_read_counts_as_a_neighbour(tmp_path: Path) -> N
 
 
 def test_the_machine_is_seen_as_it_is(tmp_path: Path) -> None:
-    hardware = probe(tmp_path / "not" / "there" / "yet")
+    probe = Probe(tmp_path / "not" / "there" / "yet", tmp_path)
+    machine = probe.machine()
+    hardware, load = hardware_of(machine), probe.load()
+    probe.close()
     assert hardware.cores == usable_cores()
-    assert hardware.memory_bytes == psutil.virtual_memory().total
+    assert 0 < hardware.memory_bytes <= psutil.virtual_memory().total
     assert hardware.disk_free_bytes > 0
     assert hardware.system
-    assert 0 < memory_for_models(hardware)["memory"] <= hardware.memory_bytes
+    assert hardware.nodes == 1
+    assert 0 < advice.room(machine, "llamacpp").bytes <= hardware.memory_bytes
+    assert 0 < load.memory_free_bytes <= hardware.memory_bytes
+    assert load.disk_free_bytes > 0
+    assert len(load.gpus) <= len(hardware.gpus)
     assert disk_free_bytes(tmp_path) > 0
 
 
@@ -253,7 +261,8 @@ def test_a_catalogue_that_is_none_names_what_to_do() -> None:
     assert ([entry.name for entry in catalogue.entries], left_out) == (["emulator-small"], [])
 
 
-def test_a_card_puts_torch_first() -> None:
-    here = engines_here()
-    assert engines_here(cuda=True)[0] == "torch" if "torch" in here else "llamacpp"
-    assert "emulator" in here
+def test_each_engine_has_its_own_room() -> None:
+    """A small card does not keep a model from the processor, nor a large one make the memory larger."""
+    made, room = Settings(), {"llamacpp": 0, "torch": PLENTY, "emulator": 0}
+    [found] = choose(CATALOGUE, made, engines=ALL, memory_bytes=room)
+    assert found.engine == "torch"

@@ -24,6 +24,9 @@ from worker.cli_options import (
     SlotsOption,
     ThreadsOption,
 )
+from worker.doctor_cli import doctor
+from worker.install import install_service, uninstall_service
+from worker.models_cli import models
 from worker.owner_cli import drain, pause, resume
 from worker.status_cli import status
 
@@ -105,6 +108,10 @@ def start(
             metavar="SECONDS", help="How long running answers may take to end when stopped. Default: 60."
         ),
     ] = None,
+    log_file: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Write the log there instead of to stderr: 5 files of 10 MB."),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Share this machine until stopped.
@@ -130,9 +137,10 @@ def start(
         "caps.memory": max_memory,
         "caps.gpu_temperature_c": max_temperature,
         "drain_timeout_s": drain_timeout,
+        "log_file": log_file,
     }
     settings = Settings.load(flags=flags, environ=os.environ)
-    configure(settings.log if output is Output.TEXT else "json")
+    configure(settings.log if output is Output.TEXT else "json", file=settings.log_file)
 
     async def run() -> None:
         daemon = Daemon(settings=settings, places=Places())
@@ -140,6 +148,12 @@ def start(
         await daemon.run()
 
     asyncio.run(run())
+
+
+app.command(epilog="Example:  potluck worker doctor -o json")(doctor)
+app.command("install-service", epilog="Example:  potluck worker install-service --dry-run")(install_service)
+app.command("uninstall-service", epilog="Example:  potluck worker uninstall-service")(uninstall_service)
+app.command(epilog="Example:  potluck worker models --remove smollm2-135m-instruct")(models)
 
 
 app.command(epilog="Example:  potluck worker status --once")(status)

@@ -16,7 +16,9 @@ from typing import Final
 import platformdirs
 
 from potluck.lock import FileLock, Locked, holder
+from worker import cgroup
 
+REGISTRY: Final = "workers"  # the folder of their lock files
 WORKERS_MAX: Final = 256  # lock files looked at; more on one machine is a mistake
 
 
@@ -29,9 +31,11 @@ def machine_folder() -> Path:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use; of a container's share of a core nothing is left to spin on."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cgroup.limits().cores
+    return max(1, min(cores, int(quota))) if quota else cores
 
 
 def share(cores: int, *, others: list[int]) -> int:
@@ -44,7 +48,7 @@ class CoreShare:
     """One daemon's entry in the machine's registry. `threads`: what its owner asked for, 0 for a share."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        self._folder = folder / "workers"
+        self._folder = folder / REGISTRY
         self._threads = threads
         content = json.dumps({"pid": os.getpid(), "threads": threads}).encode()
         self._lock = _register(self._folder, content)
@@ -57,15 +61,20 @@ class CoreShare:
 
     def others(self) -> list[int]:
         """The wishes of the other live daemons; what dead ones left is removed."""
-        found = []
-        for path in sorted(self._folder.glob("*.lock"))[:WORKERS_MAX]:
-            content = None if path == self._lock.path else holder(path)
-            if content is not None:
-                found.append(_threads(content))
-        return found
+        return neighbours(self._folder, apart_from=self._lock.path)
 
     def release(self) -> None:
         self._lock.release(remove=True)
+
+
+def neighbours(folder: Path, *, apart_from: Path | None = None) -> list[int]:
+    """What each live daemon in the registry wants; 0: a share."""
+    found = []
+    for path in sorted(folder.glob("*.lock"))[:WORKERS_MAX]:
+        content = None if path == apart_from else holder(path)
+        if content is not None:
+            found.append(_threads(content))
+    return found
 
 
 def _register(folder: Path, content: bytes) -> FileLock:

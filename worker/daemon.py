@@ -13,10 +13,13 @@ from typing import Any, Final, assert_never
 
 import structlog
 
+from potluck.fetch import Policy as Downloads
 from potluck.receipts import sign
+from potluck.store import ModelStore
+from potluck.throttle import Throttle
 from potluck.v1 import session_pb2
 from potluck.version import version
-from worker import wire
+from worker import advice, checks, wire
 from worker.artifacts import ArtifactClient
 from worker.budget import together
 from worker.core import Core, Policy
@@ -24,7 +27,9 @@ from worker.cores import CoreShare
 from worker.earned import Earnings
 from worker.errors import WorkerConflict, WorkerError
 from worker.evidence import Evidence
+from worker.files import disk_bytes
 from worker.journal import ReceiptKeeper, SignedReceipt
+from worker.load import Load
 from worker.membership import utc_now
 from worker.memory import Memory
 from worker.messages import (
@@ -54,20 +59,23 @@ from worker.messages import (
     StopEngine,
     Ticked,
 )
-from worker.models import Choice, catalogue_from, choose, engines_here
+from worker.models import Choice, catalogue_from, choose
+from worker.notify import Notifier
 from worker.observe.machine import Machine
 from worker.owner import Owner
 from worker.policy import Verdict
-from worker.probe import memory_for_models, probe
+from worker.probe import Probe, hardware_of
 from worker.renewal import Renewal
 from worker.rules import guests_of, rules_of, size_bytes
-from worker.service import Surroundings
 from worker.session import Backoff, Session, SessionLost
 from worker.settings import Places, Settings
 from worker.signals import stop_signals
 from worker.snapshot import WITHDRAWN, Rate, attempt_now, card_now, model_now
+from worker.speeds import FILE as SPEEDS_FILE
+from worker.speeds import Speeds
 from worker.state import State, WorkerState, process_start
 from worker.supervisor import Supervisor
+from worker.surroundings import Surroundings
 from worker.workplace import Workplace
 
 STATE_S: Final = 1.0  # how old the state file may be
@@ -106,9 +114,17 @@ class Daemon:
         guests = guests_of(settings.sharing, self.membership.member)
         self.core = Core(worker_id=self.membership.worker_id, policy=Policy(), guests=guests)
         self._session_id = secrets.token_hex(8)
-        self._hardware = probe(places.cache)
-        cuda = any(gpu.backend == "cuda" for gpu in self._hardware.gpus)
-        self._engines = engines_here(cuda=cuda)
+        self._probe = Probe(places.cache, places.worker)
+        self._machine = self._probe.machine()
+        self._engines = advice.engines(self._machine)
+        self._load = Load(self._probe)
+        quota = size_bytes(settings.caps.disk, disk_bytes(places.cache)) if settings.caps.disk else 0
+        self._store = ModelStore(places.cache, derived=places.converted, quota_bytes=quota)
+        limit = settings.download_bytes_per_s
+        self._downloads = Downloads(throttle=Throttle(limit) if limit else None)
+        self._speeds = Speeds(
+            places.worker / SPEEDS_FILE, device=advice.room(self._machine).where, now=self.now
+        )
         self._session: Session | None = None
         self._catalogue = b""
         self._in_pool: frozenset[str] | None = None  # the models that the pool has, once it said so
@@ -124,6 +140,7 @@ class Daemon:
         self._stops = 0
         self._closing = False
         self._served = 0
+        self._notify = Notifier.from_environ(os.environ)
         self._rate = Rate()
         self._earnings = Earnings(places.worker, own=self.membership.member)
         self._memory = Memory(self._memory_caps())
@@ -131,10 +148,11 @@ class Daemon:
 
     def _memory_caps(self) -> dict[str, int]:
         """Bytes that all models together may take, in the machine's memory and on a card."""
-        caps, free = self.settings.caps, memory_for_models(self._hardware)
-        cards = [gpu.memory_bytes for gpu in self._hardware.gpus if gpu.backend == "cuda"]
-        memory = min(free["memory"], size_bytes(caps.memory, self._hardware.memory_bytes))
-        return {"memory": memory, "vram": size_bytes(caps.vram, max(cards))} if cards else {"memory": memory}
+        caps, here, card = self.settings.caps, self._machine, advice.card(self._machine)
+        memory = min(here.memory_free_bytes, size_bytes(caps.memory, here.memory_bytes))
+        if card is None or card.backend == "mps":  # there it is the same memory
+            return {"memory": memory}
+        return {"memory": memory, "vram": size_bytes(caps.vram, card.memory_bytes)}
 
     def _place(self, engine: str) -> str:
         """Where an engine keeps its models; the llama.cpp of the published wheels has no use for a card."""
@@ -144,7 +162,7 @@ class Daemon:
         rules = rules_of(settings.sharing, settings.hours, settings.idle, settings.caps)
         return Owner(
             rules=rules,
-            machine=Machine(rules, settings.caps.gpus, has_cards=bool(self._hardware.gpus)),
+            machine=Machine(rules, settings.caps.gpus, has_cards=bool(self._machine.cards)),
             folder=self.places.worker,
             process=(os.getpid(), self._process_started),
             on_verdict=self._obey,
@@ -163,7 +181,7 @@ class Daemon:
             self._log.info(
                 f"{self.membership.name} of {self.membership.member} shares with {self.membership.pool}",
                 action="started",
-                cores=self._hardware.cores,
+                cores=self._machine.cores,
                 threads=self._threads,
                 engines=", ".join(self._engines),
                 receipts_waiting=len(self._keeper.receipts),
@@ -178,6 +196,7 @@ class Daemon:
             for coroutine in parts:
                 self._go(coroutine)
             with stop_signals(self._loop, self.stop_asked):
+                self._notify.ready()
                 await self._finished
         finally:
             await self._end()
@@ -201,6 +220,8 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._supervisor.close()
         await self._keeper.close()
+        self._speeds.save()
+        await self._load.close()
         self._move("stopped", self._why)
         with contextlib.suppress(OSError):
             self._save_state()
@@ -212,6 +233,7 @@ class Daemon:
         return self._loop.time() + self._offset
 
     def _move(self, state: State, why: str = "") -> None:
+        self._notify.status(f"{state}: {why}" if why else state)
         self._state, self._why, self._dirty = state, why, True
 
     # --- events in, instructions out ---
@@ -288,6 +310,7 @@ class Daemon:
             state="draining" if self.core.draining else "paused" if self.core.paused else "sharing",
             why=self.core.draining or self.core.paused,
             attempts=wire.running_to(self.core.running()),
+            load=self._load.now(),
             next_change_ms=wire.moment_to(self._owner.verdict.next_change),
             sharing=wire.sharing_to(self.settings.sharing),
         )
@@ -356,7 +379,7 @@ class Daemon:
             protocol=wire.PROTOCOL,
             version=version(),
             session_id=self._session_id,
-            hardware=self._hardware,
+            hardware=hardware_of(self._machine),
             models=self._supervisor.served(),
             running=wire.running_to(self.core.running()),
             slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model
@@ -385,6 +408,7 @@ class Daemon:
         self.feed(connected)
         if welcome.catalogue and welcome.catalogue != self._catalogue:
             self._catalogue = welcome.catalogue
+            checks.remember(self.places, welcome.catalogue)
             self._go(self._serve(welcome.catalogue))
 
     def _hear(self, message: session_pb2.CoordinatorMessage) -> None:
@@ -425,8 +449,10 @@ class Daemon:
         at_once = max(1, self._together(choices))
         surroundings = Surroundings(
             settings=self.settings,
-            cache=self.places.cache,
-            converted=self.places.cache.parent / "converted",
+            store=self._store,
+            downloads=self._downloads,
+            speeds=self._speeds,
+            converted=self.places.converted,
             threads=lambda: max(1, self._threads // at_once),
             emit=self.feed,
             artifacts=self._artifacts,
@@ -456,6 +482,7 @@ class Daemon:
     def stop_asked(self) -> None:
         """The first time: drain. The second: stop at once."""
         self._stops += 1
+        self._notify.stopping()
         if self._stops == 1:
             self.drain("its owner stops it")
             return
@@ -468,6 +495,7 @@ class Daemon:
         """Keeps the state file fresh and looks at the neighbours."""
         looked_at = self._loop.time()
         while True:
+            self._notify.alive()
             if self._dirty or self._rate.moving or self._owner.seen.cards:
                 self._dirty = False
                 self._save_state()

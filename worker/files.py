@@ -6,59 +6,46 @@ from collections.abc import Callable
 from pathlib import Path
 
 from potluck.catalogue import Variant
-from potluck.fetch import ArtifactSource, FetchError, cached, fetch
+from potluck.fetch import ArtifactSource, Policy, fetch_all
+from potluck.store import ModelStore
 from worker.folders import folder_of
 from worker.pace import Pace
-from worker.rules import size_bytes
-
-
-class OverCap(FetchError):  # noqa: N818 -- named for what happened
-    """The files would take more of the disk than the owner allows; nothing was fetched."""
 
 
 class ModelFiles:
-    """`cap`: the owner's `caps.disk`. `on_progress` hears of every piece that came."""
+    """`on_progress` hears of every piece that came."""
 
-    def __init__(self, variant: Variant, cache: Path, *, cap: str, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self, variant: Variant, store: ModelStore, downloads: Policy, on_progress: Callable[[], None]
+    ) -> None:
         self.bytes_done, self.pace = 0, Pace(0.0, 0)
         self.bytes_total = sum(file.size_bytes for file in variant.files)
-        self._variant, self._cache, self._cap, self._on_progress = variant, cache, cap, on_progress
+        self._variant, self._store, self._downloads = variant, store, downloads
+        self._on_progress = on_progress
 
     async def fetch(self, artifacts: ArtifactSource | None) -> list[Path]:
-        """The verified paths. Raises FetchError, OSError."""
-        await asyncio.to_thread(self._check)
-        paths, before, coming = [], 0, False
-        for file in self._variant.files:
+        """The verified paths; what nobody uses gives way for them. Raises FetchError, OSError."""
+        coming = False
 
-            def progress(done: int, total: int, before: int = before) -> None:
-                nonlocal coming
-                self.bytes_done = before + done
-                if done < total:
-                    if not coming:  # what was there already took no time
-                        self.pace = Pace(asyncio.get_running_loop().time(), self.bytes_done)
-                    coming = True
-                    self._on_progress()
+        def progress(done: int, total: int) -> None:
+            nonlocal coming
+            self.bytes_done = done
+            if done < total:
+                if not coming:  # what was there already took no time
+                    self.pace = Pace(asyncio.get_running_loop().time(), self.bytes_done)
+                coming = True
+                self._on_progress()
 
-            paths.append(await fetch(file, self._cache, progress=progress, artifacts=artifacts))
-            before += file.size_bytes
+        files = self._variant.files
+        await asyncio.to_thread(self._store.make_room, files)
+        paths = await fetch_all(
+            files, self._store.cache, progress=progress, artifacts=artifacts, policy=self._downloads
+        )
         self.bytes_done = self.bytes_total
         if self._variant.format == "safetensors":  # transformers reads them by their names
-            folder = await asyncio.to_thread(folder_of, self._variant.files, paths, self._cache)
+            folder = await asyncio.to_thread(folder_of, self._variant.files, paths, self._store.cache)
             return [folder / file.name for file in self._variant.files]
         return paths
-
-    def _check(self) -> None:
-        """Raises OverCap."""
-        missing = sum(file.size_bytes for file in self._variant.files if not cached(file, self._cache))
-        if not self._cap or not missing:
-            return
-        there = sum(path.stat().st_size for path in self._cache.glob("*") if path.is_file())
-        cap = size_bytes(self._cap, disk_bytes(self._cache))
-        if there + missing > cap:
-            raise OverCap(
-                f"its files need {missing / 1e9:.1f} GB, {there / 1e9:.1f} GB of models are there, and"
-                f" caps.disk allows {cap / 1e9:.1f} GB in all. Raise it, or delete files in {self._cache}."
-            )
 
 
 def disk_bytes(path: Path) -> int:

@@ -4,7 +4,6 @@ The owner names models (`--models A,B`), or the worker takes the first of the ca
 machine's memory and that one of its engines can run. The emulator is never chosen silently.
 """
 
-import importlib.util
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,11 +15,11 @@ from worker.settings import Settings
 EMULATOR: Final = "emulator"
 BRIDGE: Final = "openai"
 
-# What each engine needs; the first that is here and fits is taken.
-_NEEDS: Final = {
+# What each engine needs; without a card the first that is here and fits is taken.
+NEEDS: Final = {
     "llamacpp": ("xllamacpp",),
     "torch": ("torch", "transformers"),
-    BRIDGE: ("httpx2",),
+    BRIDGE: (),
     EMULATOR: (),
 }
 
@@ -38,19 +37,6 @@ class Choice:
 
 # Whatever forms of the weights the catalogue knows: the server has its own.
 _THROUGH_A_BRIDGE: Final = Variant(format="none", engines=(BRIDGE,), memory_bytes=0)
-
-
-def engines_here(*, cuda: bool = False) -> tuple[str, ...]:
-    """The engines whose libraries are installed, in order of preference; nothing is imported.
-
-    The llama.cpp of the published wheels runs on the processor: with a card, torch comes first.
-    """
-    order = sorted(_NEEDS, key=lambda engine: engine != "torch") if cuda else list(_NEEDS)
-    return tuple(
-        engine
-        for engine in order
-        if all(importlib.util.find_spec(module) is not None for module in _NEEDS[engine])
-    )
 
 
 def catalogue_from(data: bytes) -> tuple[Catalogue, list[str]]:
@@ -91,8 +77,8 @@ def choose(
 def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
     if not settings.engine:
         return [engine for engine in here if engine not in (EMULATOR, BRIDGE)]
-    if settings.engine not in _NEEDS:
-        known = ", ".join(_NEEDS)
+    if settings.engine not in NEEDS:
+        known = ", ".join(NEEDS)
         raise WorkerConflict(f"there is no engine `{settings.engine}`. Known are {known}.")
     if settings.engine == BRIDGE and not settings.bridge:
         raise WorkerConflict(

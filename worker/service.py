@@ -6,26 +6,24 @@ memory when it was idle for long, or when another one needs the room.
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
-from potluck.fetch import ArtifactSource, FetchError
+from potluck.fetch import FetchError
 from potluck.v1 import engine_pb2, session_pb2
 from worker import wire
 from worker.budget import Resident
 from worker.engines.pipe import PipeError
 from worker.files import ModelFiles
 from worker.hosts.process import EngineHost, EngineStartError
-from worker.memory import Memory, NoRoom
+from worker.memory import NoRoom
 from worker.messages import (
     Assigned,
     AttemptId,
     EngineFailed,
-    Event,
     Failure,
     Fault,
     ModelOffered,
@@ -34,7 +32,8 @@ from worker.messages import (
 )
 from worker.models import Choice, options_of
 from worker.pace import Pace
-from worker.settings import Settings
+from worker.speeds import ModelSpeed
+from worker.surroundings import Surroundings
 
 RESTART_S_MIN: Final = 0.5
 RESTART_S_MAX: Final = 60.0
@@ -48,21 +47,6 @@ ON_DISK: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What every model of one daemon shares. `threads` is asked when an engine loads, `place` says in which
-    memory an engine keeps its models."""
-
-    settings: Settings
-    cache: Path
-    converted: Path
-    threads: Callable[[], int]
-    emit: Callable[[Event], None]
-    artifacts: ArtifactSource | None
-    memory: Memory
-    place: Callable[[str], str]
-
-
 class ModelService:
     """One model: its files, its engine, and the attempts that wait for it."""
 
@@ -70,8 +54,9 @@ class ModelService:
         self.choice = choice
         self.state = session_pb2.MODEL_STATE_ABSENT
         self.why = ""
-        disk = around.settings.caps.disk
-        self._files = ModelFiles(choice.variant, around.cache, cap=disk, on_progress=self._downloading)
+        self._files = ModelFiles(choice.variant, around.store, around.downloads, self._downloading)
+        digests = tuple(file.sha256 for file in choice.variant.files) or (choice.entry.name,)
+        self._speed = ModelSpeed(around.speeds, around.speeds.key(choice.engine, digests))
         self.bytes_done, self.bytes_total = 0, self._files.bytes_total
         self.host: EngineHost | None = None
         self.around = around
@@ -131,6 +116,7 @@ class ModelService:
 
     def served(self) -> session_pb2.ServedModel:
         entry, loaded = self.choice.entry, self._loaded
+        speed = self._speed.now
         shared = self.around.settings.sharing.kinds
         kinds = list(loaded.kinds) or [str(kind) for kind in entry.kinds]
         return session_pb2.ServedModel(
@@ -142,8 +128,8 @@ class ModelService:
             bytes_total=self.bytes_total,
             numerics=loaded.numerics,
             sampler=loaded.sampler,
-            prefill_tokens_per_s=loaded.prefill_tokens_per_s,
-            decode_tokens_per_s=loaded.decode_tokens_per_s,
+            prefill_tokens_per_s=speed.prefill,
+            decode_tokens_per_s=speed.decode,
             slots=self._slots(),
             context_tokens=loaded.context_tokens or entry.context_tokens,
             features=loaded.features,
@@ -187,22 +173,30 @@ class ModelService:
             self._wanted.set()
         evict = False  # who was asked for by name is loaded at once, though not at the cost of another
         while True:
-            try:
-                paths = await self._files.fetch(self.around.artifacts)
-                self.bytes_done = self._files.bytes_done
-                if not self._wanted.is_set():
-                    self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
-                    await self._wanted.wait()
-                await self.around.memory.take(self, evict=evict or bool(self._waiting))
-            except NoRoom as none:
-                self._no_room(none)
-                continue
-            except (FetchError, OSError) as error:
-                await self._fail(error)
-                continue
-            finally:
-                evict = True
-            await self._in_memory(paths)
+            with ExitStack() as held:
+                try:
+                    if not self._wanted.is_set():
+                        await self._fetch()
+                        self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
+                        await self._wanted.wait()
+                    held.enter_context(self.around.store.using(self.choice.variant.files))
+                    paths = await self._fetch()  # again: they may have given way to other models'
+                    await self.around.memory.take(self, evict=evict or bool(self._waiting))
+                except NoRoom as none:
+                    self._no_room(none)
+                    continue
+                except (FetchError, OSError) as error:
+                    await self._fail(error)
+                    continue
+                finally:
+                    evict = True
+                await self._in_memory(paths)
+
+    async def _fetch(self) -> list[Path]:
+        """Raises FetchError."""
+        paths = await self._files.fetch(self.around.artifacts)
+        self.bytes_done = self._files.bytes_done
+        return paths
 
     async def _in_memory(self, paths: list[Path]) -> None:
         """From the load to the end of the engine's process."""
@@ -259,6 +253,7 @@ class ModelService:
         since = self._used_at = loop.time()
         self._loaded, self.host, self._leaving = host.loaded, host, False
         self.bytes_done = self.bytes_total
+        self._speed.measured(host.loaded)
         self._move(session_pb2.MODEL_STATE_READY)
         self._offer()
         self._log.info("ready", action="model_ready", slots=self._slots(), pid=host.pid)
@@ -364,6 +359,7 @@ class ModelService:
             return
         if heard is not None:
             self.around.emit(heard)
+        self._speed.heard(event, asyncio.get_running_loop().time())
         if event.HasField("done") or event.HasField("failed"):
             self._used_at = asyncio.get_running_loop().time()
             self._poked.set()

@@ -53,11 +53,16 @@ class Settings(BaseModel):
         le=1e9,
         description="a model that was not asked for by name leaves memory when idle; 0: never",
     )
+    download_bytes_per_s: float = Field(
+        0.0, ge=0, le=1e12, description="for model files, all together (pip's wheels apart); 0: no limit"
+    )
     sharing: Sharing = Field(default_factory=Sharing, description="for what and for whom")
     hours: Hours = Field(default_factory=Hours, description="when")
     idle: Idle = Field(default_factory=Idle, description="who else must not be using the machine")
     caps: Caps = Field(default_factory=Caps, description="how much of it")
     log: Literal["auto", "text", "json"] = Field("auto", description="auto: text in a terminal, else json")
+
+    log_file: str = Field("", max_length=4096, description="where the log goes instead of to stderr")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
@@ -195,3 +200,8 @@ class Places(BaseModel):
     worker: Path = Field(default_factory=worker_home)
     cache: Path = Field(default_factory=model_cache)
     machine: Path = Field(default_factory=machine_folder)
+
+    @property
+    def converted(self) -> Path:
+        """Weights that engines have made out of model files, in folders named by the file's sha256."""
+        return self.cache.parent / "converted"

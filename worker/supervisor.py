@@ -8,7 +8,8 @@ from worker import wire
 from worker.adapters import Adapters
 from worker.messages import Assigned, AttemptId, EngineFailed, Failure, Fault, ModelWithdrawn
 from worker.models import Choice
-from worker.service import ModelService, Surroundings
+from worker.service import ModelService
+from worker.surroundings import Surroundings
 
 
 class Supervisor:
@@ -78,7 +79,7 @@ class Supervisor:
                 around.emit(EngineFailed(assigned.attempt, gone))
 
         self._adapters.begin(
-            assigned, cache=around.cache, artifacts=around.artifacts, start=start, emit=around.emit
+            assigned, cache=around.store.cache, artifacts=around.artifacts, start=start, emit=around.emit
         )
 
     def stop(self, attempt: AttemptId, model: str) -> None:

@@ -87,7 +87,7 @@ class Workers:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """All workers of the pool: `[{id, name, member, state, why, models, engines, hardware, speed}]`."""
+        """All workers: `[{id, name, member, state, why, models, engines, hardware, load, speed}]`."""
         context = self._desk.context
         await self._desk.auth.look(request)
         live = views.workers(context.pool)
@@ -269,6 +269,7 @@ def _away(worker: EnrolledWorker, member_name: str) -> dict[str, Any]:
         "models": [],
         "engines": [],
         "hardware": None,
+        "load": None,
         "speed": {},
     }
 

@@ -1,0 +1,28 @@
+"""What every model of one daemon shares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from potluck.fetch import ArtifactSource, Policy
+from potluck.store import ModelStore
+from worker.memory import Memory
+from worker.messages import Event
+from worker.settings import Settings
+from worker.speeds import Speeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """`threads` is asked when an engine loads, `place` says in which memory an engine keeps its models."""
+
+    settings: Settings
+    store: ModelStore
+    downloads: Policy
+    speeds: Speeds
+    converted: Path
+    threads: Callable[[], int]
+    emit: Callable[[Event], None]
+    artifacts: ArtifactSource | None
+    memory: Memory
+    place: Callable[[str], str]
