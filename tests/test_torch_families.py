@@ -133,7 +133,7 @@ async def test_the_engine_process_says_what_greedy_transformers_says(name: str, 
         engine="torch", model="tiny", paths=[str(path) for path in paths], slots=4, context_tokens=256, threads=1
     )  # fmt: skip
     async with hosted(load) as (host, heard):
-        assert list(host.loaded.features) == ["lora"]
+        assert "lora" in host.loaded.features
         for length in LENGTHS:
             work = completion("", max_tokens=30)
             work.completion.prompt_ids.extend(prompt(length))

@@ -60,7 +60,7 @@ def answer(text: str, reading: work_pb2.OutputFormat) -> str:
 
 
 async def test_it_says_what_it_can(tiny: Tiny) -> None:
-    assert sorted(tiny.loaded.features) == ["json_schema", "reasoning", "tools"]
+    assert sorted(tiny.loaded.features) == ["json_schema", "lora", "reasoning", "tools"]
 
 
 async def test_answers_hold_to_their_schema_and_end_with_it(tiny: Tiny) -> None:
