@@ -24,6 +24,7 @@ from worker.cores import CoreShare
 from worker.earned import Earnings
 from worker.errors import WorkerConflict, WorkerError
 from worker.evidence import Evidence
+from worker.hosts.process import EngineHost
 from worker.journal import ReceiptKeeper, SignedReceipt
 from worker.membership import utc_now
 from worker.memory import Memory
@@ -59,6 +60,7 @@ from worker.observe.machine import Machine
 from worker.owner import Owner
 from worker.policy import Verdict
 from worker.probe import memory_for_models, probe
+from worker.ray.site import Site
 from worker.renewal import Renewal
 from worker.rules import guests_of, rules_of, size_bytes
 from worker.service import Surroundings
@@ -109,6 +111,7 @@ class Daemon:
         self._hardware = probe(places.cache)
         cuda = any(gpu.backend == "cuda" for gpu in self._hardware.gpus)
         self._engines = engines_here(cuda=cuda)
+        self._site: Site | None = None
         self._session: Session | None = None
         self._catalogue = b""
         self._in_pool: frozenset[str] | None = None  # the models that the pool has, once it said so
@@ -151,11 +154,20 @@ class Daemon:
             on_drain=self.drain,
         )
 
+    def _open_site(self) -> None:
+        """From now on this worker is all machines of its owner's cluster. Raises WorkerConflict."""
+        self._site = Site.open(self.settings, models=lambda: len(self._supervisor.models))
+        self._hardware = self._site.hardware(self._hardware)
+        self._engines = engines_here(cuda=any(gpu.backend == "cuda" for gpu in self._hardware.gpus))
+        self._memory = Memory(self._memory_caps())
+
     # --- its life ---
 
     async def run(self) -> None:
         """Returns when drained. Raises WorkerError if going on is of no use."""
         try:
+            if self.settings.ray or self.settings.ray_address:
+                self._open_site()
             await self._owner.begin()
             for receipt in self._workplace.journal.load():
                 self._keeper.receipts[receipt.attempt] = receipt
@@ -200,6 +212,8 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._supervisor.close()
+        if self._site is not None:
+            self._site.close()
         await self._keeper.close()
         self._move("stopped", self._why)
         with contextlib.suppress(OSError):
@@ -432,6 +446,7 @@ class Daemon:
             artifacts=self._artifacts,
             memory=self._memory,
             place=self._place,
+            start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
         await self._supervisor.serve(choices, surroundings)
 

@@ -19,7 +19,8 @@ from worker import wire
 from worker.budget import Resident
 from worker.engines.pipe import PipeError
 from worker.files import ModelFiles
-from worker.hosts.process import EngineHost, EngineStartError
+from worker.hosts.host import EngineStartError, Host, StartHost
+from worker.hosts.process import EngineHost
 from worker.memory import Memory, NoRoom
 from worker.messages import (
     Assigned,
@@ -61,6 +62,7 @@ class Surroundings:
     artifacts: ArtifactSource | None
     memory: Memory
     place: Callable[[str], str]
+    start_host: StartHost = EngineHost.start
 
 
 class ModelService:
@@ -73,7 +75,7 @@ class ModelService:
         disk = around.settings.caps.disk
         self._files = ModelFiles(choice.variant, around.cache, cap=disk, on_progress=self._downloading)
         self.bytes_done, self.bytes_total = 0, self._files.bytes_total
-        self.host: EngineHost | None = None
+        self.host: Host | None = None
         self._around = around
         self._loaded = engine_pb2.Loaded()
         self._loaded_threads = 0
@@ -225,7 +227,7 @@ class ModelService:
             self._move(session_pb2.MODEL_STATE_DOWNLOADING)
         self._tell("downloading")
 
-    async def _load(self, paths: list[Path]) -> EngineHost:
+    async def _load(self, paths: list[Path]) -> Host:
         """Raises EngineStartError."""
         settings = self._around.settings
         self._loaded_threads = self._around.threads()
@@ -251,11 +253,11 @@ class ModelService:
         self.bytes_done, self._pace = 0, Pace(began, 0, self._load_took_s)
         self._move(session_pb2.MODEL_STATE_LOADING, self.why)
         self._log.info("loading", action="model_loading", threads=self._loaded_threads)
-        host = await EngineHost.start(load, self._heard)
+        host = await self._around.start_host(load, self._heard, memory_bytes=self.choice.variant.memory_bytes)
         self._load_took_s = asyncio.get_running_loop().time() - began
         return host
 
-    async def _serve(self, host: EngineHost) -> None:
+    async def _serve(self, host: Host) -> None:
         """Returns when the engine died, or should be unloaded or loaded anew."""
         loop = asyncio.get_running_loop()
         since = self._used_at = loop.time()
@@ -263,7 +265,7 @@ class ModelService:
         self.bytes_done = self.bytes_total
         self._move(session_pb2.MODEL_STATE_READY)
         self._offer()
-        self._log.info("ready", action="model_ready", slots=self._slots(), pid=host.pid)
+        self._log.info("ready", action="model_ready", slots=self._slots(), pids=host.pids)
         waiting, self._waiting = self._waiting, {}
         for assigned in waiting.values():
             self._hand_over(host, assigned)
@@ -292,7 +294,7 @@ class ModelService:
         self._wanted.clear()
         self._move(session_pb2.MODEL_STATE_PRESENT)
 
-    async def _something(self, host: EngineHost) -> None:
+    async def _something(self, host: Host) -> None:
         """Waits until the engine died, an attempt ended, the cores changed, it was idle for long, or is in
         the way."""
         if self._leaving and not host.running:
@@ -339,7 +341,7 @@ class ModelService:
 
     # --- words in and out ---
 
-    def _hand_over(self, host: EngineHost, assigned: Assigned) -> None:
+    def _hand_over(self, host: Host, assigned: Assigned) -> None:
         try:
             host.send(wire.start_command(assigned))
         except PipeError:
@@ -355,6 +357,10 @@ class ModelService:
             )
             self._tell("loading")
             return
+        if event.HasField("loaded") and self.host is not None:  # its room has changed
+            self._loaded = event.loaded
+            self._offer()
+            self._around.emit(ModelsChanged())
         try:
             heard = wire.engine_event_from(event)
         except wire.WireError as error:
@@ -383,7 +389,7 @@ class ModelService:
             self._around.emit(ModelsChanged())
 
 
-async def _closed(host: EngineHost) -> None:
+async def _closed(host: Host) -> None:
     """Returns when the process is gone, also when cancelled meanwhile: a pause promises the memory."""
     closing = asyncio.ensure_future(host.close())
     try:
