@@ -28,6 +28,7 @@ from worker.earned import Earnings
 from worker.errors import WorkerConflict, WorkerError
 from worker.evidence import Evidence
 from worker.files import disk_bytes
+from worker.hosts.process import EngineHost
 from worker.journal import ReceiptKeeper, SignedReceipt
 from worker.load import Load
 from worker.membership import utc_now
@@ -65,6 +66,7 @@ from worker.observe.machine import Machine
 from worker.owner import Owner
 from worker.policy import Verdict
 from worker.probe import Probe, hardware_of
+from worker.ray.site import Site
 from worker.renewal import Renewal
 from worker.rules import guests_of, rules_of, size_bytes
 from worker.session import Backoff, Session, SessionLost
@@ -120,11 +122,13 @@ class Daemon:
         self._load = Load(self._probe)
         quota = size_bytes(settings.caps.disk, disk_bytes(places.cache)) if settings.caps.disk else 0
         self._store = ModelStore(places.cache, derived=places.converted, quota_bytes=quota)
-        limit = settings.download_bytes_per_s
-        self._downloads = Downloads(throttle=Throttle(limit) if limit else None)
+        self._downloads = Downloads(
+            throttle=Throttle(settings.download_bytes_per_s) if settings.download_bytes_per_s else None
+        )
         self._speeds = Speeds(
             places.worker / SPEEDS_FILE, device=advice.room(self._machine).where, now=self.now
         )
+        self._site: Site | None = None
         self._session: Session | None = None
         self._catalogue = b""
         self._in_pool: frozenset[str] | None = None  # the models that the pool has, once it said so
@@ -169,11 +173,20 @@ class Daemon:
             on_drain=self.drain,
         )
 
+    def _open_site(self) -> None:
+        """From now on this worker is all machines of its owner's cluster. Raises WorkerConflict."""
+        self._site = Site.open(self.settings, models=lambda: len(self._supervisor.models))
+        self._machine = self._site.machine(self._machine)
+        self._engines = advice.engines(self._machine)
+        self._memory = Memory(self._memory_caps())
+
     # --- its life ---
 
     async def run(self) -> None:
         """Returns when drained. Raises WorkerError if going on is of no use."""
         try:
+            if self.settings.ray or self.settings.ray_address:
+                self._open_site()
             await self._owner.begin()
             for receipt in self._workplace.journal.load():
                 self._keeper.receipts[receipt.attempt] = receipt
@@ -219,6 +232,8 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._supervisor.close()
+        if self._site is not None:
+            self._site.close()
         await self._keeper.close()
         self._speeds.save()
         await self._load.close()
@@ -458,6 +473,7 @@ class Daemon:
             artifacts=self._artifacts,
             memory=self._memory,
             place=self._place,
+            start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
         await self._supervisor.serve(choices, surroundings)
 
