@@ -721,13 +721,24 @@ def test_a_full_worker_turns_to_its_owners_queue_first(pool: Pool) -> None:
 
 
 def test_own_jobs_on_the_own_worker_use_up_no_turn_elsewhere(pair: Pool) -> None:
-    """b's ten own jobs on w1 leave b's place in the line for w2 as it was."""
+    """b's ten own jobs on w1 leave b's place in the line for w2 as it was, also while they run."""
     for number in range(10):
         pair.ask(f"job_own{number}", "b")
         pair.tick()
+        tags = [tag for lane in pair.engine.line.clock.lanes.values() for tag in lane.tags.values()]
+        assert not any(tags)
         pair.write("one ", f"job_own{number}", finish="stop")
-    tags = [tag for lane in pair.engine.line.clock.lanes.values() for tag in lane.tags.values()]
-    assert not any(tags)
+
+
+def test_a_job_waits_for_the_worker_that_welcomes_its_member_though_another_is_free(pair: Pool) -> None:
+    pair.engine.names[MemberId("a")] = "ann"
+    pair.beat("w1", guests=Guests(refused=frozenset({"ann"})))
+    pair.ask("job_1")
+    assert assigned(pair.tick()) == [("job_1", "w2", 1)]
+    pair.ask("job_2")
+    assert assigned(pair.tick()) == []
+    pair.write("one ", "job_1", finish="stop")
+    assert assigned(pair.tick()) == [("job_2", "w2", 1)]
 
 
 def test_whom_an_owner_does_not_want_is_not_placed_there_and_is_told(pool: Pool) -> None:
