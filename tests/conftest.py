@@ -12,6 +12,7 @@ pytest_plugins = [
         "fixtures_pool",
         "fixtures_models",
         "fixtures_engine",
+        "fixtures_ray",
         "fixtures_tiny",
     )
     if find_spec(name)

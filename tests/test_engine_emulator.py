@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import uvloop
 from fixtures_engine import (
     Heard,
     chat,
@@ -16,7 +17,7 @@ from fixtures_engine import (
 )
 
 from potluck.v1 import engine_pb2, work_pb2
-from worker.engines.emulator import names, token_of
+from worker.engines.emulator import Emulator, names, token_of
 from worker.hosts.process import EngineHost
 
 FAST = {"ttft_ms": "1", "tpot_ms": "0"}
@@ -168,3 +169,18 @@ async def test_many_streams_at_full_rate_lose_nothing() -> None:
         await asyncio.gather(*(heard.ended(f"job{index}") for index in range(32)))
         for index in range(32):
             assert heard.ids(f"job{index}") == [token_of(index, 0, position) for position in range(60)]
+
+
+def test_it_runs_on_the_loop_of_ray_too() -> None:
+    """Actors run on uvloop, whose timers that are due at once are no timers."""
+
+    async def two_at_once() -> bool:
+        heard = Heard()
+        emulator = Emulator(heard, lambda: None)
+        await emulator.load(engine_pb2.Load(options={"ttft_ms": "0", "tpot_ms": "0"}))
+        for job in ("one", "two"):
+            emulator.start(start(chat(max_tokens=2), job).start)
+        return all([(await heard.ended(job)).HasField("done") for job in ("one", "two")])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(two_at_once())

@@ -11,7 +11,8 @@ import pytest
 from fixtures_engine import Heard, chat, hosted, start
 
 from potluck.v1 import engine_pb2, work_pb2
-from worker.hosts.process import EngineHost, EngineStartError
+from worker.hosts.host import EngineStartError
+from worker.hosts.process import EngineHost
 
 FAST = {"ttft_ms": "1", "tpot_ms": "1"}
 

@@ -22,7 +22,8 @@ from fixtures_engine import (
 
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines.llamacpp import LlamaCpp, listen_privately
-from worker.hosts.process import EngineHost, EngineStartError
+from worker.hosts.host import EngineStartError
+from worker.hosts.process import EngineHost
 
 pytestmark = pytest.mark.engine
 

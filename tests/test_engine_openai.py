@@ -30,7 +30,7 @@ from worker.bridges import Bridge
 from worker.engines.engine import EngineError, JobError
 from worker.engines.openai import OpenAI
 from worker.engines.upstream import Upstream
-from worker.hosts.process import EngineStartError
+from worker.hosts.host import EngineStartError
 
 SCHEMA = {
     "type": "object",

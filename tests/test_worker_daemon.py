@@ -235,7 +235,7 @@ async def test_an_engine_that_dies_fails_its_attempts_and_is_started_again(tmp_p
         await coordinator.until(lambda: told.sequence >= 1)
         [service] = daemon._supervisor.models.values()
         assert service.host is not None
-        psutil.Process(service.host.pid).kill()
+        psutil.Process(service.host.pids[0]).kill()
         await coordinator.until(lambda: told.result is not None)
         assert told.result is not None
         assert (told.result.failed.fault, told.result.failed.code) == (work_pb2.FAULT_WORKER, "engine_died")

@@ -32,7 +32,7 @@ def entry(name: str, memory_bytes: int) -> ModelEntry:
 
 def engines(daemon: Daemon) -> list[psutil.Process]:
     hosts = [service.host for service in daemon._supervisor.models.values() if service.host is not None]
-    return [psutil.Process(host.pid) for host in hosts]
+    return [psutil.Process(host.pids[0]) for host in hosts]
 
 
 def say(daemon: Daemon, word: Wish) -> None:

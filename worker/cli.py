@@ -21,6 +21,8 @@ from worker.cli_options import (
     OnBatteryOption,
     OnlyIdleOption,
     OutputOption,
+    RayAddressOption,
+    RayOption,
     SlotsOption,
     ThreadsOption,
 )
@@ -102,6 +104,8 @@ def start(
     max_vram: MaxVramOption = None,
     max_memory: MaxMemoryOption = None,
     max_temperature: MaxTemperatureOption = None,
+    ray: RayOption = None,
+    ray_address: RayAddressOption = None,
     drain_timeout: Annotated[
         float | None,
         typer.Option(
@@ -136,6 +140,8 @@ def start(
         "caps.vram": max_vram,
         "caps.memory": max_memory,
         "caps.gpu_temperature_c": max_temperature,
+        "ray": ray,
+        "ray_address": ray_address,
         "drain_timeout_s": drain_timeout,
         "log_file": log_file,
     }

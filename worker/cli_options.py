@@ -54,3 +54,16 @@ MaxTemperatureOption = Annotated[
     float | None,
     typer.Option(metavar="CELSIUS", help="Pause while a card is hotter. Default: 85; 0: no cap."),
 ]
+RayOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--ray",
+        help="Serve with every card of this machine, through a Ray cluster of its own. Needs potluck[ray].",
+    ),
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Serve on all nodes of your own Ray cluster, which needs its token."
+    ),
+]

@@ -28,6 +28,7 @@ from worker.earned import Earnings
 from worker.errors import WorkerConflict, WorkerError
 from worker.evidence import Evidence
 from worker.files import disk_bytes
+from worker.hosts.process import EngineHost
 from worker.journal import ReceiptKeeper, SignedReceipt
 from worker.load import Load
 from worker.membership import utc_now
@@ -65,6 +66,7 @@ from worker.observe.machine import Machine
 from worker.owner import Owner
 from worker.policy import Verdict
 from worker.probe import Probe, hardware_of
+from worker.ray.site import Site
 from worker.renewal import Renewal
 from worker.rules import guests_of, rules_of, size_bytes
 from worker.session import Backoff, Session, SessionLost
@@ -84,6 +86,8 @@ STEADY_S: Final = 10.0  # a connection that lived so long was no failure
 
 
 class Daemon:
+    _site: Site | None = None  # without one, engines are processes of this machine
+
     def __init__(self, *, settings: Settings, places: Places) -> None:
         """Must be made inside the running loop. Raises WorkerError if this home cannot start a worker."""
         self.settings, self.places = settings, places
@@ -169,11 +173,20 @@ class Daemon:
             on_drain=self.drain,
         )
 
+    def _open_site(self) -> None:
+        """From now on this worker is all machines of its owner's cluster. Raises WorkerConflict."""
+        self._site = Site.open(self.settings, models=lambda: len(self._supervisor.models))
+        self._machine = self._site.machine(self._machine)
+        self._engines = advice.engines(self._machine)
+        self._memory = Memory(self._memory_caps())
+
     # --- its life ---
 
     async def run(self) -> None:
         """Returns when drained. Raises WorkerError if going on is of no use."""
         try:
+            if self.settings.ray or self.settings.ray_address:
+                self._open_site()
             await self._owner.begin()
             for receipt in self._workplace.journal.load():
                 self._keeper.receipts[receipt.attempt] = receipt
@@ -219,6 +232,8 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._supervisor.close()
+        if self._site is not None:
+            self._site.close()
         await self._keeper.close()
         self._speeds.save()
         await self._load.close()
@@ -375,11 +390,13 @@ class Daemon:
             self.feed(Disconnected())
 
     def _hello(self) -> session_pb2.Hello:
+        hardware = hardware_of(self._machine)
+        hardware.nodes = 1 if self._site is None else self._site.size
         return session_pb2.Hello(
             protocol=wire.PROTOCOL,
             version=version(),
             session_id=self._session_id,
-            hardware=hardware_of(self._machine),
+            hardware=hardware,
             models=self._supervisor.served(),
             running=wire.running_to(self.core.running()),
             slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model
@@ -458,6 +475,7 @@ class Daemon:
             artifacts=self._artifacts,
             memory=self._memory,
             place=self._place,
+            start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
         await self._supervisor.serve(choices, surroundings)
 

@@ -18,7 +18,7 @@ from worker import wire
 from worker.budget import Resident
 from worker.engines.pipe import PipeError
 from worker.files import ModelFiles
-from worker.hosts.process import EngineHost, EngineStartError
+from worker.hosts.host import EngineStartError, Host
 from worker.memory import NoRoom
 from worker.messages import (
     Assigned,
@@ -58,7 +58,7 @@ class ModelService:
         digests = tuple(file.sha256 for file in choice.variant.files) or (choice.entry.name,)
         self._speed = ModelSpeed(around.speeds, around.speeds.key(choice.engine, digests))
         self.bytes_done, self.bytes_total = 0, self._files.bytes_total
-        self.host: EngineHost | None = None
+        self.host: Host | None = None
         self.around = around
         self._loaded = engine_pb2.Loaded()
         self._loaded_threads = 0
@@ -219,7 +219,7 @@ class ModelService:
             self._move(session_pb2.MODEL_STATE_DOWNLOADING)
         self._tell("downloading")
 
-    async def _load(self, paths: list[Path]) -> EngineHost:
+    async def _load(self, paths: list[Path]) -> Host:
         """Raises EngineStartError."""
         settings = self.around.settings
         self._loaded_threads = self.around.threads()
@@ -243,11 +243,11 @@ class ModelService:
         self.bytes_done, self._pace = 0, Pace(began, 0, self._load_took_s)
         self._move(session_pb2.MODEL_STATE_LOADING, self.why)
         self._log.info("loading", action="model_loading", threads=self._loaded_threads)
-        host = await EngineHost.start(load, self._heard)
+        host = await self.around.start_host(load, self._heard, memory_bytes=self.choice.variant.memory_bytes)
         self._load_took_s = asyncio.get_running_loop().time() - began
         return host
 
-    async def _serve(self, host: EngineHost) -> None:
+    async def _serve(self, host: Host) -> None:
         """Returns when the engine died, or should be unloaded or loaded anew."""
         loop = asyncio.get_running_loop()
         since = self._used_at = loop.time()
@@ -256,7 +256,7 @@ class ModelService:
         self._speed.measured(host.loaded)
         self._move(session_pb2.MODEL_STATE_READY)
         self._offer()
-        self._log.info("ready", action="model_ready", slots=self._slots(), pid=host.pid)
+        self._log.info("ready", action="model_ready", slots=self._slots(), pids=host.pids)
         waiting, self._waiting = self._waiting, {}
         for assigned in waiting.values():
             self._hand_over(host, assigned)
@@ -285,7 +285,7 @@ class ModelService:
         self._wanted.clear()
         self._move(session_pb2.MODEL_STATE_PRESENT)
 
-    async def _something(self, host: EngineHost) -> None:
+    async def _something(self, host: Host) -> None:
         """Waits until the engine died, an attempt ended, the cores changed, it was idle for long, or is in
         the way."""
         if self._leaving and not host.running:
@@ -332,7 +332,7 @@ class ModelService:
 
     # --- words in and out ---
 
-    def _hand_over(self, host: EngineHost, assigned: Assigned) -> None:
+    def _hand_over(self, host: Host, assigned: Assigned) -> None:
         if assigned.adapter is not None and "lora" not in host.loaded.features:
             unable = Failure(Fault.NONE, "no_adapters", f"{self.choice.engine} serves no adapters")
             asyncio.get_running_loop().call_soon(self.around.emit, EngineFailed(assigned.attempt, unable))
@@ -352,6 +352,10 @@ class ModelService:
             )
             self._tell("loading")
             return
+        if event.HasField("loaded") and self.host is not None:  # its room has changed
+            self._loaded = event.loaded
+            self._offer()
+            self.around.emit(ModelsChanged())
         try:
             heard = wire.engine_event_from(event)
         except wire.WireError as error:
@@ -381,7 +385,7 @@ class ModelService:
             self.around.emit(ModelsChanged())
 
 
-async def _closed(host: EngineHost) -> None:
+async def _closed(host: Host) -> None:
     """Returns when the process is gone, also when cancelled meanwhile: a pause promises the memory."""
     closing = asyncio.ensure_future(host.close())
     try:

@@ -60,6 +60,16 @@ class Settings(BaseModel):
     hours: Hours = Field(default_factory=Hours, description="when")
     idle: Idle = Field(default_factory=Idle, description="who else must not be using the machine")
     caps: Caps = Field(default_factory=Caps, description="how much of it")
+    ray: bool = Field(False, description="serve with a private Ray cluster of this machine: several cards")
+    ray_address: str = Field(
+        "", max_length=300, description="HOST:PORT of the owner's own Ray cluster, to serve on all its nodes"
+    )
+    ray_token_file: str = Field(
+        "", max_length=4096, description="that cluster's token; empty: ~/.ray/auth_token"
+    )
+    replicas: int = Field(
+        0, ge=0, le=256, description="of each model on a site; 0: one for each card, or each node without"
+    )
     log: Literal["auto", "text", "json"] = Field("auto", description="auto: text in a terminal, else json")
 
     log_file: str = Field("", max_length=4096, description="where the log goes instead of to stderr")

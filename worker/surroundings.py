@@ -6,6 +6,8 @@ from pathlib import Path
 
 from potluck.fetch import ArtifactSource, Policy
 from potluck.store import ModelStore
+from worker.hosts.host import StartHost
+from worker.hosts.process import EngineHost
 from worker.memory import Memory
 from worker.messages import Event
 from worker.settings import Settings
@@ -26,3 +28,4 @@ class Surroundings:
     artifacts: ArtifactSource | None
     memory: Memory
     place: Callable[[str], str]
+    start_host: StartHost = EngineHost.start

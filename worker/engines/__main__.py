@@ -11,13 +11,11 @@ import shutil
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable
 from typing import NoReturn
 
-from potluck import collector
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
+from worker.engines.runner import Runner
 
 EVENTS_WAITING_MAX = 4096  # then the engine waits for its daemon
 COMMANDS_WAITING_MAX = 1024
@@ -88,31 +86,6 @@ def clean_up() -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engine:
-    """The engine of that name. Its libraries are loaded only now. Raises EngineError."""
-    match name:
-        case "emulator":
-            from worker.engines.emulator import Emulator
-
-            return Emulator(emit, die)
-        case "llamacpp":
-            from worker.engines.llamacpp import LlamaCpp
-
-            return LlamaCpp(emit)
-        case "torch":
-            from worker.engines.torch import Torch
-
-            return Torch(emit)
-        case "openai":
-            from worker.engines.openai import OpenAI
-
-            return OpenAI(emit, die)
-        case _:
-            raise engine.EngineError(
-                "unknown_engine", f"this worker has no engine named {name!r}: update it or choose another"
-            )
-
-
 async def serve(fd: int, writer: Writer) -> int:
     """The life of an engine: load, attempts, end. Returns the exit code."""
     loop = asyncio.get_running_loop()
@@ -126,35 +99,14 @@ async def serve(fd: int, writer: Writer) -> int:
     first = await commands.get()
     if first is None or not first.HasField("load"):
         return 0
-    try:
-        running = create(first.load.engine, writer.emit, die)
-        loaded = await running.load(first.load)
-    except Exception as error:  # the border of the process: every failure to load is reported, then it ends
-        failure = error if isinstance(error, engine.EngineError) else _unexpected(error, "load_failed")
-        load_failed = engine_pb2.LoadFailed(failure=failure.failure)
-        writer.emit(engine_pb2.EngineEvent(load_failed=load_failed))
+    runner = Runner(writer.emit, die)
+    if not await runner.load(first.load):
         return 1
-    collector.freeze()
-    writer.emit(engine_pb2.EngineEvent(loaded=loaded))
-    while (command := await commands.get()) is not None and not command.HasField("shutdown"):
-        if command.HasField("start"):
-            try:
-                running.start(command.start)
-            except Exception as error:  # one attempt's failure must not end the others
-                failure = error if isinstance(error, engine.EngineError) else _unexpected(error, "internal")
-                writer.emit(engine.failed(command.start.attempt, failure))
-        elif command.HasField("stop"):
-            running.stop(command.stop.attempt)
+    while (command := await commands.get()) is not None and runner.handle(command):
+        pass
     exit_within(EXIT_GRACE_S)
-    await running.close()
+    await runner.close()
     return 0
-
-
-def _unexpected(error: Exception, code: str) -> engine.EngineError:
-    """Where it happened goes to the log; what it said does not, since it may quote a prompt."""
-    for place in traceback.extract_tb(error.__traceback__):
-        sys.stderr.write(f"engine: {type(error).__name__} at {place.filename}:{place.lineno}\n")
-    return engine.EngineError(code, f"the engine failed with {type(error).__name__}; its log says where")
 
 
 def main() -> NoReturn:

@@ -120,6 +120,7 @@ class Emulator:
         self._due: list[tuple[float, int, engine.Key]] = []
         self._order = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     async def load(self, load: engine_pb2.Load) -> engine_pb2.Loaded:
         self._options = options = Options.parse(dict(load.options))
@@ -180,10 +181,14 @@ class Emulator:
 
     def _schedule(self, running: _Running) -> None:
         heapq.heappush(self._due, (running.due, next(self._order), engine.key_of(running.attempt)))
-        if self._timer is None or running.due < self._timer.when():
+        if self._timer is None or running.due < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(running.due, self._tick)
+            self._set_timer(running.due)
+
+    def _set_timer(self, due: float) -> None:
+        """uvloop, on which Ray runs its actors, gives no handle that knows its time."""
+        self._timer, self._timer_at = asyncio.get_running_loop().call_at(due, self._tick), due
 
     def _tick(self) -> None:
         """Everything that is due now, in one go."""
@@ -199,7 +204,7 @@ class Emulator:
             if self._advance(running, now):
                 heapq.heappush(self._due, (running.due, next(self._order), engine.key_of(running.attempt)))
         if self._due:
-            self._timer = loop.call_at(self._due[0][0], self._tick)
+            self._set_timer(self._due[0][0])
 
     def _advance(self, running: _Running, now: float) -> bool:
         """Say the tokens that are due. False: the attempt needs no further turn."""

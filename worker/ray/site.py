@@ -1,0 +1,74 @@
+"""The owner's site as the daemon uses it: a cluster, and the hosts of models that live on it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from potluck.v1 import engine_pb2
+from worker.cores import usable_cores
+from worker.hosts.host import EngineStartError, Host, OnEvent
+from worker.hosts.process import EngineHost
+from worker.hosts.site import SiteHost
+from worker.machine import Machine
+from worker.ray.cluster import Cluster
+from worker.ray.placement import Node, Place, places
+from worker.settings import Settings
+
+BRIDGE: Final = "openai"
+TOKEN_FILE: Final = Path("~/.ray/auth_token")  # where Ray itself keeps it
+
+
+class Site:
+    """`models`: how many the daemon serves now."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, models: Callable[[], int]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._models = models
+        self._nodes: dict[str, Node] = {}
+        self.size = 1  # machines, when it was last looked at as one
+
+    @classmethod
+    def open(cls, settings: Settings, models: Callable[[], int]) -> "Site":
+        """Blocking, in the main thread: Ray's children die with the thread that started them.
+
+        Raises WorkerConflict.
+        """
+        if settings.ray_address:
+            token = Path(settings.ray_token_file) if settings.ray_token_file else TOKEN_FILE
+            return cls(Cluster.join(settings.ray_address, token.expanduser()), settings, models)
+        return cls(Cluster.private(cpus=settings.threads or usable_cores()), settings, models)
+
+    def machine(self, own: Machine) -> Machine:
+        """The site as one machine."""
+        whole, self.size = self._cluster.machine(own)
+        return whole
+
+    async def start_host(self, load: engine_pb2.Load, on_event: OnEvent, *, memory_bytes: int = 0) -> Host:
+        """A StartHost: the model's replicas all over the site; a bridge to a server stays on this machine."""
+        if load.engine == BRIDGE:
+            return await EngineHost.start(load, on_event)
+        from worker.hosts.ray import ActorHost
+
+        async def places_now() -> Sequence[Place]:
+            nodes = await asyncio.to_thread(self._cluster.nodes)
+            self._nodes = {node.id: node for node in nodes}
+            return places(
+                nodes,
+                engine=load.engine,
+                memory_bytes=memory_bytes,
+                threads=load.threads if self._settings.threads or not self._settings.ray_address else 0,
+                models=self._models(),
+                replicas_max=self._settings.replicas,
+            )
+
+        async def start_one(place: Place, heard: OnEvent) -> Host:
+            if (node := self._nodes.get(place.node)) is None:
+                raise EngineStartError("node_lost", "this node is no longer part of the site")
+            return await ActorHost.start(place, node, load, heard)
+
+        return await SiteHost.start(load.model, on_event, places_now, start_one)
+
+    def close(self) -> None:
+        self._cluster.close()
