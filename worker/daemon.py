@@ -86,6 +86,8 @@ STEADY_S: Final = 10.0  # a connection that lived so long was no failure
 
 
 class Daemon:
+    _site: Site | None = None  # without one, engines are processes of this machine
+
     def __init__(self, *, settings: Settings, places: Places) -> None:
         """Must be made inside the running loop. Raises WorkerError if this home cannot start a worker."""
         self.settings, self.places = settings, places
@@ -390,11 +392,13 @@ class Daemon:
             self.feed(Disconnected())
 
     def _hello(self) -> session_pb2.Hello:
+        hardware = hardware_of(self._machine)
+        hardware.nodes = 1 if self._site is None else self._site.size
         return session_pb2.Hello(
             protocol=wire.PROTOCOL,
             version=version(),
             session_id=self._session_id,
-            hardware=hardware_of(self._machine),
+            hardware=hardware,
             models=self._supervisor.served(),
             running=wire.running_to(self.core.running()),
             slots=self.core.policy.attempts_max,  # what each model takes at once stands with the model

@@ -6,6 +6,7 @@ serves on none that lets somebody in without its token. A private cluster lives 
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -22,8 +23,8 @@ import psutil
 import structlog
 
 from potluck.lock import FileLock, Locked
-from potluck.v1 import session_pb2
 from worker.errors import WorkerConflict
+from worker.machine import Card, Machine
 from worker.ray.placement import Node
 from worker.ray.ports import Door, ask, findings, open_ports
 
@@ -56,8 +57,7 @@ class Cluster:
         self._folder = folder
         self._lock: FileLock | None = None
         self._before = before
-        self._cards: dict[str, tuple[int, ...]] = {}
-        self._hardware: dict[str, session_pb2.Hardware] = {}
+        self._cards: dict[str, tuple[Card, ...]] = {}
         self._log = structlog.get_logger("worker.ray")
 
     @classmethod
@@ -143,39 +143,34 @@ class Cluster:
             )
         return sorted(found, key=lambda node: node.id)
 
-    def hardware(self, own: session_pb2.Hardware) -> session_pb2.Hardware:
-        """The site as one machine: processors of all nodes, every card, the largest memory."""
+    def machine(self, own: Machine) -> tuple[Machine, int]:
+        """The site as one machine: this one with the processors and cards of all; and how many they are."""
         nodes = self.nodes()
-        whole = session_pb2.Hardware()
-        whole.CopyFrom(own)
-        whole.cores = int(sum(node.cpus for node in nodes)) or own.cores
-        whole.memory_bytes = max([own.memory_bytes, *(node.memory_bytes for node in nodes)])
-        if cards := [card for node in nodes if node.cards for card in self._hardware[node.id].gpus]:
-            whole.ClearField("gpus")
-            whole.gpus.extend(cards)
-        return whole
+        cards = tuple(card for node in nodes for card in self._cards.get(node.id, ()))
+        cores = int(sum(node.cpus for node in nodes)) or own.cores
+        return own.model_copy(update={"cores": cores, "cards": cards or own.cards}), len(nodes)
 
     def _cards_of(self, node: str, count: int) -> tuple[int, ...]:
-        """Bytes of memory of each card, asked once."""
-        if count and node not in self._cards:
-            hardware = self._ask_node(node)
-            sizes = [gpu.memory_bytes for gpu in hardware.gpus][:count]
-            self._hardware[node] = hardware
-            self._cards[node] = (*sizes, *[0] * (count - len(sizes)))
-        return self._cards.get(node, ())
+        """Bytes of memory of each card, asked once; 0 for those that cannot be asked."""
+        if not count:
+            return ()
+        if node not in self._cards:
+            self._cards[node] = self._ask_node(node)
+        sizes = [card.memory_bytes for card in self._cards[node][:count]]
+        return (*sizes, *[0] * (count - len(sizes)))
 
-    def _ask_node(self, node: str) -> session_pb2.Hardware:
+    def _ask_node(self, node: str) -> tuple[Card, ...]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(node, soft=False)
-        ask_it = self._ray.remote(_probe).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        asked = self._ray.remote(_cards_here).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
         try:
-            data = self._ray.get(ask_it.remote(), timeout=PROBE_S_MAX)
+            texts = json.loads(self._ray.get(asked.remote(), timeout=PROBE_S_MAX))
         except self._ray.exceptions.RayError as error:
             why = _first_line(error)
             self._log.warning("a node does not tell its cards", action="ray_probe", node=node, why=why)
-            return session_pb2.Hardware()
-        return session_pb2.Hardware.FromString(data)
+            return ()
+        return tuple(Card.model_validate_json(text) for text in texts)
 
     def close(self) -> None:
         """Disconnect; a private cluster ends with all its processes and files. May be called again."""
@@ -266,13 +261,11 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _probe() -> bytes:
-    """On a node: its hardware."""
-    from worker.probe import Probe, hardware_of
-    from worker.settings import Places
+def _cards_here() -> str:
+    """On a node: JSON, one text for each card."""
+    from worker.nvidia import Nvidia
 
-    places = Places()
-    return hardware_of(Probe(places.cache, places.worker).machine()).SerializeToString()
+    return json.dumps([card.model_dump_json() for card in Nvidia().cards()])
 
 
 def _first_line(error: BaseException) -> str:

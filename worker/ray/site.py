@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from potluck.v1 import engine_pb2
 from worker.cores import usable_cores
 from worker.hosts.host import EngineStartError, Host, OnEvent
 from worker.hosts.process import EngineHost
 from worker.hosts.site import SiteHost
-from worker.machine import Backend, Card, Machine
-from worker.probe import hardware_of
+from worker.machine import Machine
 from worker.ray.cluster import Cluster
 from worker.ray.placement import Node, Place, places
 from worker.settings import Settings
@@ -28,6 +27,7 @@ class Site:
         self._settings = settings
         self._models = models
         self._nodes: dict[str, Node] = {}
+        self.size = 1  # machines, when it was last looked at as one
 
     @classmethod
     def open(cls, settings: Settings, models: Callable[[], int]) -> "Site":
@@ -41,20 +41,9 @@ class Site:
         return cls(Cluster.private(cpus=settings.threads or usable_cores()), settings, models)
 
     def machine(self, own: Machine) -> Machine:
-        """The site as one machine; what only one of them can be asked is this one's."""
-        whole = self._cluster.hardware(hardware_of(own))
-        cards = (
-            Card(
-                name=card.name,
-                backend=cast("Backend", card.backend),
-                memory_bytes=card.memory_bytes,
-                driver=card.driver,
-                capability=card.capability,
-            )
-            for card in whole.gpus
-        )
-        update = {"cores": whole.cores, "memory_bytes": whole.memory_bytes, "cards": tuple(cards)}
-        return own.model_copy(update=update)
+        """The site as one machine."""
+        whole, self.size = self._cluster.machine(own)
+        return whole
 
     async def start_host(self, load: engine_pb2.Load, on_event: OnEvent, *, memory_bytes: int = 0) -> Host:
         """A StartHost: the model's replicas all over the site; a bridge to a server stays on this machine."""
