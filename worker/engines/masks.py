@@ -39,7 +39,7 @@ class Masks:
         keys, queries = torch.arange(end, device=positions.device), positions[:, None, :, None]
         masks = dict.fromkeys(self.kinds, keys <= queries)
         if self.window is not None:
-            masks[SLIDING] &= keys > queries - self.window
+            masks[SLIDING] = masks[SLIDING] & (keys > queries - self.window)
         made = {kind: self._additive(mask) for kind, mask in masks.items()}
         return made if len(made) > 1 else next(iter(made.values()))
 
