@@ -199,7 +199,9 @@ class Simulation:
 
     def planned(self) -> list[tuple[JobId, WorkerId]]:
         if self.rule == "fair":
-            decisions = plan(self.line, self.fleet, self.running, Policy(), self.now, self.waiting)
+            # Turns alone: contributors who ask without end would fill their own workers, and they have all.
+            policy = Policy(own_first=False)
+            decisions = plan(self.line, self.fleet, self.running, policy, self.now, self.waiting)
             return [(decision.job, decision.worker) for decision in decisions]
         free = [w.id for w in self.fleet.workers.values() for _ in range(SLOTS - len(w.running))]
         return list(zip(heapq.nsmallest(len(free), self.queue, key=self.rank), free, strict=False))

@@ -24,6 +24,7 @@ class Policy:
     typical_prompt_tokens: int = 256
     typical_output_tokens: int = 256
     skips_max: int = 64  # workers passed over for one job before it waits for the next tick
+    own_first: bool = True  # an owner goes before all others on the own worker; else by turns there, too
     own_grades: int = 12  # an own worker costs nothing, and may be so much slower (1.1^12: thrice)
     passed_max: int = 256  # jobs of one kind and model passed over in a tick because nobody may take them now
 

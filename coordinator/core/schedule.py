@@ -298,6 +298,8 @@ def _own_first(
     decisions: list[Assign] = []
     owners: set[AccountId] = set()
     for ranking in rankings.values():
+        if not ranking.offers.policy.own_first:
+            continue
         owners |= ranking.offers.ready.keys() & line.by_account.keys()
     for account in sorted(owners):
         full: set[Want] = set()
