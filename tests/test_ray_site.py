@@ -37,6 +37,10 @@ def slots(pool: RealPool, name: str) -> int:
     return sum(model["slots"] for model in pool.view(name)["models"])
 
 
+def ready(pool: RealPool, name: str) -> bool:
+    return all(model["state"] == "ready" for model in pool.view(name)["models"])
+
+
 def stream(pool: RealPool, seed: int, under_way: threading.Barrier | None = None) -> tuple[str, Any]:
     """The answer's text and usage; at the tenth piece it waits for the others."""
     text, usage = "", None
@@ -128,6 +132,7 @@ def test_a_node_that_dies_does_not_show_in_the_answers(site: RealPool, two_nodes
     site.until(
         lambda: any(engine != engines[0][0] for engine in two_nodes.engines(0)), "another engine", worker
     )
+    site.until(lambda: ready(site, "rig"), "the engine to be ready again", worker)
     assert stream(site, 1)[0] == undisturbed[1]
     [again] = two_nodes.engines(0)
     assert worker.stop() == 0

@@ -52,6 +52,8 @@ class ActorHost:
         load_s_max: float = LOAD_S_MAX,
     ) -> "ActorHost":
         """Start the actor and wait until the model is loaded. Raises EngineStartError."""
+        if not await _answers(node):  # Ray would wait for it, and so would everybody who waits for this
+            raise EngineStartError("node_lost", f"{node.address} does not answer")
         made = ray.remote(EngineActor).options(
             num_cpus=place.cpus,
             num_gpus=place.cards,
