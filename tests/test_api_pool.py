@@ -211,7 +211,7 @@ async def test_a_job_that_waits_says_where_it_stands_and_why(stand: Stand) -> No
     worker.state = "paused"
     made = await post(stand, "/pool/v1/jobs", {"kind": "chat", "request": chat_body()})
     job = read(Job, await get(stand, f"/pool/v1/jobs/{made['id']}"))
-    why = f"no worker that serves {MODEL} is here now"
+    why = f"no worker is free for {MODEL}: of 1 connected, 1 paused by the owner"
     assert job.queue == Queue(place=1, of=1, expected_start_s=None, why=why)
     await stand.context.pool.ticker.committed()
     worker.state = "sharing"
@@ -393,7 +393,7 @@ async def test_a_request_may_say_how_long_it_waits(stand: Stand) -> None:
     stand.context.pool.engine.disconnect(stand.worker, stand.context.pool.now())
     response = await stand.chat(potluck={"wait_s": 0.2})
     assert (response.status_code, error_of(response)["code"]) == (503, "no_worker_available")
-    assert error_of(response)["message"].startswith("No worker that is connected serves")
+    assert error_of(response)["message"].startswith("No worker that serves")
     assert stand.available("alice")["reserved"] == 0
     for wrong in (0, -1, "soon", 10**9):
         refused = await stand.chat(potluck={"wait_s": wrong})

@@ -623,7 +623,7 @@ def test_a_job_that_waits_shows_its_place_and_the_reason(potluck: Command, fake_
     shown = dict(line.split(maxsplit=1) for line in out.splitlines() if line.strip())
     assert shown["place"] == "4 of 9, starts in about 12 s"
     assert shown["reason"] == "3 jobs are ahead: you took more"
-    fake_pool.queue |= {"expected_start_s": None, "why": "no worker that serves small is here now"}
+    fake_pool.queue |= {"expected_start_s": None, "why": "no worker that serves small is connected"}
     assert "4 of 9\n" in potluck.here("jobs", "show", job_id)[1]
     fake_pool.queue |= {"expected_start_s": 0.0}
     assert "4 of 9, may start now\n" in potluck.here("jobs", "show", job_id)[1]

@@ -906,7 +906,7 @@ def test_a_job_that_waits_longer_than_a_minute_expires_and_costs_nothing(pair: P
     effects = pair.spend(0.25)
     job = pair.closed()
     assert (job.state, job.code, job.charge) == (JobState.EXPIRED, "no_worker_available", 0)
-    assert job.why == "no worker that is connected serves tiny; it waited 60 s"
+    assert job.why == "no worker that serves tiny is connected; it waited 60 s"
     assert [e.id for e in effects.entries] == ["job_1/close"]
     assert pair.main("a") == 0
     pair.check()
@@ -990,7 +990,7 @@ def test_a_stored_job_waits_until_its_own_time(pool: Pool) -> None:
     pool.spend(0.25)
     assert (pool.closed("dated").state, pool.closed("dated").why) == (
         JobState.EXPIRED,
-        "no worker that is connected serves tiny; it waited 120 s",
+        "no worker that serves tiny is connected; it waited 120 s",
     )
     pool.spend(3_600.0, step_s=60.0)
     assert pool.live("patient").job.state is JobState.QUEUED

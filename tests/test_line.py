@@ -389,7 +389,7 @@ def test_the_reason_says_when_interactive_jobs_or_own_ones_go_first() -> None:
 def test_no_worker_and_no_fitting_worker_are_said() -> None:
     floor = Floor(fleet=Fleet())
     [job] = floor.ask("a")
-    assert floor.place(job) == Place(1, 1, None, "no worker that serves tiny is here now")
+    assert floor.place(job) == Place(1, 1, None, "no worker that serves tiny is connected")
     floor = Floor()
     [job] = floor.ask("a", only=frozenset({WorkerId("w9")}))
     found = floor.place(job)

@@ -9,7 +9,7 @@ from fixtures_core import account, cold, demand, fleet_of, job_of, served, worke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.core.fleet import Fleet, Served
+from coordinator.core.fleet import Fleet, Guests, Served
 from coordinator.core.jobs import Job, JobId, Kind, MemberId, WorkerId
 from coordinator.core.line import Line
 from coordinator.core.schedule import Assign, Policy, Waiting, allowed, impossible, plan, seconds
@@ -231,11 +231,23 @@ def test_a_tick_is_bounded() -> None:
 
 def test_one_job_is_offered_to_a_bounded_number_of_workers() -> None:
     """The only worker that may have it stands behind the bound: it waits, and the others are served."""
-    fleet = fleet_of(*(worker(f"w{i}", "b") for i in range(4)))
-    fussy = waiting("fussy", since=-1.0, only=frozenset({WorkerId("w3")}))
-    policy = replace(POLICY, skips_max=3)
-    assert planned([fussy, waiting("easy")], fleet, policy) == [("easy", "w0")]
-    assert planned([fussy, waiting("easy")], fleet) == [("fussy", "w3"), ("easy", "w0")]
+    closed = [worker(f"w{i}", "a") for i in range(4)]
+    for one in closed:
+        one.guests = Guests(members=frozenset({"somebody"}))
+    fleet = fleet_of(*closed, worker("w4"))
+    guest, owner = waiting("guest", since=-1.0, account=account("d")), waiting("easy")
+    assert planned([guest, owner], fleet, replace(POLICY, skips_max=3)) == [("easy", "w0")]
+    assert planned([guest, owner], fleet) == [("easy", "w0"), ("guest", "w4")]
+
+
+@pytest.mark.parametrize("narrow", [{"only": frozenset({WorkerId("w3")})}, {"own_only": True}])
+def test_a_job_for_certain_workers_finds_them_behind_any_number_of_better_ones(
+    narrow: dict[str, Any],
+) -> None:
+    slow = worker("w3", "d", served(decode=1.0, state="present"))
+    fleet = fleet_of(*(worker(f"w{i}", "b") for i in range(3)), slow)
+    job = waiting("narrow", account=account("d"), **narrow)
+    assert planned([job], fleet, replace(POLICY, skips_max=1)) == [("narrow", "w3")]
 
 
 # -- which is best

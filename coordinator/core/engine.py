@@ -17,6 +17,7 @@ from coordinator.core.fleet import LOADING, Worker
 from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, JobState, WorkerId
 from coordinator.core.live import FOREVER, Live
 from coordinator.core.messages import Effects, SendAck, SendAssign
+from coordinator.core.place import absence
 from coordinator.core.pricing import Demand
 from coordinator.core.reports import Reports
 from coordinator.core.schedule import Planner, Waiting
@@ -198,9 +199,7 @@ class Engine(Reports):
         if now < ends_at:
             return
         code = "no_worker_available"
-        there = any(self.fleet.workers[w].connected for w in self.fleet.by_model.get(job.model, ()))
-        free = "was free for" if there else "that is connected serves"
-        why = f"no worker {free} {job.model}; it waited {now - since:.0f} s"
+        why = f"{absence(self.fleet, job.model)}; it waited {now - since:.0f} s"
         if loading is not None:
             code, why = "model_loading", f"{job.model} is still {loading.state} on a worker"
             live.job = replace(live.job, loading=loading)

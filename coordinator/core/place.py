@@ -1,5 +1,6 @@
 """Where a job stands in line, when it will start by all that is known, and why it waits, in words."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def place_of(
         if (served := (worker := fleet.workers[worker_id]).takes(*asked.want)) is not None
     ]
     if not serving:
-        return Place(place, of, None, f"no worker that serves {asked.want[1]} is here now")
+        return Place(place, of, None, absence(fleet, asked.want[1]))
     refusals = [allowed(waiting, worker, served) for worker, served in serving]
     if all(refusals):
         why = max(sorted(set(refusals)), key=refusals.count)
@@ -56,6 +57,31 @@ def place_of(
         taken = f"all {slots} slots that could serve it are taken" if slots > 1 else "the only slot is taken"
         return Place(place, of, start_s, f"it is the next: {taken}" if start_s else "it is the next")
     return Place(place, of, start_s, _why(line, asked, waiting.account, own, others))
+
+
+def absence(fleet: Fleet, model: str) -> str:
+    """Why nobody takes a job for this model now, by what its workers say."""
+    there = [
+        worker for name in sorted(fleet.by_model.get(model, ())) if (worker := fleet.workers[name]).connected
+    ]
+    if not there:
+        return f"no worker that serves {model} is connected"
+    states = Counter(_unwilling(worker, model) for worker in there)
+    free = states.pop("", 0)
+    said = [f"{count} {state}" for state, count in sorted(states.items())]
+    if free:
+        said.append(f"{free} without room for it")
+    return f"no worker is free for {model}: of {len(there)} connected, {', '.join(said)}"
+
+
+def _unwilling(worker: Worker, model: str) -> str:
+    if worker.draining:
+        return "about to stop"
+    if worker.suspect:
+        return "silent"
+    if worker.state != "sharing":
+        return f"{worker.state} by the owner"
+    return "failed to load it" if worker.models[model].state == "failed" else ""
 
 
 def _own_before(

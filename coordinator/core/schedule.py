@@ -8,7 +8,7 @@ that a tick stays cheap with many of both.
 """
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from coordinator.core.turns import Asked, Want
 
 __all__ = ["Assign", "Planner", "Policy", "Waiting", "allowed", "impossible", "plan", "seconds"]
 
+Narrow = tuple[frozenset[str], frozenset[WorkerId], AccountId | None]
 FEATURES = {"tools": "tool calls", "json_schema": "structured output (JSON Schema)"}  # in words
 
 
@@ -39,6 +40,13 @@ class Waiting:
     needs: frozenset[str] = frozenset()  # of Served.features
     refused_by: frozenset[WorkerId] = frozenset()
     numerics: str = ""  # of what was delivered already: an equal class goes on identically
+
+    @property
+    def narrow(self) -> Narrow | None:
+        """What leaves it few workers; None if any will do."""
+        if not (self.needs or self.only or self.own_only):
+            return None
+        return self.needs, self.only, self.account if self.own_only else None
 
 
 class Assign(NamedTuple):
@@ -76,7 +84,7 @@ class _Ranking:
     offers: Offers
     taken: dict[WorkerId, int]  # of all kinds and models
     own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
-    able: dict[frozenset[str], list[Candidate]] = field(default_factory=dict)  # that have these features
+    able: dict[Narrow, list[Candidate]] = field(default_factory=dict)  # for jobs that not everybody may take
     left: int = 0  # of the heap, without the stale ones
 
     def room(self, worker: Worker, served: Served) -> int:
@@ -96,7 +104,8 @@ class _Ranking:
         heap, newest = self.offers.heap, self.offers.newest
         while heap and newest.get(heap[0][2]) is not heap[0]:
             heapq.heappop(heap)
-        return self._able(job) if job.needs else heap
+        narrow = job.narrow
+        return heap if narrow is None else self._able(job, narrow)
 
     def take_own(self, job: Waiting) -> Assign | None:
         heap, own = self._heap(job), self._own(job)
@@ -108,17 +117,20 @@ class _Ranking:
                 heapq.heappush(own, chosen)
         return None
 
-    def _able(self, job: Waiting) -> list[Candidate]:
-        """The ranking without those that lack what the job needs, however many they are; kept for a tick."""
-        if (found := self.able.get(job.needs)) is None:
-            workers = self.offers.fleet.workers
+    def _able(self, job: Waiting, narrow: Narrow) -> list[Candidate]:
+        """The ranking of those alone that will do, however many stand before them; kept for a tick."""
+        if (found := self.able.get(narrow)) is None:
+            workers, newest = self.offers.fleet.workers, self.offers.newest
+            named: Iterable[WorkerId] = job.only or newest
+            if job.own_only:
+                named = self.offers.fleet.by_account.get(job.account, {})
             found = [
-                candidate
-                for worker_id, candidate in self.offers.newest.items()
-                if not workers[worker_id].models[job.model].lacks(job.needs)
+                newest[worker_id]
+                for worker_id in named
+                if worker_id in newest and not workers[worker_id].models[job.model].lacks(job.needs)
             ]
             heapq.heapify(found)
-            self.able[job.needs] = found
+            self.able[narrow] = found
         return found
 
     def _own(self, job: Waiting) -> list[Candidate]:

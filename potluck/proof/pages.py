@@ -16,6 +16,8 @@ from typing import IO, Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import CryptoError
 
 from potluck import chain
 from potluck.proof import lines
@@ -184,7 +186,19 @@ _MAKE: Final[Mapping[str, Any]] = {"worker": _worker, "entry": _entry, "receipt"
 
 
 def fits(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether it is the key's Ed25519 signature (RFC 8032) of the message."""
+    """Whether it is the key's Ed25519 signature (RFC 8032) of the message.
+
+    libsodium takes half the time of OpenSSL. They differ on keys and signatures that nobody makes by the
+    book; what it refuses OpenSSL is asked, which the pool takes receipts with, so that no honest file fails.
+    """
+    try:
+        crypto_sign_open(signature + message, key)
+    except (CryptoError, ValueError):
+        return _fits_openssl(key, message, signature)
+    return True
+
+
+def _fits_openssl(key: bytes, message: bytes, signature: bytes) -> bool:
     try:
         _public_key(key).verify(signature, message)
     except (InvalidSignature, ValueError):
