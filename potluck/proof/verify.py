@@ -124,7 +124,7 @@ def verify(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without looking for cycles among the records: there are none, and the search takes a fifth of the time."""
+    """Without looking for cycles among the records: there are none, and the search takes a fifth of it."""
     before = gc.isenabled()
     gc.disable()
     try:
