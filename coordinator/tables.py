@@ -30,6 +30,7 @@ from coordinator.records import HeadReason, MemberState, Role
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 _OPEN = text("ended_at IS NULL")
+_PART = text("whole_id IS NOT NULL")
 _HELD = text("held")
 IS_TRANSFER = text("code = 'transfer'")  # as the index on them says it
 
@@ -207,11 +208,13 @@ class Job(Base, table=True):
         _check("hold >= 0 AND quote >= 0", "amounts"),
         _check("charge IS NULL OR (charge >= 0 AND charge <= hold)", "charge"),
         _check("settled >= 0 AND settled <= hold", "settled"),
+        _check("(whole_id IS NULL) = (part = 0) AND part >= 0", "part"),
         _check("(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", "ended"),
         Index(None, "member_id", "created_at"),
         Index(None, "ended_at"),
         # What a starting coordinator looks for is a handful among all jobs that ever were.
         Index("ix_jobs_open", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
+        Index("ix_jobs_parts", "whole_id", "part", unique=True, sqlite_where=_PART, postgresql_where=_PART),
     )
     id: str = _key()
     kind: str
@@ -225,6 +228,8 @@ class Job(Base, table=True):
     max_tokens: int = _integer()
     choices: int
     key_id: str  # of the API key that asked; empty if it came without one
+    whole_id: str | None = Field(default=None, foreign_key="jobs.id")  # of which it is a part
+    part: int
     settled: int = _integer()
     settlements: int
     stored: bool

@@ -22,18 +22,21 @@ from coordinator.core.jobs import (
     AccountId,
     AttemptState,
     Job,
+    JobEvent,
     JobId,
     JobState,
     Kind,
     MemberId,
     WorkerId,
     next_number,
+    part_id,
 )
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.offers import Offers
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
 from coordinator.core.rules import Rules
+from coordinator.core.wholes import NoRoom
 
 STEP_S = 0.25
 HEAL_S = 60.0
@@ -137,6 +140,8 @@ class Simulation:
         self.disk_entries: dict[str, ledger.Entry] = {}
         self.pending: list[Effects] = []
         self.demands: dict[JobId, Demand] = {}
+        self.plans: dict[JobId, list[Demand]] = {}  # of wholes: what each part asks for
+        self.unwanted: set[JobId] = set()  # wholes whose member changed their mind
         self.client: dict[JobId, str] = defaultdict(str)
         self.truth: dict[tuple[JobId, int, WorkerId], int] = defaultdict(int)
         self.lifetimes: dict[JobId, int] = {}
@@ -157,7 +162,9 @@ class Simulation:
         for job in list(self.disk_jobs.values()):
             if job.ended:
                 continue
-            if job.stored:
+            if job.id in self.plans:
+                self.engine.restore_whole(job)
+            elif job.stored:
                 self.client[job.id] = ""  # a stored job begins anew: what was not stored is gone
                 self.engine.restore(
                     job, self.demands[job.id], count=lambda t: t.count(" "), memory_bytes=0, now=self.now
@@ -208,28 +215,84 @@ class Simulation:
 
     def submit(self, index: int) -> None:
         name = self.rng.choice("abc")
-        tokens = self.rng.randint(1, 40)
-        demand = Demand(Kind.CHAT, SHAPE, (self.rng.randint(1, 200),), tokens, 1)
-        worst = quote(demand, TARIFF)
+        parts = self.rng.choice([0, 0, 0, self.rng.randint(1, 6)])
+        demands = [self.demand() for _ in range(parts or 1)]
+        worst = sum(quote(demand, TARIFF) for demand in demands)
         job = Job(
             id=JobId(f"job_{index:02}"),
-            kind=Kind.CHAT,
+            kind=Kind.BATCH if parts else Kind.CHAT,
             model=MODEL,
             member=MemberId(name),
             account=AccountId(f"acc_{name}"),
             created_at=self.now,
             quote=worst,
             hold=worst,
-            prompt_tokens=demand.prompt_tokens,
-            max_tokens=tokens,
-            stored=self.rng.random() < 0.4,
+            prompt_tokens=sum(demand.prompt_tokens for demand in demands),
+            max_tokens=max(demand.max_tokens for demand in demands),
+            stored=bool(parts) or self.rng.random() < 0.4,
         )
-        self.demands[job.id] = demand
         try:
-            self.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=self.now)
+            if parts:
+                self.engine.open_whole(job)
+                self.plans[job.id] = demands
+            else:
+                self.submit_one(job, demands[0])
         except (ledger.Overdrawn, Impossible):
             return
         self.lifetimes[job.id] = self.life
+
+    def demand(self) -> Demand:
+        return Demand(Kind.CHAT, SHAPE, (self.rng.randint(1, 200),), self.rng.randint(1, 40), 1)
+
+    def submit_one(self, job: Job, demand: Demand) -> None:
+        self.demands[job.id] = demand
+        self.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=self.now)
+
+    def feed(self) -> None:
+        """What the shell does for each whole: a window of parts, again and again the same ones, then its end."""
+        for whole in list(self.engine.wholes.values()):
+            plan, unwanted = self.plans[whole.job.id], whole.job.id in self.unwanted
+            ids = [part_id(whole.job.id, number) for number in range(1, len(plan) + 1)]
+            if unwanted:
+                for part in list(whole.parts):
+                    self.engine.cancel(part, self.now, "its whole was cancelled")
+            made = [self.part_now(part) for part in ids]
+            if unwanted or all(part is not None and part.ended for part in made):
+                event = JobEvent.CANCELLED if unwanted else JobEvent.SUCCEEDED
+                if whole.job.state is JobState.QUEUED and not unwanted:
+                    self.engine.change_whole(whole.job.id, JobEvent.ASSIGNED, self.now)
+                self.engine.close_whole(whole.job.id, event, self.now)
+                continue
+            new = [number for number, part in enumerate(made, 1) if part is None]
+            for number in new[: 2 - len(whole.parts)]:
+                self.submit_part(whole.job, number, plan[number - 1])
+
+    def part_now(self, part: JobId) -> Job | None:
+        live = self.engine.lives.get(part)
+        return live.job if live else self.engine.recent.get(part) or self.disk_jobs.get(part)
+
+    def submit_part(self, whole: Job, number: int, demand: Demand) -> None:
+        part = replace(
+            whole,
+            id=part_id(whole.id, number),
+            kind=Kind.CHAT,
+            whole=whole.id,
+            part=number,
+            created_at=self.now,
+            quote=quote(demand, TARIFF),
+            hold=quote(demand, TARIFF),
+            prompt_tokens=demand.prompt_tokens,
+            max_tokens=demand.max_tokens,
+            state=JobState.QUEUED,
+            settled=0,
+            settlements=0,
+        )
+        try:
+            self.submit_one(part, demand)
+        except NoRoom as error:
+            raise AssertionError("the quote of a whole is enough for each of its parts") from error
+        except Impossible:
+            self.unwanted.add(whole.id)
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -367,8 +430,14 @@ class Simulation:
         assert book.total() == 0, "credits sum to zero"
         for account in book.accounts.values():
             assert account.main >= -account.credit_line, "nobody falls below the floor"
-            open_holds = sum(v.job.hold for v in engine.lives.values() if v.job.account == account.id)
+            mine = [v.job for v in engine.lives.values() if v.job.account == account.id and not v.job.whole]
+            wholes = [w.job for w in engine.wholes.values() if w.job.account == account.id]
+            open_holds = sum(job.hold - job.settled for job in (*mine, *wholes))
             assert account.reserved == open_holds, "reserved is exactly what open holds hold"
+        for whole in engine.wholes.values():
+            open_parts = {v.job.id: v.job.hold for v in engine.lives.values() if v.job.whole == whole.job.id}
+            assert whole.parts == open_parts, "a promise for each open part"
+            assert whole.left >= 0, "what is settled and promised is never more than the hold"
         for job in engine.recent.values():
             self.check_closed(job)
         for live in engine.lives.values():
@@ -416,9 +485,16 @@ class Simulation:
 
     def check_closed(self, job: Job) -> None:
         assert job.ended
-        close = self.engine.book.entries.get(f"{job.id}/close")
-        assert close is not None, "every ended job is closed"
         assert job.charge is not None
+        paid = f"{job.whole}/settle/{job.part}" if job.whole else f"{job.id}/close"
+        close = self.engine.book.entries.get(paid)
+        if job.whole:
+            assert f"{job.id}/close" not in self.engine.book.entries, "a part has no hold of its own"
+            assert (close is not None) == (job.charge > 0), "a part with a charge is settled once"
+        else:
+            assert close is not None, "every ended job is closed"
+        if job.id in self.plans:
+            return self.check_whole(job)
         assert 0 <= job.charge <= job.hold, "a charge never exceeds its hold"
         assert job.attempt is None or job.attempt.state in ATTEMPT_ENDED
         for attempt in job.attempts:
@@ -436,6 +512,15 @@ class Simulation:
                     self.demands[job.id], TARIFF, [Segment(1, 0, 0, job.max_tokens)], finisher=1
                 )
                 assert job.charge == microcredits(whole[1]), "charged as if one worker had done it all"
+        return None
+
+    def check_whole(self, whole: Job) -> None:
+        parts = [self.part_now(part_id(whole.id, n)) for n in range(1, len(self.plans[whole.id]) + 1)]
+        made = [part for part in parts if part is not None]
+        assert all(part.ended for part in made), "a whole ends after its parts"
+        assert whole.charge == whole.settled == sum(part.charge or 0 for part in made), "and costs what they did"
+        if whole.state is JobState.SUCCEEDED:
+            assert len(made) == len(parts), "a whole succeeds with all of its parts"
 
     def expected(self, job: Job) -> str:
         return "".join(word(job.id, i) for i in range(job.max_tokens))
@@ -456,6 +541,9 @@ class Simulation:
                 submitted += 1
             if self.rng.random() < 0.01 and self.engine.lives:
                 self.engine.cancel(self.rng.choice(list(self.engine.lives)), self.now, "the client went away")
+            if self.rng.random() < 0.01 and self.engine.wholes:
+                self.unwanted.add(self.rng.choice(list(self.engine.wholes)))
+            self.feed()
             for fake in self.fakes.values():
                 self.step_worker(fake)
             for sender, to, message in self.network.due(self.now):
@@ -463,15 +551,18 @@ class Simulation:
             self.tick()
             self.check_safety()
             self.check_kept()
-            if submitted == jobs and not self.engine.lives and self.now > 1_000 + HEAL_S:
+            if submitted == jobs and not (self.engine.lives or self.engine.wholes) and self.now > 1_000 + HEAL_S:
                 break
         self.check_liveness()
         return tuple(sorted((j.id, j.state.value, j.charge) for j in self.disk_jobs.values()))
 
     def check_liveness(self) -> None:
         self.tick()
-        assert not self.engine.lives, "once faults stop, every job ends"
+        assert not self.engine.lives and not self.engine.wholes, "once faults stop, every job ends"
         assert all(job.ended for job in self.disk_jobs.values())
         assert all(a.reserved == 0 for a in self.engine.book.accounts.values()), "no hold is left"
         for job in self.disk_jobs.values():
-            assert f"{job.id}/close" in self.disk_entries, "each accepted job was closed on disk"
+            if not job.whole:
+                assert f"{job.id}/close" in self.disk_entries, "each accepted job was closed on disk"
+            elif job.charge:
+                assert f"{job.whole}/settle/{job.part}" in self.disk_entries, "each part was paid on disk"

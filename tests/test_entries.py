@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.core.entries import Payment, close, hold, line, opening, release, retire, settle, transfer
-from coordinator.core.jobs import AccountId, WorkerId
+from coordinator.core.jobs import AccountId, WorkerId, part_id
 from coordinator.core.ledger import COMMONS, LINES, Account, Book, Bucket, Overdrawn, Posted
 
 A, B, C = (AccountId(f"acc_{n}") for n in "abc")
@@ -64,7 +64,7 @@ def test_settlements_leave_the_hold_and_the_close_returns_the_rest() -> None:
     made, job = book(1_000), JOB
     made.post(hold(job))
     for number, amount in ((1, 300), (2, 200)):
-        entry = settle(job, [Payment(1, B, amount, 10)])
+        entry = settle(job, number, [Payment(1, B, amount, 10)])
         assert entry.id == f"job_1/settle/{number}"
         made.post(entry)
         job = replace(job, settled=job.settled + amount, settlements=number)
@@ -72,18 +72,20 @@ def test_settlements_leave_the_hold_and_the_close_returns_the_rest() -> None:
     made.post(close(job, [Payment(2, C, 100, 0)]))
     assert (made.accounts[A].main, made.accounts[A].reserved) == (-600, 0)
     assert [made.accounts[who].main for who in (B, C, COMMONS)] == [480, 100, 20]
-    made.forget(job.id, job.settlements)
+    made.forget(job.id)
+    for number in (1, 2):
+        made.forget(part_id(job.id, number), job.id, number)
     assert not [cause for cause in made.entries if cause.startswith("job_1")]
 
 
 def test_settlements_and_close_never_exceed_the_hold() -> None:
     job = replace(JOB, settled=900, settlements=3)
     with pytest.raises(AssertionError, match="101 is more than is left of its hold"):
-        settle(job, [Payment(1, B, 101, 0)])
+        settle(job, 4, [Payment(1, B, 101, 0)])
     with pytest.raises(AssertionError, match="charge 101 outside its hold 100"):
         close(job, [Payment(1, B, 101, 0)])
     with pytest.raises(AssertionError):
-        settle(job, [])
+        settle(job, 4, [])
 
 
 def test_what_was_held_is_released_once() -> None:

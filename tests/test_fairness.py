@@ -92,7 +92,7 @@ def test_a_close_counts_for_both_sides_and_the_fee_for_neither() -> None:
 def test_settlements_and_earnings_that_are_held_count_like_closes() -> None:
     known = Contributions()
     job = job_of(demand(), account=A, hold=10**12)
-    known.take(entries.settle(job, [Payment(1, B, 50 * CREDIT, 0)]))
+    known.take(entries.settle(job, 1, [Payment(1, B, 50 * CREDIT, 0)]))
     known.take(closed(A, (B, 50 * CREDIT), bucket=Bucket.HELD))
     assert (known.of(A), known.of(B)) == (-100 * CREDIT, 99 * CREDIT)
 

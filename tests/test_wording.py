@@ -139,7 +139,7 @@ def test_no_entry_is_without_words(said: str) -> None:
     job = new_job()
     made = [
         entries.hold(job, said),
-        entries.settle(job, [Payment(1, BOB, 100, 2)], said),
+        entries.settle(job, 1, [Payment(1, BOB, 100, 2)], said),
         entries.close(job, [Payment(1, BOB, 100, 2)], said),
         entries.close(job, [], said),
         entries.grant("c", BOB, 5, said),

@@ -28,6 +28,12 @@ def of_refund(job: Job, why: str) -> str:
     return written(kind=job.kind.value, model=job.model, why=why)
 
 
+def of_rest(job: Job, why: str) -> str:
+    """Of the close of a whole, whose parts were charged along the way."""
+    facts = {"kind": job.kind.value, "model": job.model, "settled": job.settled}
+    return written(**facts, why=why) if why else written(**facts)
+
+
 def of_work(
     job: Job,
     demand: Demand,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs, ledger
 from coordinator.core.fleet import Fleet, Worker
-from coordinator.core.jobs import Job, WorkerId
+from coordinator.core.jobs import Job, JobId, WorkerId
 from coordinator.core.line import Line
 from coordinator.core.messages import Effects
 from coordinator.core.rules import Rules
@@ -18,11 +18,14 @@ from coordinator.core.standing import Standing
 
 @dataclass(slots=True)
 class Earnings:
+    """`recent`: jobs that ended, remembered for receipts."""
+
     rules: Rules
     book: ledger.Book
     fleet: Fleet
     effects: Effects = field(default_factory=Effects)
     line: Line = field(default_factory=Line)
+    recent: dict[JobId, Job] = field(default_factory=dict)
     _proven_at: float = 0.0
 
     def post(self, entry: ledger.Entry) -> ledger.Posted:
@@ -98,3 +101,12 @@ class Earnings:
             self.effects.entries.append(entry)
             self.effects.accounts.update(p.account for p in entry.postings)
         return posted
+
+    def _remember(self, job: Job) -> None:
+        """It has ended."""
+        self.effects.jobs[job.id] = job
+        self.effects.closed.append(job)
+        self.recent[job.id] = job
+        while len(self.recent) > self.rules.recent_max:
+            old = self.recent.pop(next(iter(self.recent)))
+            self.book.forget(old.id, old.whole, old.part)

@@ -3,12 +3,12 @@
 `Engine.tick` is the main flow. No clock and no sockets: every method gets `now`. What is decided is collected
 in `Effects`; `tick` plans, and hands the effects over to be committed, sent and told, in that order.
 
-The engine stands on three layers that share its state, each of which calls only downwards: `Earnings` (the
-book and whose earnings are free), `OpenJobs` (what can happen to a job), `Reports` (what workers say). On
-top are here the members' requests and time.
+The engine stands on four layers that share its state, each of which calls only downwards: `Earnings` (the
+book and whose earnings are free), `Wholes` (jobs that are done in parts), `OpenJobs` (what can happen to a
+job), `Reports` (what workers say). On top are here the members' requests and time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
@@ -40,12 +40,15 @@ class Engine(Reports):
     def submit(
         self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
     ) -> None:
-        """Set the worst case aside and queue the job. Raises Impossible or Overdrawn and changes nothing."""
+        """Set the worst case aside and queue the job. Raises Impossible or Overdrawn, of a part NoRoom, and
+        changes nothing."""
         assert job.id not in self.lives, "job ids are random"
         live = self._live(job, demand, count, memory_bytes, now)
         if why := self._impossible(live):
             raise Impossible(why)
-        if job.hold:
+        if job.whole is not None:
+            self._promise(job)
+        elif job.hold:
             self._post(entries.hold(job, details.of_hold(job)))
         self._enqueue(live)
 
@@ -54,6 +57,8 @@ class Engine(Reports):
     ) -> None:
         """Go on with a stored job after a restart: its hold stands, what was running is queued again."""
         live = self._live(job, demand, count, memory_bytes, now)
+        if job.whole is not None:
+            self._promise(job)
         if job.state is JobState.RUNNING:
             assert job.attempt is not None
             ended = jobs.move_attempt(
@@ -65,16 +70,16 @@ class Engine(Reports):
             self._enqueue(live)
 
     def abandon(self, job: Job, now: float) -> None:
-        """Return the hold of an interactive job that a crash of the coordinator cut off."""
+        """Return the hold of a job that a crash of the coordinator cut off, or the promise of a part."""
         if job.attempt is not None and job.attempt.state not in jobs.ATTEMPT_ENDED:
             job = jobs.with_attempt(
                 job,
                 jobs.move_attempt(job.attempt, AttemptEvent.LOST, now=now, why="the coordinator restarted"),
             )
         why = "the coordinator restarted while it ran; nothing was charged"
-        if job.hold:
+        if job.hold and job.whole is None:
             self._post(entries.close(job, [], details.of_refund(job, why)))
-        job = replace(job, charge=job.settled)
+        job = replace(job, charge=0)
         self._remember(jobs.move(job, JobEvent.GAVE_UP, now=now, why=why, code="coordinator_restarted"))
 
     def cancel(self, job_id: JobId, now: float, why: str) -> bool:
@@ -91,16 +96,6 @@ class Engine(Reports):
         if (live := self.lives.get(job_id)) is not None:
             self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
             self._close(live, JobEvent.GAVE_UP, now, why=why, code=code)
-
-    def settle(self, job_id: JobId, payments: Sequence[entries.Payment], details: str = "{}") -> bool:
-        """Pay a part of a long job along the way. False: the job has ended."""
-        if (live := self.lives.get(job_id)) is None:
-            return False
-        self._post(entries.settle(live.job, payments, details))
-        paid = sum(p.amount for p in payments)
-        job = replace(live.job, settled=live.job.settled + paid, settlements=live.job.settlements + 1)
-        self._change(live, job)
-        return True
 
     # -- time ------------------------------------------------------------------------------------
 

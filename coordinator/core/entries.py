@@ -34,13 +34,13 @@ def hold(job: Job, details: str = NOTHING) -> Entry:
     return Entry(f"{job.id}/hold", Code.HOLD, postings, job.id, details)
 
 
-def settle(job: Job, payments: Iterable[Payment], details: str = NOTHING) -> Entry:
-    """Pay a part of a long job along the way, out of its hold; `job` is as it was before."""
+def settle(job: Job, part: int, payments: Iterable[Payment], details: str = NOTHING) -> Entry:
+    """Pay one part of a whole, once, out of the whole's hold; `job` is the whole as it was before."""
     paid = tuple(payments)
     charge = sum(p.amount for p in paid)
     assert 0 < charge <= job.hold - job.settled, f"{job.id}: {charge} is more than is left of its hold"
     postings = [Posting(job.account, Bucket.RESERVED, -charge), *_earned(paid)]
-    return Entry(f"{job.id}/settle/{job.settlements + 1}", Code.SETTLE, tuple(postings), job.id, details)
+    return Entry(f"{job.id}/settle/{part}", Code.SETTLE, tuple(postings), job.id, details)
 
 
 def close(job: Job, payments: Iterable[Payment], details: str = NOTHING) -> Entry:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from coordinator.core.jobs import AccountId, Job, JobId
+from coordinator.core.jobs import AccountId, Job, JobId, Kind
 
 WEIGHT_MIN = 1e-9
 
@@ -35,6 +35,8 @@ CLASSES = tuple(JobClass)
 
 
 def class_of(job: Job) -> JobClass:
+    if job.kind is Kind.FINETUNE:
+        return JobClass.FINETUNE
     return JobClass.BATCH if job.stored else JobClass.INTERACTIVE
 
 

@@ -23,6 +23,11 @@ class Kind(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    BATCH = "batch"  # a whole: no worker gets it, only its parts
+    FINETUNE = "finetune"  # a whole, and each of its parts
+
+
+WHOLES = frozenset({Kind.BATCH, Kind.FINETUNE})
 
 
 class JobState(StrEnum):
@@ -152,10 +157,13 @@ class Job:
     """What the pool knows of one request without its text. Amounts are microcredits.
 
     `hold` is what was set aside (0 for a job that may only run on its member's own workers), `quote` the
-    most it can cost, `settled` what was paid out of the hold along the way, by so many
-    `settlements`. `only` limits it to certain
-    workers; empty means any. `key` is the API key that asked, whose own limits count too. `attempts` are in
-    the order of their numbers; of refused ones only the last few are kept here, the database has them all.
+    most it can cost. `only` limits it to certain workers; empty means any. `key` is the API key that asked,
+    whose own limits count too. `attempts` are in the order of their numbers; of refused ones only the last
+    few are kept here, the database has them all.
+
+    A batch or a fine-tune is a whole, done in parts: jobs whose `whole` names it, each with its number `part`
+    from 1. What a part is charged is settled out of the whole's hold, of which its own `hold` is a promise;
+    `settled` of the whole is what its parts were charged so far, by so many `settlements`.
     """
 
     id: JobId
@@ -170,6 +178,8 @@ class Job:
     max_tokens: int  # for each choice; 0 for an embedding
     choices: int = 1
     key: str = ""
+    whole: JobId | None = None
+    part: int = 0
     settled: int = 0
     settlements: int = 0
     stored: bool = False  # survives a restart of the coordinator; interactive answers do not
@@ -195,6 +205,11 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in JOB_ENDED
+
+
+def part_id(whole: JobId, part: int) -> JobId:
+    """Follows from its cause, so that a part is made once, whoever asks again."""
+    return JobId(f"{whole}.{part}")
 
 
 def move(job: Job, event: JobEvent, *, now: float, why: str = "", code: str = "") -> Job:

@@ -156,10 +156,12 @@ class Book:
                 del self.entries[self.others.popleft()]
         return Posted.CREATED
 
-    def forget(self, job: JobId, settlements: int) -> None:
-        """The entries of a job that ended long ago."""
-        for cause in ("hold", "close", *(f"settle/{n}" for n in range(1, settlements + 1))):
+    def forget(self, job: JobId, part_of: JobId | None = None, part: int = 0) -> None:
+        """The entries of a job that ended long ago. What a part was paid stands under its whole's name."""
+        for cause in ("hold", "close"):
             self.entries.pop(f"{job}/{cause}", None)
+        if part_of is not None:
+            self.entries.pop(f"{part_of}/settle/{part}", None)
 
     def total(self) -> int:
         """All money; 0 at every moment."""

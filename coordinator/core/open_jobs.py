@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
-from coordinator.core.earnings import Earnings
 from coordinator.core.fairness import class_of
 from coordinator.core.fleet import LOADING
 from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, MemberId, WorkerId
@@ -19,14 +18,12 @@ from coordinator.core.messages import SendCancel
 from coordinator.core.output import Choice, Output
 from coordinator.core.pricing import Demand, charge_units, payments
 from coordinator.core.schedule import impossible
+from coordinator.core.wholes import Wholes
 
 
 @dataclass(slots=True)
-class OpenJobs(Earnings):
-    """`recent`: jobs that ended, remembered for receipts."""
-
+class OpenJobs(Wholes):
     lives: dict[JobId, Live] = field(default_factory=dict)
-    recent: dict[JobId, Job] = field(default_factory=dict)
     queue: dict[JobId, None] = field(default_factory=dict)
     running: dict[MemberId, int] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)  # of members; the shell knows them
@@ -150,13 +147,12 @@ class OpenJobs(Earnings):
             units = charge_units(live.demand, tariff, segments, finisher)
             paid = payments(units, job.attempts, job.account, tariff, self._bucket_of)
             said = details.of_work(job, live.demand, tariff, segments, finisher, paid)
-        if job.hold:
-            self._post(entries.close(job, paid, said))
+        self._pay(job, paid, said)
         earned = {p.attempt: p for p in paid}
         self._credit(job, earned, now)
         job = replace(
             job,
-            charge=job.settled + sum(p.amount for p in paid),
+            charge=sum(p.amount for p in paid),
             output_tokens=live.output.tokens,
             attempts=tuple(_paid(attempt, earned.get(attempt.number)) for attempt in job.attempts),
         )
@@ -164,14 +160,6 @@ class OpenJobs(Earnings):
         self.queue.pop(job.id, None)
         self.line.leave(job.id, job.charge)
         self._remember(jobs.move(job, event, now=now, why=why, code=code))
-
-    def _remember(self, job: Job) -> None:
-        self.effects.jobs[job.id] = job
-        self.effects.closed.append(job)
-        self.recent[job.id] = job
-        while len(self.recent) > self.rules.recent_max:
-            old = self.recent.pop(next(iter(self.recent)))
-            self.book.forget(old.id, old.settlements)
 
 
 def _paid(attempt: jobs.Attempt, payment: entries.Payment | None) -> jobs.Attempt:

@@ -16,6 +16,7 @@ COMMONS: Final = "commons"
 LINES: Final = "lines"  # lends for the pool; it has no money and no floor
 MAIN, RESERVED, HELD, CREDIT_LINE = "main", "reserved", "held", "credit_line"
 CODES: Final = ("hold", "settle", "close", "grant", "transfer", "line", "release", "retire")
+PART_DIGITS_MAX: Final = 9
 BUCKETS: Final = {MAIN: 0, RESERVED: 1, HELD: 2, CREDIT_LINE: 3}
 
 
@@ -25,7 +26,7 @@ class JobMoney:
 
     payer: str
     left: int  # of its hold
-    settlements: int = 0
+    settled: set[int] = field(default_factory=set)  # the parts of it that were paid, by their numbers
     closed_by: int = 0  # the number of its close; 0 while the hold is open
     charge: int = 0
     refunded: bool = False  # its close pays nobody
@@ -58,6 +59,7 @@ class Books:
     opened: set[str] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)  # of entries without a job; those of jobs follow from `jobs`
     jobs: dict[str, JobMoney] = field(default_factory=dict)
+    parts: dict[str, JobMoney] = field(default_factory=dict)  # of jobs that are done in parts, by the part's id
     totals: Totals = field(default_factory=Totals)
 
     def take(self, entry: EntryLine) -> None:
@@ -134,14 +136,19 @@ class Books:
 
     def _settle(self, entry: EntryLine) -> None:
         money = self._open(entry)
-        money.settlements += 1
-        _job(entry, f"settle/{money.settlements}")
+        number = _part(entry)
+        job = _job(entry, f"settle/{number}")
+        if number in money.settled:
+            raise _Wrong(f"pays part {number} of its job a second time")
+        money.settled.add(number)
         payer, bucket, less = entry.postings[0]
         if (payer, bucket) != (money.payer, RESERVED) or less >= 0:
             raise _Wrong("is no settlement: it must pay out of its own job's hold")
+        part = self.parts[f"{job}.{number}"] = JobMoney(payer, -less)
         self._pay(money, -less, entry.postings[1:])
+        part.payees, part.closed_by, part.charge, part.left = _payees(entry.postings[1:]), entry.number, -less, 0
         if self._mine(entry):
-            self.totals.not_recomputed += 1
+            self._recompute(entry, part, -less, settles=True)
 
     def _close(self, entry: EntryLine) -> None:
         money = self._open(entry)
@@ -160,7 +167,8 @@ class Books:
         if self._mine(entry):
             self._recompute(entry, money, left)
 
-    def _recompute(self, entry: EntryLine, money: JobMoney, left: int) -> None:
+    def _recompute(self, entry: EntryLine, money: JobMoney, left: int, *, settles: bool = False) -> None:
+        """`settles`: a part's charge leaves the hold, and nothing is returned yet."""
         assert entry.details is not None  # `_balances` has seen it
         try:
             found = recomputed(entry.details, payer=money.payer, left=left, owners=self.owners)
@@ -169,6 +177,8 @@ class Books:
         if found is None:
             self.totals.not_recomputed += 1
             return
+        if settles:
+            del found.postings[1]
         _same_postings(entry, found)
         money.tokens, money.amounts = found.tokens, found.amounts
         self.totals.recomputed += 1
@@ -243,8 +253,8 @@ class Books:
                 raise _Wrong("takes something from an account that is not its payer's")
             if account == COMMONS:
                 self.totals.fees += amount
-            else:
-                money.payees[account] = money.payees.get(account, 0) + amount
+        for account, amount in _payees(paid).items():
+            money.payees[account] = money.payees.get(account, 0) + amount
         money.left -= charge
         money.charge += charge
         self.totals.charged += charge
@@ -261,6 +271,22 @@ def _job(entry: EntryLine, cause: str) -> str:
     if entry.job is None or entry.id != f"{entry.job}/{cause}":
         raise _Wrong(f"has an id that does not follow from its cause: it should be JOB/{cause}")
     return entry.job
+
+
+def _part(entry: EntryLine) -> int:
+    number = entry.id.rpartition("/")[2]
+    if not (number.isascii() and number.isdecimal() and 0 < len(number) <= PART_DIGITS_MAX and number[0] != "0"):
+        raise _Wrong("has an id that does not follow from its cause: it should be JOB/settle/PART")
+    return int(number)
+
+
+def _payees(paid: list[list[Any]]) -> dict[str, int]:
+    """Microcredits by account, without the fee."""
+    found: dict[str, int] = {}
+    for account, _, amount in paid:
+        if account != COMMONS:
+            found[account] = found.get(account, 0) + amount
+    return found
 
 
 def _cause(entry: EntryLine, code: str) -> str:

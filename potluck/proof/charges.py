@@ -43,9 +43,9 @@ def recomputed(details: str, *, payer: str, left: int, owners: Mapping[str, str]
     if not isinstance(said, dict):
         return None
     if not said.keys() & (PARTS - {"kind"}):
-        if "why" not in said:
+        if not said.keys() & {"why", "settled"}:
             return None
-        return Recomputed([[payer, "reserved", -left], [payer, "main", left]], {}, {})  # a refund
+        return Recomputed([[payer, "reserved", -left], [payer, "main", left]], {}, {})  # a refund, or the rest of a whole
     if missing := PARTS - said.keys():
         raise ValueError(f"has details without {', '.join(sorted(missing))}")
     demand, tariff, segments, finisher = _arguments(said)

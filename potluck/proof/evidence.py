@@ -9,6 +9,7 @@ part is checked where the close is in clear.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final
 
 from potluck.proof.books import JobMoney
@@ -28,6 +29,7 @@ class Evidence:
 
     owners: Mapping[str, str]
     jobs: Mapping[str, JobMoney]
+    parts: Mapping[str, JobMoney]
     states: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(STATES, 0)))
     free: int = 0  # matched, for a job that had no hold: it ran on its member's own workers
     unpaid: int = 0  # matched, but the job came to nothing later and was refunded, or is still open
@@ -47,8 +49,8 @@ class Evidence:
         """Payees of closed jobs for whose work no receipt is here: lost, or not yet arrived."""
         return sum(
             (job, account) not in self.witnessed
-            for job, money in self.jobs.items()
-            if money.closed_by
+            for job, money in chain(self.jobs.items(), self.parts.items())
+            if money.closed_by and not money.settled  # whose parts have receipts of their own
             for account in money.payees
         )
 
@@ -73,7 +75,7 @@ class Evidence:
             )
         owner = self.owners[receipt.worker]
         self.witnessed.add((job, owner))
-        money = self.jobs.get(job)
+        money = self.jobs.get(job) or self.parts.get(job)
         if receipt.state == VOID and money is not None and not (money.closed_by and money.refunded):
             what = "is not closed" if not money.closed_by else f"was charged by entry {money.closed_by}"
             raise ValueError(f"it is void, as of a job that came to nothing, but {shown(job)} {what}")
@@ -84,7 +86,11 @@ class Evidence:
         self, job: str, attempt: int, owner: str, claimed: int, money: JobMoney | None, *, exact: bool
     ) -> None:
         if money is None:
-            self.free += 1
+            whole = self.jobs.get(job.rpartition(".")[0])
+            if whole is None:
+                self.free += 1
+            else:  # a part that came to nothing in the end
+                self.unpaid += owner != whole.payer
             return
         if not money.closed_by or (money.refunded and not money.payees):
             self.unpaid += owner != money.payer

@@ -232,7 +232,7 @@ class _Walk:
         self.line = 1 + len(self.workers)
         owners = {worker.id: worker.account for worker in self.workers.values()}
         self.books = Books(self.pool.account, owners, self.openings)
-        self.evidence = Evidence(owners, self.books.jobs)
+        self.evidence = Evidence(owners, self.books.jobs, self.books.parts)
 
     @property
     def expected(self) -> int:
