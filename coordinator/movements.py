@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import tables
+from coordinator.core.entries import worked
 from coordinator.core.jobs import AccountId, JobId
 from coordinator.core.ledger import Bucket, Code, Recorded
 from coordinator.database import Database
@@ -240,7 +241,7 @@ async def _records(
 
 async def _known(connection: AsyncConnection, records: Iterable[Recorded]) -> Known:
     entries = [recorded.entry for recorded in records]
-    jobs = {entry.job for entry in entries if entry.job is not None}
+    jobs = {job for entry in entries if (job := worked(entry)) is not None}
     tries = (
         select(_ATTEMPTS.c.job_id, _ATTEMPTS.c.number, _ATTEMPTS.c.owner_id, _WORKERS.c.name)
         .join(_WORKERS, _WORKERS.c.id == _ATTEMPTS.c.worker_id)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from coordinator.core.entries import OPENED
+from coordinator.core.entries import OPENED, worked
 from coordinator.core.ledger import COMMONS, LINES, Bucket, Code, Entry, Posting
 from coordinator.movements import Known
 from potluck import credits as amounts
@@ -62,10 +62,10 @@ class Telling:
         return COMMONS_NAME if account == COMMONS else self.known.members.get(account, SOMEBODY)
 
     def worker(self, attempt: int) -> str:
-        return self.known.tries.get((self.entry.job or "", attempt), ("", "a worker"))[1]
+        return self.known.tries.get((worked(self.entry) or "", attempt), ("", "a worker"))[1]
 
     def owner(self, attempt: int) -> str:
-        return self.known.tries.get((self.entry.job or "", attempt), ("", ""))[0]
+        return self.known.tries.get((worked(self.entry) or "", attempt), ("", ""))[0]
 
     @property
     def note(self) -> str:
@@ -106,9 +106,12 @@ def _own_postings(entry: Entry) -> int:
 
 
 def _asked(told: Telling) -> str:
-    details, part = told.details, " (a part)" if told.entry.code is Code.SETTLE else ""
+    details, part = told.details, _part(told.entry)
     why = details.get("why") or told.job_why
     if "segments" not in details:
+        if "settled" in details:
+            ended = f" ({one_line(str(why))})" if why else ""
+            return f"returned: what the parts of {told.entry.job} did not need{ended}"
         if told.entry.code is Code.CLOSE and len(told.entry.postings) == 2:
             return f"returned: {one_line(str(why or 'nothing was charged'))}"
         return f"asked {_model(told)}{part}: job {told.entry.job}"
@@ -127,15 +130,18 @@ def _asked(told: Telling) -> str:
         free = own == out and (out > 0 or told.owner(finisher or 0) == told.reader)
     where = " on your own machines" if free else ""
     also = f", {own} of them by your own machines" if own and not free else ""
-    ended = told.job_why and told.entry.code is Code.CLOSE
-    end = f" ({one_line(told.job_why)})" if ended else ""
+    end = f" ({one_line(told.job_why)})" if told.job_why and told.entry.code is Code.CLOSE else ""
     return f"asked {_model(told)}{where}{part}: {tokens}{also}{', free' if free else ''}{end}"
+
+
+def _part(entry: Entry) -> str:
+    return f", part {entry.id.rpartition('/')[2]} of {entry.job}" if entry.code is Code.SETTLE else ""
 
 
 def _served(told: Telling) -> str:
     details = told.details
     paid = [p for p in details.get("paid", []) if isinstance(p, dict) and p.get("account") == told.reader]
-    whose = f"for {told.name(told.payer)}'s job {told.entry.job}"
+    whose = f"for {told.name(told.payer)}'s job {worked(told.entry)}"
     if not paid:
         return f"served {_model(told)} {whose}"
     tokens = sum(p.get("tokens", 0) for p in paid)

@@ -17,7 +17,7 @@ from fixtures_store import AT, LINE, NOW, World, url_in
 
 from coordinator.ca import CertificateAuthority
 from coordinator.core import details, entries
-from coordinator.core.jobs import Attempt, AttemptState, Job, JobEvent, Kind, move, with_attempt
+from coordinator.core.jobs import Attempt, AttemptState, Job, JobEvent, Kind, move, part_id, with_attempt
 from coordinator.core.ledger import Bucket, Entry
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, payments, quote
 from coordinator.core.receipts import ReceiptState
@@ -58,6 +58,41 @@ class Books(World):
         self, job: Job, demand: Demand, delivered: Sequence[tuple[int, int]], *, held: bool = False
     ) -> Job:
         """The end of a job to which these workers (index, tokens) delivered, one after the other."""
+        job, paid, said = self._charged(job, demand, delivered, held=held)
+        ended = replace(move(job, JobEvent.SUCCEEDED, now=NOW), charge=sum(p.amount for p in paid))
+        await self.store.commit(self.batch([self.record(entries.close(job, paid, said))], [ended]))
+        return ended
+
+    async def whole(self, member: int, parts: int, tokens: int) -> Job:
+        """A batch of as many lines of so many tokens at most; its hold is enough for all."""
+        worst = parts * quote(Demand(Kind.CHAT, SHAPE, (100,), tokens), TARIFF)
+        job = replace(self.job(member), kind=Kind.BATCH, stored=True, quote=worst, hold=worst)
+        job = move(job, JobEvent.ASSIGNED, now=NOW)
+        await self.store.commit(self.batch([self.record(entries.hold(job, details.of_hold(job)))], [job]))
+        return job
+
+    async def part(self, whole: Job, number: int, tokens: int, worker: int) -> Job:
+        """A line that this worker answers; the whole as it is afterwards."""
+        demand = Demand(Kind.CHAT, SHAPE, (100,), tokens)
+        part = replace(whole, id=part_id(whole.id, number), kind=Kind.CHAT, whole=whole.id, part=number)
+        part = replace(part, hold=quote(demand, TARIFF), settled=0, settlements=0)
+        part, paid, said = self._charged(part, demand, [(worker, tokens)])
+        charge = sum(p.amount for p in paid)
+        ended = replace(move(part, JobEvent.SUCCEEDED, now=NOW), charge=charge)
+        entry = entries.settle(whole, number, paid, said)
+        whole = replace(whole, settled=whole.settled + charge, settlements=whole.settlements + 1)
+        await self.store.commit(self.batch([self.record(entry)], [whole, ended]))
+        await self.receipt(part, 1, worker, tokens)
+        return whole
+
+    async def close_whole(self, whole: Job) -> None:
+        entry = entries.close(whole, [], details.of_rest(whole, ""))
+        ended = replace(move(whole, JobEvent.SUCCEEDED, now=NOW), charge=whole.settled)
+        await self.store.commit(self.batch([self.record(entry)], [ended]))
+
+    def _charged(
+        self, job: Job, demand: Demand, delivered: Sequence[tuple[int, int]], *, held: bool = False
+    ) -> tuple[Job, list[entries.Payment], str]:
         segments, start = [], 0
         for number, (index, tokens) in enumerate(delivered, 1):
             owner = self.workers[index]
@@ -76,9 +111,7 @@ class Books(World):
         if held:
             paid = [replace(payment, bucket=Bucket.HELD) for payment in paid]
         said = details.of_work(job, demand, TARIFF, segments, finisher, paid)
-        ended = replace(move(job, JobEvent.SUCCEEDED, now=NOW), charge=sum(p.amount for p in paid))
-        await self.store.commit(self.batch([self.record(entries.close(job, paid, said))], [ended]))
-        return ended
+        return job, paid, said
 
     async def refund(self, job: Job) -> Job:
         ended = move(job, JobEvent.GAVE_UP, now=NOW, why="nobody could")

@@ -518,7 +518,9 @@ class Simulation:
         parts = [self.part_now(part_id(whole.id, n)) for n in range(1, len(self.plans[whole.id]) + 1)]
         made = [part for part in parts if part is not None]
         assert all(part.ended for part in made), "a whole ends after its parts"
-        assert whole.charge == whole.settled == sum(part.charge or 0 for part in made), "and costs what they did"
+        assert whole.charge == whole.settled == sum(part.charge or 0 for part in made), (
+            "and costs what they did"
+        )
         if whole.state is JobState.SUCCEEDED:
             assert len(made) == len(parts), "a whole succeeds with all of its parts"
 
@@ -551,14 +553,19 @@ class Simulation:
             self.tick()
             self.check_safety()
             self.check_kept()
-            if submitted == jobs and not (self.engine.lives or self.engine.wholes) and self.now > 1_000 + HEAL_S:
+            if (
+                submitted == jobs
+                and not (self.engine.lives or self.engine.wholes)
+                and self.now > 1_000 + HEAL_S
+            ):
                 break
         self.check_liveness()
         return tuple(sorted((j.id, j.state.value, j.charge) for j in self.disk_jobs.values()))
 
     def check_liveness(self) -> None:
         self.tick()
-        assert not self.engine.lives and not self.engine.wholes, "once faults stop, every job ends"
+        assert not self.engine.lives, "once faults stop, every job ends"
+        assert not self.engine.wholes, "and every whole"
         assert all(job.ended for job in self.disk_jobs.values())
         assert all(a.reserved == 0 for a in self.engine.book.accounts.values()), "no hold is left"
         for job in self.disk_jobs.values():

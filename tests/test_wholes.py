@@ -144,6 +144,8 @@ def test_after_a_restart_the_promises_are_those_of_the_open_parts() -> None:
     after.engine.restore_whole(before.engine.wholes[WHOLE].job)
     after.engine.restore(part, demand(), count=words, memory_bytes=0, now=after.now)
     assert whole_of(after).parts == {part.id: one}
-    after.engine.abandon(ask_part(before, 2), after.now)  # its text is gone: it costs nothing, and holds nothing
+    after.engine.abandon(
+        ask_part(before, 2), after.now
+    )  # its text is gone: it costs nothing, and holds nothing
     assert whole_of(after).left == one
-    assert not [entry for entry in after.engine.book.entries.values()]
+    assert not list(after.engine.book.entries.values())

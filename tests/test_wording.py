@@ -70,7 +70,7 @@ def worked(*tries: int, held: tuple[int, ...] = (), settled: bool = False) -> En
         if job.attempts[n - 1].owner != ALICE
     ]
     said = details.of_work(job, demand, Tariff(), segments, tries[-1] if tries else None, paid)
-    return (entries.settle if settled else entries.close)(job, paid, said)
+    return entries.settle(job, 3, paid, said) if settled else entries.close(job, paid, said)
 
 
 def test_several_attempts_are_told_to_each_owner_alone() -> None:
@@ -99,7 +99,7 @@ def test_what_is_held_back_says_until_when() -> None:
 
 def test_own_machines_are_free_and_a_part_of_a_long_job_is_a_part() -> None:
     assert told(worked(2), ALICE) == "asked tiny on your own machines: 7 tokens in, 20 out, free"
-    assert told(worked(1, settled=True), ALICE) == "asked tiny (a part): 7 tokens in, 10 out"
+    assert told(worked(1, settled=True), ALICE) == "asked tiny, part 3 of job_1: 7 tokens in, 10 out"
     assert told(worked(1, settled=True), BOB).startswith("served 10 tokens of tiny for alice's job job_1")
     assert told(worked(1, settled=True), COMMONS) == "fee for alice's job job_1"
 

@@ -7,7 +7,7 @@ JSON for people; the amounts stand in the postings alone.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coordinator.core.jobs import AccountId, Job, WorkerId
+from coordinator.core.jobs import AccountId, Job, JobId, WorkerId, part_id
 from coordinator.core.ledger import COMMONS, LINES, Account, Bucket, Code, Entry, Posting
 
 NOTHING = "{}"
@@ -41,6 +41,13 @@ def settle(job: Job, part: int, payments: Iterable[Payment], details: str = NOTH
     assert 0 < charge <= job.hold - job.settled, f"{job.id}: {charge} is more than is left of its hold"
     postings = [Posting(job.account, Bucket.RESERVED, -charge), *_earned(paid)]
     return Entry(f"{job.id}/settle/{part}", Code.SETTLE, tuple(postings), job.id, details)
+
+
+def worked(entry: Entry) -> JobId | None:
+    """The job whose attempts an entry pays: of a settlement the part."""
+    if entry.job is None or entry.code is not Code.SETTLE:
+        return entry.job
+    return part_id(entry.job, int(entry.id.rpartition("/")[2]))
 
 
 def close(job: Job, payments: Iterable[Payment], details: str = NOTHING) -> Entry:

@@ -36,7 +36,7 @@ class Wholes(Earnings):
 
     def open_whole(self, job: Job) -> None:
         """Set its worst case aside. Raises Overdrawn and changes nothing."""
-        assert job.kind in jobs.WHOLES and job.whole is None, f"{job.id} is no whole"
+        assert job.kind in jobs.WHOLES, f"{job.id} is no whole"
         if job.hold:
             self._post(entries.hold(job, details.of_hold(job)))
         self.restore_whole(job)
@@ -73,7 +73,9 @@ class Wholes(Earnings):
         if whole is None:
             raise NoRoom(f"{part.whole} has ended")
         if part.hold > whole.left:
-            raise NoRoom(f"{part.id} may cost {part.hold} microcredits, {whole.left} are left of {part.whole}")
+            raise NoRoom(
+                f"{part.id} may cost {part.hold} microcredits, {whole.left} are left of {part.whole}"
+            )
         whole.parts[part.id] = part.hold
 
     def _pay(self, job: Job, paid: Sequence[entries.Payment], said: str) -> None:

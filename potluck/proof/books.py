@@ -59,7 +59,9 @@ class Books:
     opened: set[str] = field(default_factory=set)
     ids: set[str] = field(default_factory=set)  # of entries without a job; those of jobs follow from `jobs`
     jobs: dict[str, JobMoney] = field(default_factory=dict)
-    parts: dict[str, JobMoney] = field(default_factory=dict)  # of jobs that are done in parts, by the part's id
+    parts: dict[str, JobMoney] = field(
+        default_factory=dict
+    )  # of jobs that are done in parts, by the part's id
     totals: Totals = field(default_factory=Totals)
 
     def take(self, entry: EntryLine) -> None:
@@ -146,7 +148,12 @@ class Books:
             raise _Wrong("is no settlement: it must pay out of its own job's hold")
         part = self.parts[f"{job}.{number}"] = JobMoney(payer, -less)
         self._pay(money, -less, entry.postings[1:])
-        part.payees, part.closed_by, part.charge, part.left = _payees(entry.postings[1:]), entry.number, -less, 0
+        part.payees, part.closed_by, part.charge, part.left = (
+            _payees(entry.postings[1:]),
+            entry.number,
+            -less,
+            0,
+        )
         if self._mine(entry):
             self._recompute(entry, part, -less, settles=True)
 
@@ -275,7 +282,9 @@ def _job(entry: EntryLine, cause: str) -> str:
 
 def _part(entry: EntryLine) -> int:
     number = entry.id.rpartition("/")[2]
-    if not (number.isascii() and number.isdecimal() and 0 < len(number) <= PART_DIGITS_MAX and number[0] != "0"):
+    if not (
+        number.isascii() and number.isdecimal() and 0 < len(number) <= PART_DIGITS_MAX and number[0] != "0"
+    ):
         raise _Wrong("has an id that does not follow from its cause: it should be JOB/settle/PART")
     return int(number)
 

@@ -45,7 +45,9 @@ def recomputed(details: str, *, payer: str, left: int, owners: Mapping[str, str]
     if not said.keys() & (PARTS - {"kind"}):
         if not said.keys() & {"why", "settled"}:
             return None
-        return Recomputed([[payer, "reserved", -left], [payer, "main", left]], {}, {})  # a refund, or the rest of a whole
+        return Recomputed(
+            [[payer, "reserved", -left], [payer, "main", left]], {}, {}
+        )  # a refund, or the rest of a whole
     if missing := PARTS - said.keys():
         raise ValueError(f"has details without {', '.join(sorted(missing))}")
     demand, tariff, segments, finisher = _arguments(said)

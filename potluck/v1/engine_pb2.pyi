@@ -149,6 +149,7 @@ class Start(_message.Message):
     WORK_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     @_builtins.property
@@ -157,6 +158,10 @@ class Start(_message.Message):
     def continuation(self) -> _work_pb2.Continuation: ...
     @_builtins.property
     def adapter(self) -> Global___LoadedAdapter: ...
+    @_builtins.property
+    def files(self) -> Global___TrainingFiles:
+        """of training"""
+
     def __init__(
         self,
         *,
@@ -164,14 +169,48 @@ class Start(_message.Message):
         work: _work_pb2.Work | None = ...,
         continuation: _work_pb2.Continuation | None = ...,
         adapter: Global___LoadedAdapter | None = ...,
+        files: Global___TrainingFiles | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "files", b"files", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "files", b"files", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Start: _TypeAlias = Start  # noqa: Y015
+
+@_typing.final
+class TrainingFiles(_message.Message):
+    """Local files of a training attempt, verified; "" where there is none. What is made goes into `folder`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    examples: _builtins.str
+    validation: _builtins.str
+    adapter: _builtins.str
+    state: _builtins.str
+    folder: _builtins.str
+    def __init__(
+        self,
+        *,
+        examples: _builtins.str = ...,
+        validation: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        state: _builtins.str = ...,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "examples", b"examples", "folder", b"folder", "state", b"state", "validation", b"validation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingFiles: _TypeAlias = TrainingFiles  # noqa: Y015
 
 @_typing.final
 class LoadedAdapter(_message.Message):
@@ -406,19 +445,23 @@ class Output(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[_work_pb2.Delta]: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_work_pb2.TrainingStep]: ...
     def __init__(
         self,
         *,
         attempt: _work_pb2.Attempt | None = ...,
         deltas: _abc.Iterable[_work_pb2.Delta] | None = ...,
+        steps: _abc.Iterable[_work_pb2.TrainingStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deltas", b"deltas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deltas", b"deltas", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,6 +475,7 @@ class Done(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     EMBEDDING_TOKENS_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     @_builtins.property
@@ -440,6 +484,10 @@ class Done(_message.Message):
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_work_pb2.Embedding]: ...
     @_builtins.property
     def embedding_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def trained(self) -> _work_pb2.Trained:
+        """its files lie in the attempt's folder, as adapter.safetensors and state.safetensors"""
+
     def __init__(
         self,
         *,
@@ -447,10 +495,11 @@ class Done(_message.Message):
         usage: _work_pb2.Usage | None = ...,
         embeddings: _abc.Iterable[_work_pb2.Embedding] | None = ...,
         embedding_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        trained: _work_pb2.Trained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "trained", b"trained", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "embedding_tokens", b"embedding_tokens", "embeddings", b"embeddings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "embedding_tokens", b"embedding_tokens", "embeddings", b"embeddings", "trained", b"trained", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -670,6 +670,7 @@ class Frame(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
@@ -679,6 +680,10 @@ class Frame(_message.Message):
     def prompt(self) -> _work_pb2.RenderedPrompt:
         """in the first frame of a first attempt"""
 
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_work_pb2.TrainingStep]:
+        """of training, instead of deltas"""
+
     def __init__(
         self,
         *,
@@ -686,10 +691,11 @@ class Frame(_message.Message):
         sequence: _builtins.int = ...,
         deltas: _abc.Iterable[_work_pb2.Delta] | None = ...,
         prompt: _work_pb2.RenderedPrompt | None = ...,
+        steps: _abc.Iterable[_work_pb2.TrainingStep] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deltas", b"deltas", "prompt", b"prompt", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deltas", b"deltas", "prompt", b"prompt", "sequence", b"sequence", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -727,21 +733,27 @@ class Completed(_message.Message):
 
     USAGE_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def usage(self) -> _work_pb2.Usage: ...
     @_builtins.property
     def embedding(self) -> Global___EmbeddingResult:
         """for embedding work"""
 
+    @_builtins.property
+    def trained(self) -> _work_pb2.Trained:
+        """for training; its artifacts were uploaded before"""
+
     def __init__(
         self,
         *,
         usage: _work_pb2.Usage | None = ...,
         embedding: Global___EmbeddingResult | None = ...,
+        trained: _work_pb2.Trained | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "trained", b"trained", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding", "trained", b"trained", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -376,34 +376,332 @@ class EmbeddingWork(_message.Message):
 Global___EmbeddingWork: _TypeAlias = EmbeddingWork  # noqa: Y015
 
 @_typing.final
+class Artifact(_message.Message):
+    """A file of the pool's artifact store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
+
+@_typing.final
+class LoraConfig(_message.Message):
+    """What is trained: LoRA factors on these layers, everything else stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    alpha: _builtins.float
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of modules, such as q_proj"""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "rank", b"rank", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraConfig: _TypeAlias = LoraConfig  # noqa: Y015
+
+@_typing.final
+class TrainingPlan(_message.Message):
+    """AdamW with decoupled weight decay, a linear warm-up and then `schedule`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    LORA_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_TOKENS_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_MAX_FIELD_NUMBER: _builtins.int
+    DPO_BETA_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """sft | dpo"""
+    epochs: _builtins.int
+    batch_size: _builtins.int
+    """examples of one optimizer step"""
+    sequence_tokens: _builtins.int
+    """the most of one example; what is longer is cut or refused at the upload"""
+    learning_rate: _builtins.float
+    """the highest"""
+    warmup_steps: _builtins.int
+    schedule: _builtins.str
+    """constant | linear | cosine"""
+    weight_decay: _builtins.float
+    gradient_norm_max: _builtins.float
+    dpo_beta: _builtins.float
+    seed: _builtins.int
+    """of the order of examples, the same on every worker"""
+    examples: _builtins.int
+    """lines of the training file"""
+    steps: _builtins.int
+    """of the whole fine-tune"""
+    @_builtins.property
+    def lora(self) -> Global___LoraConfig: ...
+    def __init__(
+        self,
+        *,
+        method: _builtins.str = ...,
+        lora: Global___LoraConfig | None = ...,
+        epochs: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        sequence_tokens: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+        warmup_steps: _builtins.int = ...,
+        schedule: _builtins.str = ...,
+        weight_decay: _builtins.float = ...,
+        gradient_norm_max: _builtins.float = ...,
+        dpo_beta: _builtins.float = ...,
+        seed: _builtins.int = ...,
+        examples: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lora", b"lora"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "dpo_beta", b"dpo_beta", "epochs", b"epochs", "examples", b"examples", "gradient_norm_max", b"gradient_norm_max", "learning_rate", b"learning_rate", "lora", b"lora", "method", b"method", "schedule", b"schedule", "seed", b"seed", "sequence_tokens", b"sequence_tokens", "steps", b"steps", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingPlan: _TypeAlias = TrainingPlan  # noqa: Y015
+
+@_typing.final
+class TrainingWork(_message.Message):
+    """A segment of a fine-tune from one checkpoint to the next, or one worker's share of a round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    LAST_STEP_FIELD_NUMBER: _builtins.int
+    LEASED_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    SECONDS_MAX_FIELD_NUMBER: _builtins.int
+    VALIDATE_FIELD_NUMBER: _builtins.int
+    first_step: _builtins.int
+    """of this segment, from 0"""
+    last_step: _builtins.int
+    """exclusive"""
+    delta: _builtins.bool
+    """of a round: answer what changed, in int8, and no state"""
+    seconds_max: _builtins.int
+    """a segment ends then at the latest, whatever its last step was to be"""
+    validate: _builtins.bool
+    """at the end, on all of `validation`"""
+    @_builtins.property
+    def plan(self) -> Global___TrainingPlan: ...
+    @_builtins.property
+    def examples(self) -> Global___Artifact:
+        """JSON lines, as they were checked at the upload"""
+
+    @_builtins.property
+    def validation(self) -> Global___Artifact:
+        """the same; absent: none"""
+
+    @_builtins.property
+    def adapter(self) -> Global___Artifact:
+        """safetensors with peft's names: where to go on from"""
+
+    @_builtins.property
+    def state(self) -> Global___Artifact:
+        """optimizer moments, safetensors; absent: none yet"""
+
+    @_builtins.property
+    def leased(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of a round: the examples of this share, by their lines from 0"""
+
+    def __init__(
+        self,
+        *,
+        plan: Global___TrainingPlan | None = ...,
+        examples: Global___Artifact | None = ...,
+        validation: Global___Artifact | None = ...,
+        adapter: Global___Artifact | None = ...,
+        state: Global___Artifact | None = ...,
+        first_step: _builtins.int = ...,
+        last_step: _builtins.int = ...,
+        leased: _abc.Iterable[_builtins.int] | None = ...,
+        delta: _builtins.bool = ...,
+        seconds_max: _builtins.int = ...,
+        validate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "examples", b"examples", "plan", b"plan", "state", b"state", "validation", b"validation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delta", b"delta", "examples", b"examples", "first_step", b"first_step", "last_step", b"last_step", "leased", b"leased", "plan", b"plan", "seconds_max", b"seconds_max", "state", b"state", "validate", b"validate", "validation", b"validation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingWork: _TypeAlias = TrainingWork  # noqa: Y015
+
+@_typing.final
 class Work(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHAT_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chat(self) -> Global___ChatWork: ...
     @_builtins.property
     def completion(self) -> Global___CompletionWork: ...
     @_builtins.property
     def embedding(self) -> Global___EmbeddingWork: ...
+    @_builtins.property
+    def training(self) -> Global___TrainingWork: ...
     def __init__(
         self,
         *,
         chat: Global___ChatWork | None = ...,
         completion: Global___CompletionWork | None = ...,
         embedding: Global___EmbeddingWork | None = ...,
+        training: Global___TrainingWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["chat", "completion", "embedding"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["chat", "completion", "embedding", "training"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Work: _TypeAlias = Work  # noqa: Y015
+
+@_typing.final
+class TrainingStep(_message.Message):
+    """One optimizer step. Losses are means over the tokens that count, in nats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TRAIN_LOSS_FIELD_NUMBER: _builtins.int
+    TRAIN_ACCURACY_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TARGET_TOKENS_FIELD_NUMBER: _builtins.int
+    GRADIENT_NORM_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """from 0"""
+    train_loss: _builtins.float
+    train_accuracy: _builtins.float
+    """of the next token"""
+    tokens: _builtins.int
+    """real ones, without padding, of prompts and answers"""
+    target_tokens: _builtins.int
+    """of them, those that the loss counts"""
+    gradient_norm: _builtins.float
+    learning_rate: _builtins.float
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        train_loss: _builtins.float = ...,
+        train_accuracy: _builtins.float = ...,
+        tokens: _builtins.int = ...,
+        target_tokens: _builtins.int = ...,
+        gradient_norm: _builtins.float = ...,
+        learning_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_norm", b"gradient_norm", "learning_rate", b"learning_rate", "step", b"step", "target_tokens", b"target_tokens", "tokens", b"tokens", "train_accuracy", b"train_accuracy", "train_loss", b"train_loss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingStep: _TypeAlias = TrainingStep  # noqa: Y015
+
+@_typing.final
+class Trained(_message.Message):
+    """What a segment came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    FIRST_STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SQUARE_TOKENS_FIELD_NUMBER: _builtins.int
+    VALID_LOSS_FIELD_NUMBER: _builtins.int
+    VALID_ACCURACY_FIELD_NUMBER: _builtins.int
+    first_step: _builtins.int
+    steps: _builtins.int
+    """done in this segment"""
+    tokens: _builtins.int
+    """real ones"""
+    square_tokens: _builtins.int
+    """the sum of the squares of the examples' lengths: what attention costs"""
+    valid_loss: _builtins.float
+    valid_accuracy: _builtins.float
+    @_builtins.property
+    def adapter(self) -> Global___Artifact:
+        """or the delta"""
+
+    @_builtins.property
+    def state(self) -> Global___Artifact: ...
+    def __init__(
+        self,
+        *,
+        adapter: Global___Artifact | None = ...,
+        state: Global___Artifact | None = ...,
+        first_step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        square_tokens: _builtins.int = ...,
+        valid_loss: _builtins.float | None = ...,
+        valid_accuracy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy", "_valid_loss", b"_valid_loss", "adapter", b"adapter", "state", b"state", "valid_accuracy", b"valid_accuracy", "valid_loss", b"valid_loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy", "_valid_loss", b"_valid_loss", "adapter", b"adapter", "first_step", b"first_step", "square_tokens", b"square_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "valid_accuracy", b"valid_accuracy", "valid_loss", b"valid_loss"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__valid_accuracy: _TypeAlias = _typing.Literal["valid_accuracy"]  # noqa: Y015
+    _WhichOneofArgType__valid_accuracy: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__valid_loss: _TypeAlias = _typing.Literal["valid_loss"]  # noqa: Y015
+    _WhichOneofArgType__valid_loss: _TypeAlias = _typing.Literal["_valid_loss", b"_valid_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_accuracy) -> _WhichOneofReturnType__valid_accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_loss) -> _WhichOneofReturnType__valid_loss | None: ...
+
+Global___Trained: _TypeAlias = Trained  # noqa: Y015
 
 @_typing.final
 class RenderedPrompt(_message.Message):
