@@ -37,7 +37,7 @@ FILES_AT_ONCE: Final = 3
 
 __all__ = [
     "ArtifactSource", "DigestMismatch", "DiskFull", "FetchBusy", "FetchError", "Interrupted", "PipMissing",
-    "Policy", "SourceFailed", "cached", "fetch", "fetch_all",
+    "Policy", "SourceFailed", "cached", "fetch", "fetch_all", "not_kept",
 ]  # fmt: skip
 
 
@@ -91,12 +91,7 @@ async def fetch(
         async with _alone(file, cache, policy, progress):
             return await _fetch(file, cache, policy, progress, artifacts)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"The disk of {cache} filled up while {file.name} was fetched. Make room, then try again:"
-                " it continues from there."
-            ) from error
-        raise FetchError(f"{file.name} cannot be kept in {cache}: {error.strerror or error}.") from error
+        raise not_kept(file.name, cache, error) from error
 
 
 async def fetch_all(
@@ -128,6 +123,16 @@ async def fetch_all(
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled, or failed alike
     return [task.result() for task in tasks]
+
+
+def not_kept(name: str, cache: Path, error: OSError) -> FetchError:
+    """What the system said, as a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            f"The disk of {cache} filled up while {name} was fetched. Make room, then try again:"
+            " it continues from there."
+        )
+    return FetchError(f"{name} cannot be kept in {cache}: {error.strerror or error}.")
 
 
 async def _fetch(

@@ -18,6 +18,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from fixtures_models import smollm2_path
 from fixtures_pool import Process, RealPool
 from fixtures_store import NOW
 from fixtures_worker import EMULATOR, FakeCa, FakeCoordinator, working
@@ -32,9 +33,11 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tokens import TokenCounter
 from coordinator.vocabularies import Vocabularies
-from potluck.catalogue import Artifact, Catalogue, File, ModelEntry, Variant
+from potluck.catalogue import DEFAULT_MODEL, Artifact, Catalogue, File, ModelEntry, Variant
 from potluck.logs import configure
 from potluck.v1 import session_pb2
+
+__all__ = ["smollm2_path"]
 
 ROOT = Path(__file__).resolve().parent.parent
 REVISION = "0123456789abcdef" * 2 + "01234567"
@@ -254,14 +257,19 @@ def hub(data: bytes) -> Iterator[tuple[str, list[str]]]:
         server.server_close()
 
 
+@pytest.mark.engine
 @pytest.mark.processes
-def test_models_of_every_source_reach_a_worker_and_answer(tmp_path: Path) -> None:
-    """Real processes: from the hub, from the operator's path and from the store, each verified and served."""
+def test_models_of_every_source_reach_a_worker_and_answer(tmp_path: Path, smollm2_path: Path) -> None:
+    """Real processes: from the hub, from the operator's path and from the store, each verified and served.
+
+    Then a machine that reaches no hub and no index: the model that comes in a wheel comes from the coordinator.
+    """
     data = {"from-hub": DATA, "from-path": DATA[1:], "from-store": DATA[2:]}
     write_model(tmp_path, data["from-path"])
     asyncio.run(store_in(tmp_path).put(_whole(data["from-store"])))
     sources = {"from-hub": HUB, "from-path": PATH, "from-store": ARTIFACT}
-    write_catalogue(tmp_path, *(entry(name, file(source, data[name])) for name, source in sources.items()))
+    entries = [entry(name, file(source, data[name])) for name, source in sources.items()]
+    write_catalogue(tmp_path, *entries, _default_model_from(smollm2_path))
     with hub(data["from-hub"]) as (endpoint, asked):
         pool = RealPool(tmp_path)
         pool.variables |= {"HF_ENDPOINT": endpoint, "POTLUCK_MODEL_CACHE": "", "NO_PROXY": "127.0.0.1"}
@@ -274,19 +282,31 @@ def test_models_of_every_source_reach_a_worker_and_answer(tmp_path: Path) -> Non
             for name, content in data.items():
                 cached = tmp_path / "attic" / "cache" / "models" / digest(content)
                 assert cached.read_bytes() == content
-                answer = (
-                    pool.member("bob")
-                    .openai()
-                    .chat.completions.create(
-                        model=name, messages=[{"role": "user", "content": "hello"}], max_tokens=3
-                    )
-                )
-                assert answer.usage is not None
-                assert answer.usage.completion_tokens == 3
+                assert _answered_tokens(pool, name) == 3
+            pool.variables |= {"HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
+            flags = ["--models", DEFAULT_MODEL, "--engine", "llamacpp", "--threads", "1"]
+            pool.add_worker("cellar", "alice", *flags)
+            assert _answered_tokens(pool, DEFAULT_MODEL) == 3
             assert asked == [f"/org/repo/resolve/{REVISION}/sub/m.gguf"]
             assert pool.ledger_sum() == 0
         finally:
             pool.close()
+
+
+def _default_model_from(path: Path) -> dict[str, Any]:
+    """The model that comes with Potluck, as a pool without a hub writes it down."""
+    [known] = Catalogue.builtin().entries
+    values: dict[str, Any] = json.loads(known.model_dump_json())
+    values["variants"][0]["files"][0]["source"] = {"kind": "path", "path": str(path)}
+    return values
+
+
+def _answered_tokens(pool: RealPool, model: str) -> int:
+    messages: Any = [{"role": "user", "content": "hello"}]
+    openai = pool.member("bob").openai()
+    answer = openai.chat.completions.create(model=model, messages=messages, max_tokens=3)
+    assert answer.usage is not None
+    return answer.usage.completion_tokens
 
 
 def _ready(pool: RealPool) -> set[str]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from potluck.fetch import SourceFailed
-from potluck.v1 import engine_pb2, session_pb2, work_pb2
+from potluck.catalogue import Artifact, File
+from potluck.fetch import Policy, SourceFailed
+from potluck.store import ModelStore, OverQuota
+from potluck.v1 import session_pb2, work_pb2
 from worker import wire
-from worker.adapters import CONFIG_BYTES_MAX, Adapters, fetch_adapter
+from worker.adapters import CONFIG_BYTES_MAX, Adapters
 from worker.messages import Assigned, AttemptId, EngineFailed, Event, Fault
 
 WEIGHTS, CONFIG = b"weights" * 1000, b'{"r": 4}'
@@ -47,12 +49,17 @@ class Store:
         yield (data[::-1] if self.lies else data)[offset:]
 
 
+def marks(cache: Path) -> list[Path]:
+    return list(cache.glob("*.used-*"))
+
+
 @dataclass
 class Bench:
     """What came of one attempt."""
 
     cache: Path
     store: Store
+    quota_bytes: int = 0
     adapters: Adapters = field(default_factory=Adapters)
     begun: list[Assigned] = field(default_factory=list)
     said: list[Event] = field(default_factory=list)
@@ -61,7 +68,12 @@ class Bench:
         assign = session_pb2.Assign(attempt=wire.attempt_to(attempt), model="small", adapter=wanted)
         assigned = Assigned(attempt, "small", "carol", goes_on=False, payload=assign)
         self.adapters.begin(
-            assigned, cache=self.cache, artifacts=self.store, start=self.begun.append, emit=self.said.append
+            assigned,
+            store=ModelStore(self.cache, quota_bytes=self.quota_bytes),
+            downloads=Policy(),
+            artifacts=self.store,
+            start=self.begun.append,
+            emit=self.said.append,
         )
 
     async def ended(self) -> None:
@@ -106,6 +118,7 @@ async def test_one_that_is_stopped_meanwhile_never_begins(tmp_path: Path) -> Non
     assert not bench.begun
     assert not bench.said
     assert not bench.adapters.stop(ATTEMPT)
+    assert not marks(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,13 +144,65 @@ async def test_what_cannot_be_had_fails_the_attempt_and_says_whose_fault(
     assert isinstance(failed, EngineFailed)
     assert (failed.attempt, failed.failure.fault, failed.failure.code) == (ATTEMPT, fault, code)
     assert failed.failure.message
+    assert not marks(tmp_path)
 
 
 async def test_a_file_that_was_damaged_is_placed_anew(tmp_path: Path) -> None:
-    store = Store(WEIGHTS, CONFIG)
-    store.open.set()
-    first = await fetch_adapter(adapter(), tmp_path, store)
+    bench = Bench(tmp_path, Store(WEIGHTS, CONFIG))
+    bench.store.open.set()
+    bench.begin(adapter())
+    await bench.ended()
     (tmp_path / sha256(CONFIG)).write_bytes(b"{}")
-    again = await fetch_adapter(adapter(), tmp_path, store)
-    assert again == first == engine_pb2.LoadedAdapter.FromString(first.SerializeToString())
+    bench.begin(adapter(), AttemptId("job", 2))
+    await bench.ended()
+    first, again = (wire.start_command(assigned).start.adapter for assigned in bench.begun)
+    assert again == first
     assert (Path(again.folder) / "adapter_config.json").read_bytes() == CONFIG
+
+
+async def test_an_adapter_stays_until_the_last_attempt_with_it_has_ended(tmp_path: Path) -> None:
+    """Another worker of the machine wants its room: it gives way only when nobody needs it any more."""
+    bench = Bench(tmp_path, Store(WEIGHTS, CONFIG))
+    bench.store.open.set()
+    second = AttemptId("job", 2)
+    for attempt in (ATTEMPT, second):
+        bench.begin(adapter(), attempt)
+        await bench.ended()
+    folder = Path(wire.start_command(bench.begun[0]).start.adapter.folder)
+    other = ModelStore(tmp_path, quota_bytes=len(WEIGHTS) + len(CONFIG))
+    wanted = [File(name="w", sha256="ab" * 32, size_bytes=len(WEIGHTS), source=Artifact())]
+    for ended in (ATTEMPT, ATTEMPT, second):
+        with pytest.raises(OverQuota, match="are in use"):
+            other.set_aside(wanted)
+        assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
+        bench.adapters.ended(ended)
+    other.set_aside(wanted).close()
+    assert sha256(WEIGHTS) not in [entry.sha256 for entry in other.entries()]
+    assert not list((tmp_path / "folders").iterdir())
+
+
+async def test_an_adapter_takes_its_room_within_the_quota(tmp_path: Path) -> None:
+    """What nobody uses gives way for it; where that is not enough, the attempt says so."""
+    unused = tmp_path / ("cd" * 32)
+    unused.write_bytes(bytes(5_000))
+    bench = Bench(tmp_path, Store(WEIGHTS, CONFIG), quota_bytes=len(WEIGHTS) + len(CONFIG))
+    bench.store.open.set()
+    bench.begin(adapter())
+    await bench.ended()
+    assert bench.begun
+    assert not unused.exists()
+    bench.begin(adapter(weights_sha256="ef" * 32), AttemptId("job", 2))
+    await bench.ended()
+    (failed,) = bench.said
+    assert isinstance(failed, EngineFailed)
+    assert "worker.toml allows" in failed.failure.message
+
+
+async def test_closing_lets_go_of_all(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, Store(WEIGHTS, CONFIG))
+    bench.store.open.set()
+    bench.begin(adapter())
+    await bench.ended()
+    assert marks(tmp_path)
+    await bench.adapters.close()
+    assert not marks(tmp_path)

@@ -1,15 +1,31 @@
-"""A model's files on their way into a worker, from the coordinator's own artifact store."""
+"""Files on their way into a worker, from the coordinator's own artifact store."""
 
+import asyncio
 import hashlib
 import io
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fixtures_worker import EMULATOR, FakeCoordinator, coordinating, working
+from fixtures_worker import (
+    EMULATOR,
+    FakeCoordinator,
+    FakeStore,
+    assignment,
+    coordinating,
+    join_by_hand,
+    places_in,
+    working,
+)
 
 from potluck.catalogue import Artifact, Catalogue, File, Variant
 from potluck.logs import configure
-from potluck.v1 import session_pb2
+from potluck.v1 import session_pb2, work_pb2
+from worker.artifacts import DOWNLOADS_MAX, ArtifactClient
+from worker.membership import utc_now
+from worker.renewal import Renewal
+from worker.workplace import Workplace
 
 DATA = bytes(range(256)) * 400
 
@@ -59,3 +75,92 @@ async def test_a_file_that_is_wrong_or_missing_is_shown_as_failed(
             )
             assert why in served(coordinator)[0].why
             assert not (tmp_path / "cache" / "models" / digest).exists()
+
+
+async def test_an_adapter_is_let_go_of_when_its_attempt_ends(tmp_path: Path) -> None:
+    """The emulator serves no adapters, and says so when the attempt with one has come to it."""
+    weights, config = b"weights" * 1000, b'{"r": 4}'
+    digests = [hashlib.sha256(data).hexdigest() for data in (weights, config)]
+    assign = assignment("job-1")
+    assign.adapter.CopyFrom(
+        work_pb2.Adapter(
+            name="small:ft-1",
+            weights_sha256=digests[0],
+            weights_bytes=len(weights),
+            config_sha256=digests[1],
+            config_bytes=len(config),
+        )
+    )
+    async with coordinating() as coordinator:
+        coordinator.store.artifacts |= dict(zip(digests, (weights, config), strict=True))
+        async with working(coordinator, tmp_path):
+            await coordinator.ready()
+            assert coordinator.live is not None
+            coordinator.live.send(assign=assign)
+            await coordinator.until(lambda: ("job-1", 1) in coordinator.told)
+            told = coordinator.told["job-1", 1]
+            await coordinator.until(lambda: told.result is not None)
+            assert told.result is not None
+            assert told.result.failed.code == "no_adapters"
+            cache = tmp_path / "cache" / "models"
+            assert (cache / digests[0]).read_bytes() == weights
+            assert not list(cache.glob("*.used-*"))
+
+
+class Gate(FakeStore):
+    """Gives nothing until it is opened, except the empty file; counts who waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = self.most = 0
+        self.full, self.open = asyncio.Event(), asyncio.Event()
+
+    async def Download(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 -- aio's form of the RPC
+        self.running += 1
+        self.most = max(self.most, self.running)
+        if self.running == DOWNLOADS_MAX:
+            self.full.set()
+        if self.artifacts[request.sha256]:
+            await self.open.wait()
+        async for chunk in super().Download(request, context):
+            yield chunk
+        self.running -= 1
+
+
+async def test_more_downloads_than_the_coordinator_gives_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    """It refuses the fifth of one worker, and who is refused again and again gives up."""
+    files = {hashlib.sha256(data).hexdigest(): data for data in (bytes([n]) * 5_000 for n in range(7))}
+    places = places_in(tmp_path)
+    async with coordinating() as coordinator:
+        await coordinator.stop()
+        coordinator.store = gate = Gate()
+        gate.artifacts = files | {"": b""}
+        await coordinator.start()
+        join_by_hand(places, coordinator.ca, port=coordinator.port)
+        workplace = Workplace(places)
+        identity = workplace.identity
+        renewal = Renewal(
+            membership=workplace.membership,
+            identity=identity,
+            certificate=workplace.certificate,
+            folder=places.worker,
+            now=utc_now,
+        )
+        client, second = (
+            ArtifactClient(workplace.membership.grpc, identity.tls_key_pem(), renewal) for _ in range(2)
+        )
+
+        async def whole(source: ArtifactClient, sha256: str) -> bytes:
+            return b"".join([data async for data in source.download(sha256, 0)])
+
+        try:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                fetching = [group.create_task(whole(client, sha256)) for sha256 in files]
+                await gate.full.wait()
+                assert await whole(second, "") == b"", "whoever asked before has been heard by now"
+                assert gate.most <= DOWNLOADS_MAX + 1, "the second's own"
+                gate.open.set()
+            assert [task.result() for task in fetching] == list(files.values())
+        finally:
+            gate.open.set()
+            workplace.release()

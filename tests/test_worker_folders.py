@@ -7,9 +7,9 @@ import pytest
 from fixtures_tiny import write_tiny
 
 from potluck.catalogue import Artifact, File
+from potluck.folders import folder_of
 from worker.engines import weights
 from worker.engines.engine import EngineError
-from worker.folders import folder_of
 
 CPU = weights.Device("cpu", "float32")
 

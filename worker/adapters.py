@@ -5,6 +5,7 @@ peft's two files lie in the model store under their digests; an engine finds the
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,9 +13,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from potluck.catalogue import Artifact, File
-from potluck.fetch import ArtifactSource, FetchError, fetch
+from potluck.fetch import ArtifactSource, FetchError, Policy
+from potluck.store import ModelStore
 from potluck.v1 import engine_pb2, session_pb2, work_pb2
-from worker.folders import folder_of
 from worker.messages import Assigned, AttemptId, EngineFailed, Event, Failure, Fault
 
 WEIGHTS_BYTES_MAX: Final = 4 << 30
@@ -27,15 +28,13 @@ class AdapterError(Exception):
     """What the pool names cannot be an adapter; the message says why."""
 
 
-async def fetch_adapter(
-    adapter: work_pb2.Adapter, cache: Path, artifacts: ArtifactSource | None
-) -> engine_pb2.LoadedAdapter:
-    """Both files verified by their digests. Raises AdapterError, FetchError, OSError."""
+def files_of(adapter: work_pb2.Adapter) -> list[File]:
+    """Its weights and its configuration. Raises AdapterError."""
     sizes = adapter.weights_bytes, adapter.config_bytes
     if sizes[0] > WEIGHTS_BYTES_MAX or sizes[1] > CONFIG_BYTES_MAX:
         raise AdapterError(f"the adapter {adapter.name[:100]} is larger than adapters may be")
     try:
-        files = [
+        return [
             File(name=name, sha256=sha256, size_bytes=size, source=Artifact())
             for name, sha256, size in zip(
                 (WEIGHTS, CONFIG), (adapter.weights_sha256, adapter.config_sha256), sizes, strict=True
@@ -45,16 +44,23 @@ async def fetch_adapter(
         raise AdapterError(
             f"the files of the adapter {adapter.name[:100]} are not named by digests"
         ) from None
-    paths = [await fetch(file, cache, artifacts=artifacts) for file in files]
-    folder = await asyncio.to_thread(folder_of, files, paths, cache)
-    return engine_pb2.LoadedAdapter(name=adapter.name, digest=folder.name, folder=str(folder))
+
+
+def _loaded(name: str, paths: list[Path]) -> engine_pb2.LoadedAdapter:
+    folder = paths[0].parent
+    return engine_pb2.LoadedAdapter(name=name, digest=folder.name, folder=str(folder))
 
 
 class Adapters:
-    """Attempts that wait for their adapters; each then begins, or has failed, unless it was stopped."""
+    """Attempts that wait for their adapters, and the adapters of those that run.
+
+    An attempt that waits begins, or has failed, unless it was stopped. Until it has ended, no process removes
+    its adapter's files: an engine reads them when it comes to the attempt.
+    """
 
     def __init__(self) -> None:
         self._tasks: dict[AttemptId, asyncio.Task[None]] = {}
+        self._held: dict[AttemptId, ExitStack] = {}
 
     def waiting(self) -> list[AttemptId]:
         return list(self._tasks)
@@ -63,7 +69,8 @@ class Adapters:
         self,
         assigned: Assigned,
         *,
-        cache: Path,
+        store: ModelStore,
+        downloads: Policy,
         artifacts: ArtifactSource | None,
         start: Callable[[Assigned], None],
         emit: Callable[[Event], None],
@@ -75,14 +82,20 @@ class Adapters:
             return
 
         async def wait() -> None:
+            held = self._held[assigned.attempt] = ExitStack()
             try:
-                loaded = await fetch_adapter(payload.adapter, cache, artifacts)
+                files = files_of(payload.adapter)
+                held.enter_context(store.using(files))
+                paths = await store.fetch(files, named=True, artifacts=artifacts, policy=downloads)
             except AdapterError as error:
-                emit(EngineFailed(assigned.attempt, Failure(Fault.JOB, "bad_adapter", str(error))))
+                failure = Failure(Fault.JOB, "bad_adapter", str(error))
             except (FetchError, OSError) as error:
-                emit(EngineFailed(assigned.attempt, Failure(Fault.WORKER, "adapter_not_there", str(error))))
+                failure = Failure(Fault.WORKER, "adapter_not_there", str(error))
             else:
-                start(replace(assigned, adapter=loaded))
+                start(replace(assigned, adapter=_loaded(payload.adapter.name, paths)))
+                return
+            self.ended(assigned.attempt)
+            emit(EngineFailed(assigned.attempt, failure))
 
         task = asyncio.create_task(wait(), name=f"adapter for {assigned.attempt.job_id}")
         self._tasks[assigned.attempt] = task
@@ -90,11 +103,19 @@ class Adapters:
 
     def stop(self, attempt: AttemptId) -> bool:
         """Whether it was waiting here; then it never begins."""
+        self.ended(attempt)
         task = self._tasks.get(attempt)
         return task is not None and task.cancel()
+
+    def ended(self, attempt: AttemptId) -> None:
+        """Nobody needs its adapter any more. Said of any attempt, once or more often."""
+        if (held := self._held.pop(attempt, None)) is not None:
+            held.close()
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for attempt in list(self._held):
+            self.ended(attempt)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 import grpc
@@ -14,6 +15,7 @@ from worker.renewal import Renewal
 from worker.session import CHANNEL_OPTIONS
 
 CHUNK_S_MAX: Final = 60.0
+DOWNLOADS_MAX: Final = 4  # at once: so many the coordinator gives to one worker, and it refuses more
 
 _FINAL: Final = {
     grpc.StatusCode.NOT_FOUND: "the pool's artifact store does not have it",
@@ -26,13 +28,22 @@ _FINAL: Final = {
 
 
 class ArtifactClient:
-    """An artifact source for `potluck.fetch`. A connection is made for each download and closed after it."""
+    """An artifact source for `potluck.fetch`. A connection is made for each download and closed after it.
+
+    More downloads than the coordinator gives at once wait here for each other.
+    """
 
     def __init__(self, target: str, tls_key: bytes, renewal: Renewal) -> None:
         self._target, self._tls_key, self._renewal = target, tls_key, renewal
+        self._turn = asyncio.Semaphore(DOWNLOADS_MAX)
 
     async def download(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes from `offset` on. Raises Interrupted to be asked again, FetchError to end."""
+        async with self._turn, aclosing(self._download(sha256, offset)) as chunks:
+            async for data in chunks:
+                yield data
+
+    async def _download(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
         try:
             certificate = await self._renewal.ensure()
         except WorkerError as error:

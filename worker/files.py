@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from potluck.catalogue import Variant
-from potluck.fetch import ArtifactSource, Policy, fetch_all
+from potluck.fetch import ArtifactSource, Policy
 from potluck.store import ModelStore
-from worker.folders import folder_of
 from worker.pace import Pace
 
 
@@ -36,15 +35,14 @@ class ModelFiles:
                 coming = True
                 self._on_progress()
 
-        files = self._variant.files
-        await asyncio.to_thread(self._store.make_room, files)
-        paths = await fetch_all(
-            files, self._store.cache, progress=progress, artifacts=artifacts, policy=self._downloads
+        paths = await self._store.fetch(
+            self._variant.files,
+            named=self._variant.format == "safetensors",  # transformers reads them by their names
+            progress=progress,
+            artifacts=artifacts,
+            policy=self._downloads,
         )
         self.bytes_done = self.bytes_total
-        if self._variant.format == "safetensors":  # transformers reads them by their names
-            folder = await asyncio.to_thread(folder_of, self._variant.files, paths, self._store.cache)
-            return [folder / file.name for file in self._variant.files]
         return paths
 
 

@@ -1,12 +1,23 @@
 """All models of one daemon: which are served, and whether any may be in memory at all."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 from potluck.v1 import session_pb2
 from worker import wire
 from worker.adapters import Adapters
-from worker.messages import Assigned, AttemptId, EngineFailed, Failure, Fault, ModelWithdrawn
+from worker.messages import (
+    Assigned,
+    AttemptId,
+    EngineFailed,
+    EngineFinished,
+    Event,
+    Failure,
+    Fault,
+    ModelWithdrawn,
+)
 from worker.models import Choice
 from worker.service import ModelService
 from worker.surroundings import Surroundings
@@ -24,6 +35,7 @@ class Supervisor:
 
     async def serve(self, choices: list[Choice], around: Surroundings) -> None:
         """From now on exactly these; what is served already and did not change goes on undisturbed."""
+        around = replace(around, emit=partial(self._hear, around.emit))
         async with self._turn:
             wished = {choice.entry.name: choice for choice in choices}
             for name in list(self.models):
@@ -79,8 +91,18 @@ class Supervisor:
                 around.emit(EngineFailed(assigned.attempt, gone))
 
         self._adapters.begin(
-            assigned, cache=around.store.cache, artifacts=around.artifacts, start=start, emit=around.emit
+            assigned,
+            store=around.store,
+            downloads=around.downloads,
+            artifacts=around.artifacts,
+            start=start,
+            emit=around.emit,
         )
+
+    def _hear(self, emit: Callable[[Event], None], event: Event) -> None:
+        if isinstance(event, EngineFinished | EngineFailed):
+            self._adapters.ended(event.attempt)
+        emit(event)
 
     def stop(self, attempt: AttemptId, model: str) -> None:
         service = self.models.get(model)
