@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import pytest
 
 from potluck.receipts import ReceiptBody
-from worker.core import Core, Policy
+from worker.core import Core
+from worker.limits import Limits
 from worker.messages import (
     Acknowledged,
     Assigned,
@@ -72,7 +73,7 @@ def connected(*resumed: tuple[AttemptId, int], frame_bytes_max: int = 1000) -> C
 
 
 def core(*, slots: int = 8, **limits: Any) -> Core:
-    made = Core(worker_id="wrk_a", policy=Policy(**limits))
+    made = Core(worker_id="wrk_a", limits=Limits(**limits))
     made.handle(ModelOffered("m", "emulator", slots), 0.0)
     made.handle(connected(), 0.0)
     made.handle(Ticked(), 0.0)  # the heartbeat that follows a welcome
@@ -174,7 +175,7 @@ def test_a_drain_while_paused_ends_at_once() -> None:
 
 def test_members_and_kinds_that_the_owner_does_not_want_are_refused_without_blame() -> None:
     guests = Guests(owner="ada", members=frozenset({"bob"}), kinds=frozenset({"chat"}))
-    made = Core(worker_id="wrk_a", policy=Policy(), guests=guests)
+    made = Core(worker_id="wrk_a", limits=Limits(), guests=guests)
     made.handle(ModelOffered("m", "emulator", 8), 0.0)
     made.handle(connected(), 0.0)
     asked = [("ada", "chat"), ("bob", "chat"), ("carl", "chat"), ("ada", "embedding")]
@@ -359,7 +360,7 @@ def test_an_end_is_kept_until_its_receipt_is_acknowledged_or_its_lease_is_over()
         made.handle(ReceiptKept(attempt), 0.0)
     made.handle(ReceiptAcknowledged(A, "matched"), 0.1)
     assert made.running() == [(B, 2)]
-    assert made.tokens_delivered == 1
+    assert made.attempts.tokens_delivered == 1
     assert not sent(made.handle(Ticked(), 4.9), Reconnect), "only a running attempt waits for answers"
     assert made.running() == [(B, 2)]
     made.handle(Ticked(), 6.0)
@@ -633,10 +634,10 @@ class World:
 
     def check(self, now: float) -> None:
         made = self.core
-        assert set(self.engines) == {a for a, known in made.attempts.items() if not known.ended}
-        for known in made.attempts.values():
+        assert set(self.engines) == {known.id for known in made.attempts.running()}
+        for known in made.attempts:
             assert known.unacknowledged_bytes == sum(kept.size_bytes for kept in known.unacknowledged)
-            assert known.pending_bytes + known.unacknowledged_bytes <= made.policy.buffer_bytes_max
+            assert known.pending_bytes + known.unacknowledged_bytes <= made.limits.buffer_bytes_max
         if not self.online and now - self.lost_at > 5.5:
             assert not self.engines, "no attempt outlives its lease"
 
@@ -645,7 +646,7 @@ class World:
 def test_under_any_blinking_of_the_line_every_job_ends_whole_and_every_receipt_arrives(seed: int) -> None:
     rng = random.Random(seed)
     made = Core(
-        worker_id="wrk_a", policy=Policy(coalesce_from_attempts=rng.choice((1, 4)), buffer_bytes_max=500)
+        worker_id="wrk_a", limits=Limits(coalesce_from_attempts=rng.choice((1, 4)), buffer_bytes_max=500)
     )
     made.handle(ModelOffered("m", "emulator", rng.randint(1, 4)), 0.0)
     texts = {f"job_{n}": "".join(rng.choices("abcd", k=rng.randint(0, 60))) for n in range(rng.randint(1, 6))}

@@ -3,8 +3,8 @@
 Five rules hold everything up:
 
 * An attempt is *running* while its engine works, then *ended* until its result is acknowledged, then gone.
-  Whatever is said about an attempt that is not here changes nothing: `_find` is the one place where late
-  and repeated messages die.
+  Whatever is said about an attempt that is not here changes nothing: `Attempts` is the one place where
+  late and repeated messages die.
 * What was produced and not acknowledged is kept, within bounds, so that a connection that comes back goes
   on from the last acknowledged sequence. Sequences start at 1, have no gaps and are never used twice.
 * A welcome decides: attempts it does not name are fenced and stop. Without a welcome, an attempt stops when
@@ -15,10 +15,13 @@ Five rules hold everything up:
   acknowledged, so that an honest worker never claims more than was counted.
 """
 
-from dataclasses import dataclass
 from typing import assert_never
 
 from worker.attempt import RunningAttempt
+from worker.attempts import Attempts
+from worker.farewell import Farewell
+from worker.limits import Limits
+from worker.liveness import Liveness
 from worker.messages import (
     Acknowledged,
     Assigned,
@@ -66,53 +69,18 @@ from worker.outstanding import OutstandingReceipts
 from worker.policy import Guests
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """The limits of a worker. The lease is the pool's; a welcome brings the pool's heartbeats."""
-
-    lease_s: float = 4.0  # silence after which the coordinator gives an attempt away
-    lease_margin_s: float = 1.0  # a lease is certainly over this much later
-    silence_s: float = 4.0  # frames unanswered for so long mean a dead connection
-    coalesce_s: float = 0.010
-    coalesce_from_attempts: int = 4  # with fewer running, every piece leaves at once
-    heartbeat_busy_s: float = 1.0
-    heartbeat_idle_s: float = 15.0
-    farewell_s: float = 5.0  # a drained worker waits so long for the last acknowledgements
-    frame_bytes_max: int = 256 * 1024
-    result_bytes_max: int = 16 * 1024 * 1024
-    buffer_bytes_max: int = 8 * 1024 * 1024  # not acknowledged, for each attempt
-    buffer_frames_max: int = 8192
-    attempts_max: int = 256
-    choices_max: int = 128
-    ended_max: int = 4096  # remembered, so that a repeated assignment is not run twice
-    receipts_max: int = 10_000
-    receipts_in_flight_max: int = 64
-
-
 class Core:
     """The state of one daemon. `handle` is the only way in."""
 
-    def __init__(self, *, worker_id: str, policy: Policy, guests: Guests | None = None) -> None:
+    def __init__(self, *, worker_id: str, limits: Limits, guests: Guests | None = None) -> None:
         self.worker_id = worker_id
-        self.policy = policy
-        self.attempts: dict[AttemptId, RunningAttempt] = {}
-        self.connected = False
-        self.tokens_delivered = 0
-        self._offers = Offers(guests or Guests(), policy.attempts_max)
-        self._ended: dict[AttemptId, None] = {}  # insertion order: the oldest is forgotten first
-        self._receipts = OutstandingReceipts(policy.receipts_max, policy.receipts_in_flight_max)
-        self._lost_at: float | None = None
-        self._heard_at = 0.0
-        self._beat_at = 0.0
+        self.limits = limits
+        self.attempts = Attempts(limits.ended_max)
+        self._offers = Offers(guests or Guests(), limits.attempts_max)
+        self._receipts = OutstandingReceipts(limits.receipts_max, limits.receipts_in_flight_max)
+        self._liveness = Liveness(limits)
+        self._farewell = Farewell(limits.farewell_s)
         self._flush_at: float | None = None
-        self._drain_until: float | None = None
-        self._farewell_until: float | None = None
-        self._congested = False
-        self._closed = False
-        self._frame_bytes_max = policy.frame_bytes_max
-        self._beat_busy_s = policy.heartbeat_busy_s
-        self._beat_idle_s = policy.heartbeat_idle_s
-        self._lease_s = policy.lease_s + policy.lease_margin_s  # after which a lease is certainly over
 
     # --- what others may ask ---
 
@@ -125,24 +93,22 @@ class Core:
     def paused(self) -> str:
         return self._offers.paused
 
+    @property
+    def connected(self) -> bool:
+        return self._liveness.connected
+
     def running(self) -> list[tuple[AttemptId, int]]:
         """For Hello and Heartbeat: each attempt that is not yet acknowledged to its end, and its sequence."""
-        return [(attempt.id, attempt.sequence) for attempt in self.attempts.values()]
+        return [(attempt.id, attempt.sequence) for attempt in self.attempts]
 
     def busy(self) -> int:
         """Attempts whose engine works."""
-        return sum(not attempt.ended for attempt in self.attempts.values())
-
-    def tokens_produced(self) -> int:
-        """Since the start: what is acknowledged, and what the running attempts have beyond that."""
-        ahead = (attempt.tokens - attempt.tokens_acknowledged for attempt in self.attempts.values())
-        return self.tokens_delivered + sum(ahead)
+        return len(self.attempts.running())
 
     def wake_at(self) -> float | None:
         """When `Ticked` is due at the latest."""
-        times = [self._flush_at, self._drain_until, self._farewell_until, self._lease_until()]
-        if self.connected:
-            times.append(self._beat_at)
+        lease_until = self._liveness.lease_until if self.attempts else None
+        times = (self._flush_at, self._farewell.wake_at, lease_until, self._liveness.beat_at)
         return min((at for at in times if at is not None), default=None)
 
     # --- the one way in ---
@@ -153,14 +119,15 @@ class Core:
             case Connected():
                 self._connect(event, now, out)
             case Disconnected():
-                self._disconnect(now)
+                self._liveness.disconnect(now)
+                self._flush_at = None
             case Assigned():
                 self._assign(event, now, out)
             case Acknowledged(attempt, sequence):
-                self._heard_at = now
-                self._acknowledge(attempt, sequence)
+                self._liveness.hear(now)
+                self.attempts.acknowledge(attempt, sequence)
             case Cancelled(attempt, why):
-                self._heard_at = now
+                self._liveness.hear(now)
                 self._give_up(attempt, why or "cancelled", now, out)
             case DrainAsked(why, limit_s):
                 self._drain(why, limit_s, now)
@@ -168,12 +135,12 @@ class Core:
                 self._heed(event, now, out)
             case ModelOffered(model, engine, slots):
                 self._offers.models[model] = Offer(engine, slots)
-                self._beat_at = min(self._beat_at, now)
+                self._liveness.beat_soon(now)
             case ModelWithdrawn(model, _):
                 self._offers.models.pop(model, None)
-                self._beat_at = min(self._beat_at, now)
+                self._liveness.beat_soon(now)
             case ModelsChanged():
-                self._beat_at = min(self._beat_at, now)
+                self._liveness.beat_soon(now)
             case EngineStarted(attempt, prompt):
                 self._started(attempt, prompt)
             case EngineProduced(attempt, pieces):
@@ -185,13 +152,13 @@ class Core:
             case ReceiptKept(attempt):
                 self._keep_receipt(attempt, out)
             case ReceiptAcknowledged(attempt, _):
-                self._heard_at = now
+                self._liveness.hear(now)
                 self._receipts.acknowledge(attempt)
                 out.append(ForgetReceipt(attempt))
                 self._send_receipts(out)
-                self._known_to_its_end(attempt)
+                self.attempts.end_known(attempt)
             case Congested(on):
-                self._congested = on
+                self._liveness.congested = on
             case Ticked():
                 self._tick(now, out)
             case _:
@@ -202,14 +169,9 @@ class Core:
     # --- the connection ---
 
     def _connect(self, event: Connected, now: float, out: list[Instruction]) -> None:
-        self.connected, self._congested, self._lost_at = True, False, None
-        self._heard_at = now
-        self._frame_bytes_max = event.frame_bytes_max or self.policy.frame_bytes_max
-        self._beat_busy_s = event.heartbeat_busy_s or self.policy.heartbeat_busy_s
-        self._beat_idle_s = event.heartbeat_idle_s or self.policy.heartbeat_idle_s
-        self._beat_at = now
+        self._liveness.connect(event, now)
         resumed = dict(event.resumed)
-        for attempt in list(self.attempts.values()):
+        for attempt in self.attempts:
             if attempt.id in resumed:
                 self._resume(attempt, resumed.pop(attempt.id), now, out)
             else:
@@ -229,81 +191,65 @@ class Core:
             return
         if acknowledged == 0:
             out.append(SendAccepted(attempt.id))  # the first may have been lost
-        self._acknowledge(attempt.id, acknowledged)
+        self.attempts.acknowledge(attempt.id, acknowledged)
         out += attempt.resend(now)
         if not attempt.ended:
             self._flush(attempt, now, out)
 
-    def _disconnect(self, now: float) -> None:
-        self.connected, self._congested, self._flush_at = False, False, None
-        if self._lost_at is None:
-            self._lost_at = now
-
-    def _lease_until(self) -> float | None:
-        """When the lease of what runs is certainly over; None while connected or idle."""
-        if self.connected or self._lost_at is None or not self.attempts:
-            return None
-        return self._lost_at + self._lease_s
-
     # --- assignments ---
 
     def _assign(self, event: Assigned, now: float, out: list[Instruction]) -> None:
-        self._heard_at = now
+        self._liveness.hear(now)
         attempt = event.attempt
-        if attempt in self.attempts:
+        if self.attempts.get(attempt) is not None:
             out.append(SendAccepted(attempt))
             return
-        others = [other for other in self.attempts if other.job_id == attempt.job_id]
-        if attempt in self._ended or any(other.number > attempt.number for other in others):
+        others = [other.id for other in self.attempts if other.id.job_id == attempt.job_id]
+        if self.attempts.is_gone(attempt) or any(other.number > attempt.number for other in others):
             return
         for other in others:
             self._give_up(other, "a newer attempt of the job was assigned", now, out)
-        reason = self._offers.refusal(event, self.attempts.values())
+        reason = self._offers.refusal(event, self.attempts)
         if reason is not None:
-            self._remember(attempt)
+            self.attempts.remember(attempt)
             out.append(SendRefused(attempt, reason))
             return
-        self.attempts[attempt] = RunningAttempt(event, self._offers.models[event.model].engine, now)
-        self._beat_at = min(self._beat_at, now + self._beat_busy_s)
+        self.attempts.add(RunningAttempt(event, self._offers.models[event.model].engine, now))
+        self._liveness.beat_as_busy(now)
         out += [SendAccepted(attempt), StartEngine(event)]
 
     # --- what the engine says ---
 
-    def _find(self, attempt: AttemptId) -> RunningAttempt | None:
-        """The attempt if its engine is still listened to; late words of an engine end here."""
-        found = self.attempts.get(attempt)
-        return None if found is None or found.ended else found
-
     def _started(self, attempt_id: AttemptId, prompt: Prompt | None) -> None:
-        attempt = self._find(attempt_id)
+        attempt = self.attempts.find(attempt_id)
         if attempt is None or prompt is None:
             return
         attempt.prompt_tokens = prompt.tokens
         # Text too long for a frame is left out: a later attempt then renders it again.
         if not attempt.assigned.goes_on and attempt.sequence == 0:
-            attempt.prompt = prompt if prompt.size_bytes <= self._frame_bytes_max else prompt.bare
+            attempt.prompt = prompt if prompt.size_bytes <= self._liveness.frame_bytes_max else prompt.bare
 
     def _produced(
         self, attempt_id: AttemptId, pieces: tuple[Piece, ...], now: float, out: list[Instruction]
     ) -> None:
-        attempt = self._find(attempt_id)
+        attempt = self.attempts.find(attempt_id)
         if attempt is None:
             return
         attempt.produce(pieces)
-        if any(piece.choice >= self.policy.choices_max for piece in pieces):
+        if any(piece.choice >= self.limits.choices_max for piece in pieces):
             endless = Failure(Fault.WORKER, "engine_error", "the engine counts choices without end")
             self._break_off(attempt, endless, now, out)
         elif (
-            attempt.pending_bytes + attempt.unacknowledged_bytes > self.policy.buffer_bytes_max
-            or len(attempt.unacknowledged) >= self.policy.buffer_frames_max
+            attempt.pending_bytes + attempt.unacknowledged_bytes > self.limits.buffer_bytes_max
+            or len(attempt.unacknowledged) >= self.limits.buffer_frames_max
         ):
             unheard = Failure(Fault.NONE, "not_acknowledged", "the output found no taker within its bounds")
             attempt.forget_pending()
             self._break_off(attempt, unheard, now, out)
-        elif self.connected and not self._congested and self._at_once(attempt):
+        elif self.connected and not self._liveness.congested and self._at_once(attempt):
             self._flush(attempt, now, out)
         elif self.connected and self._flush_at is None:
-            self._flush_at = now + self.policy.coalesce_s
+            self._flush_at = now + self.limits.coalesce_s
 
     def _break_off(
         self, attempt: RunningAttempt, failure: Failure, now: float, out: list[Instruction]
@@ -312,23 +258,23 @@ class Core:
         self._end(attempt, failure, now, out)
 
     def _at_once(self, attempt: RunningAttempt) -> bool:
-        return attempt.sequence == 0 or len(self.attempts) < self.policy.coalesce_from_attempts
+        return attempt.sequence == 0 or len(self.attempts) < self.limits.coalesce_from_attempts
 
     def _finished(
         self, attempt_id: AttemptId, completed: Completed, now: float, out: list[Instruction]
     ) -> None:
-        attempt = self._find(attempt_id)
+        attempt = self.attempts.find(attempt_id)
         if attempt is None:
             return
         attempt.prompt_tokens = completed.prompt_tokens or attempt.prompt_tokens
-        if completed.size_bytes > self.policy.result_bytes_max:
-            large = f"the result has {completed.size_bytes} bytes, {self.policy.result_bytes_max} are allowed"
+        if completed.size_bytes > self.limits.result_bytes_max:
+            large = f"the result has {completed.size_bytes} bytes, {self.limits.result_bytes_max} are allowed"
             self._end(attempt, Failure(Fault.JOB, "result_too_large", large), now, out)
             return
         self._end(attempt, completed, now, out)
 
     def _failed(self, attempt_id: AttemptId, failure: Failure, now: float, out: list[Instruction]) -> None:
-        attempt = self._find(attempt_id)
+        attempt = self.attempts.find(attempt_id)
         if attempt is not None:
             self._end(attempt, failure, now, out)
 
@@ -342,23 +288,9 @@ class Core:
         self._sign(attempt, outcome, now, out)
 
     def _flush(self, attempt: RunningAttempt, now: float, out: list[Instruction]) -> None:
-        frames = attempt.flush(now, frame_bytes_max=self._frame_bytes_max)
+        frames = attempt.flush(now, frame_bytes_max=self._liveness.frame_bytes_max)
         if self.connected:
             out += frames
-
-    def _acknowledge(self, attempt_id: AttemptId, sequence: int) -> None:
-        attempt = self.attempts.get(attempt_id)
-        if attempt is None:
-            return
-        self.tokens_delivered += attempt.acknowledge(sequence)
-        if attempt.done:
-            self._drop(attempt)
-
-    def _known_to_its_end(self, attempt_id: AttemptId) -> None:
-        """The coordinator judged the receipt: it has the end, whether or not it acknowledged that, too."""
-        attempt = self.attempts.get(attempt_id)
-        if attempt is not None and attempt.ended:
-            self._acknowledge(attempt_id, attempt.sequence)
 
     # --- the end of an attempt ---
 
@@ -370,16 +302,7 @@ class Core:
         if not attempt.ended:
             out.append(StopEngine(attempt.id, attempt.assigned.model, why))
             self._sign(attempt, None, now, out)
-        self._drop(attempt)
-
-    def _drop(self, attempt: RunningAttempt) -> None:
-        del self.attempts[attempt.id]
-        self._remember(attempt.id)
-
-    def _remember(self, attempt: AttemptId) -> None:
-        self._ended[attempt] = None
-        while len(self._ended) > self.policy.ended_max:
-            del self._ended[next(iter(self._ended))]
+        self.attempts.drop(attempt)
 
     # --- receipts ---
 
@@ -408,42 +331,35 @@ class Core:
     # --- time ---
 
     def _tick(self, now: float, out: list[Instruction]) -> None:
-        lease_until = self._lease_until()
+        lease_until = self._liveness.lease_until
         if lease_until is not None and now >= lease_until:
-            for attempt in list(self.attempts):
-                self._give_up(attempt, "its lease ended while the coordinator was out of reach", now, out)
+            for attempt in self.attempts:
+                self._give_up(attempt.id, "its lease ended while the coordinator was out of reach", now, out)
         if self._flush_at is not None and now >= self._flush_at:
             self._flush_all(now, out)
-        if self._drain_until is not None and now >= self._drain_until:
-            self._hand_over(now, out)
-        if self.connected and now >= self._beat_at:
-            self._beat_at = now + (self._beat_busy_s if self.attempts else self._beat_idle_s)
+        if self._farewell.hands_over(now):
+            self._yield(Failure(Fault.NONE, "draining", f"this worker stops: {self.draining}"), now, out)
+        beat_at = self._liveness.beat_at
+        if beat_at is not None and now >= beat_at:
+            self._liveness.beaten(now, busy=bool(self.attempts))
             out.append(SendHeartbeat())
             self._listen(now, out)
-            self._forget_old_ends(now)
+            self.attempts.drop_told(now, self._liveness.lease_s)
 
     def _flush_all(self, now: float, out: list[Instruction]) -> None:
-        if self._congested:
-            self._flush_at = now + self.policy.coalesce_s
+        if self._liveness.congested:
+            self._flush_at = now + self.limits.coalesce_s
             return
         self._flush_at = None
-        for attempt in self.attempts.values():
+        for attempt in self.attempts:
             if attempt.pending:
                 self._flush(attempt, now, out)
 
     def _listen(self, now: float, out: list[Instruction]) -> None:
-        """A connection on which frames stay unanswered is dead, whatever the operating system believes."""
-        running = [attempt for attempt in self.attempts.values() if not attempt.ended]
+        running = self.attempts.running()
         sent = [attempt.unacknowledged[0].at for attempt in running if attempt.unacknowledged]
-        if sent and now - max(min(sent), self._heard_at) >= self.policy.silence_s and self._lost_at is None:
-            self._lost_at = min(sent)
+        if sent and self._liveness.is_dead(min(sent), now):
             out.append(Reconnect("the coordinator does not answer"))
-
-    def _forget_old_ends(self, now: float) -> None:
-        """An end that was told a lease ago is known, or came too late: nobody will ask for it again."""
-        for attempt in list(self.attempts.values()):
-            if attempt.ended and now - attempt.unacknowledged[-1].at >= self._lease_s:
-                self._drop(attempt)
 
     # --- its owner ---
 
@@ -451,7 +367,7 @@ class Core:
         """The pause is said before anything else, so that what is handed over does not come back at once."""
         before = self.paused
         self._offers.paused = event.why if isinstance(event, Paused) else ""
-        self._beat_at = min(self._beat_at, now)
+        self._liveness.beat_soon(now)
         if self.paused and not before:
             if self.connected:
                 out.append(SendHeartbeat())
@@ -462,30 +378,19 @@ class Core:
 
     def _drain(self, why: str, limit_s: float, now: float) -> None:
         self._offers.draining = self.draining or why
-        until = now + limit_s
-        if self._farewell_until is None:
-            self._drain_until = until if self._drain_until is None else min(until, self._drain_until)
-        self._beat_at = min(self._beat_at, now)
-
-    def _hand_over(self, now: float, out: list[Instruction]) -> None:
-        """The time for finishing is over: what still runs goes on elsewhere, from what it produced."""
-        self._drain_until = None
-        self._yield(Failure(Fault.NONE, "draining", f"this worker stops: {self.draining}"), now, out)
+        self._farewell.ask(limit_s, now)
+        self._liveness.beat_soon(now)
 
     def _yield(self, failure: Failure, now: float, out: list[Instruction]) -> None:
-        for attempt in list(self.attempts.values()):
-            if not attempt.ended:
-                self._break_off(attempt, failure, now, out)
+        for attempt in self.attempts.running():
+            self._break_off(attempt, failure, now, out)
 
     def _close_if_done(self, now: float, out: list[Instruction]) -> None:
-        if not self.draining or self._closed or self.busy():
+        if not self.draining or self.busy():
             return
-        if self._farewell_until is None:
-            self._farewell_until, self._drain_until = now + self.policy.farewell_s, None
         # Receipts that a coordinator out of reach has not acknowledged are safe on disk.
         told = (
             not self.attempts and not self._receipts.signing and not (self.connected and self._receipts.kept)
         )
-        if told or now >= self._farewell_until:
-            self._closed, self._farewell_until = True, None
+        if self._farewell.closes(now, told=told):
             out.append(Close(self.draining))

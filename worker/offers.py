@@ -1,9 +1,8 @@
 """What this worker takes on: which models in how many slots, for whom, and whether anything at all. Pure."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from worker.attempt import RunningAttempt
+from worker.attempts import Attempts
 from worker.messages import Assigned, Failure, Fault
 from worker.policy import Guests
 
@@ -24,7 +23,7 @@ class Offers:
     paused: str = ""
     draining: str = ""
 
-    def refusal(self, event: Assigned, attempts: Collection[RunningAttempt]) -> Failure | None:
+    def refusal(self, event: Assigned, attempts: Attempts) -> Failure | None:
         """Nobody's fault, with its reason in words; None: the assignment is taken."""
         if self.draining:
             return _no("draining", f"this worker takes no more work: {self.draining}")
@@ -35,7 +34,7 @@ class Offers:
             return _no("model_not_served", f"this worker does not serve {event.model}")
         if unwanted := self.guests.refusal(event.kind, event.member):
             return _no("not_shared", unwanted)
-        taken = sum(not other.ended and other.assigned.model == event.model for other in attempts)
+        taken = sum(other.assigned.model == event.model for other in attempts.running())
         if taken >= offer.slots or len(attempts) >= self.attempts_max:
             return _no("busy", f"all {offer.slots} slots of {event.model} are taken")
         return None
