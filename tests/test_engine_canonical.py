@@ -97,6 +97,7 @@ def test_a_bridge_reaches_its_engine_as_strings_and_comes_back_the_same(tmp_path
     assert "secret" not in str(options)
     assert Bridge.parse(options) == bridge
     assert (bridge.url, bridge.key()) == ("http://[::1]:8000", "secret")
+    assert bridge.load_s_max > bridge.start_timeout_s + 6 * bridge.answer_timeout_s, "it is asked, too"
     assert Bridge(url="https://gpu.example.org", remote=True).url == "https://gpu.example.org"
 
 

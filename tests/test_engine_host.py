@@ -80,7 +80,9 @@ async def test_a_load_that_fails_is_a_sentence_with_a_code() -> None:
 async def test_a_load_that_takes_too_long_or_is_cancelled_leaves_no_process() -> None:
     before = set(psutil.Process().children())
     with pytest.raises(EngineStartError, match="did not load within 0 s"):
-        await EngineHost.start(load(load_ms="60000"), Heard(), load_s_max=0.3)
+        slow = load(load_ms="60000")
+        slow.load_s_max = 0.3
+        await EngineHost.start(slow, Heard())
     heard = Heard()
     task = asyncio.create_task(EngineHost.start(load(load_ms="60000"), heard))
     await heard.until(lambda: heard.events)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.budget import Resident, Room, make_room, together
+from worker.budget import Resident, Room, make_room, shares, together
 from worker.pace import Pace
 
 GB = 1_000_000_000
@@ -48,6 +48,24 @@ def test_as_many_share_the_threads_as_fit_together() -> None:
     assert together([3, 3, 3], 7) == 2
     assert together([9], 1) == 1
     assert together([], 1) == 1
+
+
+def test_what_is_left_beside_the_models_is_shared_out_evenly() -> None:
+    assert shares({"a": 2, "b": 4}, 10) == {"a": 4, "b": 6}
+    assert shares({"a": 4}, 10) == {"a": 10}
+    assert shares({"a": 6, "b": 6}, 10) == {"a": 10, "b": 10}, "they take turns, and each may have all of it"
+    assert shares({"bridge": 0, "a": 4}, 10) == {"a": 10}, "what lies elsewhere takes nothing"
+    assert shares({}, 10) == {}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 12)), st.integers(12, 60))
+def test_as_many_models_as_fit_together_by_size_fit_together_by_share(
+    sizes: dict[str, int], cap: int
+) -> None:
+    found = shares(sizes, cap)
+    assert all(sizes[name] <= share <= cap for name, share in found.items())
+    smallest = sorted(found, key=lambda name: sizes[name])[: together(sizes.values(), cap)]
+    assert sum(found[name] for name in smallest) <= cap
 
 
 RESIDENTS = st.lists(

@@ -60,7 +60,7 @@ async def test_a_job_streams_ends_and_leaves_a_receipt(tmp_path: Path) -> None:
         body = coordinator.receipts["job_a", 1]
         assert (body.output_tokens, body.worker_id, body.model) == (20, "wrk_fake", EMULATOR.name)
         async with asyncio.timeout(WAIT_S):
-            while not daemon._evidence.kept:  # noqa: ASYNC110 -- nobody announces that an answer arrived
+            while not daemon._claims.countersigned:  # noqa: ASYNC110 -- nobody announces that an answer arrived
                 await asyncio.sleep(0)
     kept = [json.loads(line) for line in (tmp_path / "worker" / "receipts.jsonl").read_text().splitlines()]
     assert [(line["number"], line["body"].encode()) for line in kept] == [(1, body.encode())]
@@ -233,7 +233,7 @@ async def test_an_engine_that_dies_fails_its_attempts_and_is_started_again(tmp_p
         await coordinator.ready()
         told = coordinator.assign("job_a", tokens=5000)
         await coordinator.until(lambda: told.sequence >= 1)
-        [service] = daemon._supervisor.models.values()
+        [service] = daemon._serving.supervisor.models.values()
         assert service.host is not None
         psutil.Process(service.host.pids[0]).kill()
         await coordinator.until(lambda: told.result is not None)
@@ -329,8 +329,8 @@ async def test_a_model_that_left_the_catalogue_is_not_shown_as_ready(
         await coordinator.ready()
         before, coordinator.catalogue = coordinator.catalogue, b'{"models": []}'
         coordinator.drop()
-        await coordinator.until(lambda: daemon._snapshot().models[0].state == "withdrawn")
-        daemon._save_state()
+        await coordinator.until(lambda: daemon._reporter.snapshot().models[0].state == "withdrawn")
+        daemon._reporter.save()
         monkeypatch.setenv("POTLUCK_HOME", str(tmp_path))
         status(watch=False)
         said = capsys.readouterr().out
@@ -339,8 +339,8 @@ async def test_a_model_that_left_the_catalogue_is_not_shown_as_ready(
         assert "ready" not in said
         coordinator.catalogue = before
         coordinator.drop()
-        await coordinator.until(lambda: daemon._snapshot().models[0].state == "ready")
-        assert daemon._snapshot().why == ""
+        await coordinator.until(lambda: daemon._reporter.snapshot().models[0].state == "ready")
+        assert daemon._reporter.snapshot().why == ""
         daemon.stop_asked()
         await asyncio.wait_for(task, WAIT_S)
 
@@ -351,13 +351,13 @@ async def test_a_coordinator_of_another_pool_is_not_spoken_to(tmp_path: Path, lo
         daemon = Daemon(settings=emulator_settings(), places=places_in(tmp_path))
         task = asyncio.create_task(daemon.run())
         refused = asyncio.Event()
-        lost = daemon._lost
+        lost = daemon._reporter.lost
 
         def watched(why: str) -> None:
             lost(why)
             refused.set()
 
-        daemon._lost = watched  # type: ignore[method-assign] # to wait by event
+        daemon._reporter.lost = watched  # type: ignore[method-assign] # to wait by event
         await asyncio.wait_for(refused.wait(), WAIT_S)
         assert "disconnected" in log.getvalue()
         assert not coordinator.connections
@@ -425,7 +425,7 @@ async def test_the_state_file_says_for_whom_it_works(tmp_path: Path) -> None:
         await coordinator.ready()
         told = coordinator.assign("job_a", tokens=5000)
         await coordinator.until(lambda: told.sequence >= 1)
-        daemon._save_state()
+        daemon._reporter.save()
         state = WorkerState.load(places_in(tmp_path).worker)
         assert state.state == "sharing"
         assert [(a.member, a.model) for a in state.attempts] == [("ada", EMULATOR.name)]
@@ -437,7 +437,7 @@ async def test_the_logs_hold_no_word_of_a_job(tmp_path: Path, log: io.StringIO) 
         await coordinator.ready()
         told = coordinator.assign("job_a", tokens=30)
         await coordinator.until(lambda: ("job_a", 1) in coordinator.receipts)
-        daemon._save_state()
+        daemon._reporter.save()
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all("action" in line for line in lines)
     written = log.getvalue() + await asyncio.to_thread(all_files, tmp_path)

@@ -16,7 +16,7 @@ from potluck.lock import FileLock, Locked, holder
 from worker import advice
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
-from worker.models import catalogue_from, choose, options_of
+from worker.models import catalogue_from, choose, load_s_max, options_of
 from worker.probe import Probe, disk_free_bytes, hardware_of
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
 from worker.settings import Settings, options_from
@@ -206,6 +206,10 @@ def test_a_bridge_serves_any_model_of_the_catalogue_under_the_pools_name() -> No
     assert (found.entry.name, found.engine, found.eager) == ("smollm2-135m-instruct", "openai", True)
     assert found.variant.files == ()
     assert options_of(found, settings) == {"url": "http://127.0.0.1:8000", "model": "theirs"}
+    patient = {name: table | {"start_timeout_s": 86_400} for name, table in bridge.items()}
+    assert load_s_max(found, Settings.model_validate({"bridge": patient})) > 86_400, (
+        "no other limit is sooner"
+    )
     assert choice(engine="llamacpp", bridge=bridge) == ("smollm2-135m-instruct", "llamacpp", False)
     only = EMULATOR.model_copy(
         update={"variants": (Variant(format="none", engines=("openai",), memory_bytes=0),)}

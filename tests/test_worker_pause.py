@@ -31,7 +31,9 @@ def entry(name: str, memory_bytes: int) -> ModelEntry:
 
 
 def engines(daemon: Daemon) -> list[psutil.Process]:
-    hosts = [service.host for service in daemon._supervisor.models.values() if service.host is not None]
+    hosts = [
+        service.host for service in daemon._serving.supervisor.models.values() if service.host is not None
+    ]
     return [psutil.Process(host.pids[0]) for host in hosts]
 
 
@@ -66,7 +68,7 @@ async def test_a_pause_in_mid_answer_hands_it_over_and_ends_the_engines_process(
         await coordinator.until(lambda: refused.refused is not None)
         assert refused.refused is not None
         assert (refused.refused.code, refused.refused.fault) == ("paused", work_pb2.FAULT_NONE)
-        daemon._save_state()
+        daemon._reporter.save()
         state = WorkerState.load(daemon.places.worker)
         assert (state.state, state.why, state.attempts) == ("paused", "its owner paused it", ())
         assert [(model.state, model.memory_bytes) for model in state.models] == [("present", 0)]
@@ -168,7 +170,7 @@ async def test_a_job_for_which_there_is_no_room_is_given_back_without_blame(tmp_
         caps = Caps(memory="100 MB", gpu_temperature_c=0)
         async with working(coordinator, tmp_path, models=("a", "b"), caps=caps) as daemon:
             await coordinator.until(lambda: len(ready(coordinator)) == 1)
-            daemon._memory._wait_s = 0.1
+            daemon._serving.memory._wait_s = 0.1
             [first] = ready(coordinator)
             other = "b" if first == "a" else "a"
             long = coordinator.assign("job_1", model=first, tokens=100_000)

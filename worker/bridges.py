@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 KEY_BYTES_MAX = 4096
+REQUESTS_AT_START = 7  # six that show what a server is, can do and how fast, and one to spare
 
 _Word = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 
@@ -48,6 +49,11 @@ class Bridge(BaseModel):
                 "the server is on another machine, which would see all prompts: say remote = true"
             )
         return self
+
+    @property
+    def load_s_max(self) -> float:
+        """Until the model is there: the server's start, and then the requests that show what it can do."""
+        return self.start_timeout_s + REQUESTS_AT_START * self.answer_timeout_s
 
     def options(self) -> dict[str, str]:
         """For the engine, where every value is a string."""

@@ -56,5 +56,15 @@ def together(sizes: Iterable[int], cap: int) -> int:
     return max(1, count)
 
 
+def shares(sizes: Mapping[str, int], cap: int) -> dict[str, int]:
+    """How much of one memory each model may take while it is there: its size, and an equal part of what is
+    left beside as many as fit together. A bridge, of size 0, takes nothing.
+    """
+    real = {name: size for name, size in sizes.items() if size}
+    count = together(real.values(), cap)
+    left = max(0, cap - sum(sorted(real.values())[:count]))
+    return {name: min(cap, size + left // count) for name, size in real.items()}
+
+
 def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"

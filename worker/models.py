@@ -97,6 +97,11 @@ def options_of(choice: Choice, settings: Settings) -> dict[str, str]:
     return settings.bridge[choice.bridge].options() if choice.bridge else settings.engine_options
 
 
+def load_s_max(choice: Choice, settings: Settings) -> float:
+    """How long its engine may take to load; 0: as long as any."""
+    return settings.bridge[choice.bridge].load_s_max if choice.bridge else 0.0
+
+
 def _named(
     catalogue: Catalogue, settings: Settings, name: str, engines: list[str], memory_bytes: Mapping[str, int]
 ) -> Choice:

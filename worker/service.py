@@ -30,7 +30,7 @@ from worker.messages import (
     ModelsChanged,
     ModelWithdrawn,
 )
-from worker.models import Choice, options_of
+from worker.models import Choice, load_s_max, options_of
 from worker.pace import Pace
 from worker.speeds import ModelSpeed
 from worker.surroundings import Surroundings
@@ -62,6 +62,7 @@ class ModelService:
         self.around = around
         self._loaded = engine_pb2.Loaded()
         self._loaded_threads = 0
+        self._share = 0  # of a capped memory, since it was last taken
         self._waiting: dict[AttemptId, Assigned] = {}
         self._wanted = asyncio.Event()
         self._poked = asyncio.Event()
@@ -150,12 +151,14 @@ class ModelService:
     # --- what its memory asks ---
 
     def resident(self) -> Resident:
-        """Its size is what the catalogue says, until the engine has measured it."""
+        """Its size is what the catalogue says, until the engine has measured it; of a capped memory, all that
+        it may take.
+        """
         measured = self.host.loaded.memory_bytes if self.host is not None else 0
         return Resident(
             name=self.name,
             place=self.around.place(self.choice.engine),
-            size_bytes=measured or self.choice.variant.memory_bytes,
+            size_bytes=max(measured or self.choice.variant.memory_bytes, self._share),
             used_at=self._used_at,
             busy=self.host is None or bool(self.host.running or self._waiting),  # without one, it just loads
         )
@@ -181,6 +184,7 @@ class ModelService:
                         await self._wanted.wait()
                     held.enter_context(self.around.store.using(self.choice.variant.files))
                     paths = await self._fetch()  # again: they may have given way to other models'
+                    self._share = self.around.share(self.name)
                     await self.around.memory.take(self, evict=evict or bool(self._waiting))
                 except NoRoom as none:
                     self._no_room(none)
@@ -223,9 +227,6 @@ class ModelService:
         """Raises EngineStartError."""
         settings = self.around.settings
         self._loaded_threads = self.around.threads()
-        capped = (
-            settings.caps.memory if self.around.place(self.choice.engine) == "memory" else settings.caps.vram
-        )
         load = engine_pb2.Load(
             engine=self.choice.engine,
             model=self.choice.entry.name,
@@ -236,8 +237,9 @@ class ModelService:
             options=options_of(self.choice, settings),
             cache_dir=str(self.around.converted),
             kinds=[str(kind) for kind in self.choice.entry.kinds],
-            memory_bytes_max=self.around.memory.caps[self.around.place(self.choice.engine)] if capped else 0,
+            memory_bytes_max=self._share,
             gpus=settings.caps.gpus,
+            load_s_max=load_s_max(self.choice, settings),
         )
         began = asyncio.get_running_loop().time()
         self.bytes_done, self._pace = 0, Pace(began, 0, self._load_took_s)

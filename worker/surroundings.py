@@ -16,7 +16,10 @@ from worker.speeds import Speeds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """`threads` is asked when an engine loads, `place` says in which memory an engine keeps its models."""
+    """`threads` and `share` are asked when an engine loads: how many cores it has, and how many bytes of its
+    memory the model may take (0: as many as it likes). `place` says in which memory an engine keeps its
+    models.
+    """
 
     settings: Settings
     store: ModelStore
@@ -28,4 +31,5 @@ class Surroundings:
     artifacts: ArtifactSource | None
     memory: Memory
     place: Callable[[str], str]
+    share: Callable[[str], int]
     start_host: StartHost = EngineHost.start

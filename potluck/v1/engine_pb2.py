@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from potluck.v1 import work_pb2 as potluck_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/engine.proto\x12\npotluck.v1\x1a\x15potluck/v1/work.proto\"\xa9\x01\n\rEngineCommand\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x10.potluck.v1.LoadH\x00\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x11.potluck.v1.StartH\x00\x12 \n\x04stop\x18\x03 \x01(\x0b\x32\x10.potluck.v1.StopH\x00\x12(\n\x08shutdown\x18\x04 \x01(\x0b\x32\x14.potluck.v1.ShutdownH\x00\x42\x06\n\x04\x62ody\"\x96\x02\n\x04Load\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12.\n\x07options\x18\x07 \x03(\x0b\x32\x1d.potluck.v1.Load.OptionsEntry\x12\x11\n\tcache_dir\x18\x08 \x01(\t\x12\r\n\x05kinds\x18\t \x03(\t\x12\x18\n\x10memory_bytes_max\x18\n \x01(\x04\x12\x0c\n\x04gpus\x18\x0b \x03(\r\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd3\x01\n\x05Start\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12\x1e\n\x04work\x18\x02 \x01(\x0b\x32\x10.potluck.v1.Work\x12.\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x18.potluck.v1.Continuation\x12*\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x19.potluck.v1.LoadedAdapter\x12(\n\x05\x66iles\x18\x05 \x01(\x0b\x32\x19.potluck.v1.TrainingFiles\"e\n\rTrainingFiles\x12\x10\n\x08\x65xamples\x18\x01 \x01(\t\x12\x12\n\nvalidation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\"=\n\rLoadedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\",\n\x04Stop\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\"\n\n\x08Shutdown\"\xb3\x02\n\x0b\x45ngineEvent\x12\x31\n\rload_progress\x18\x01 \x01(\x0b\x32\x18.potluck.v1.LoadProgressH\x00\x12$\n\x06loaded\x18\x02 \x01(\x0b\x32\x12.potluck.v1.LoadedH\x00\x12&\n\x07started\x18\x03 \x01(\x0b\x32\x13.potluck.v1.StartedH\x00\x12$\n\x06output\x18\x04 \x01(\x0b\x32\x12.potluck.v1.OutputH\x00\x12 \n\x04\x64one\x18\x05 \x01(\x0b\x32\x10.potluck.v1.DoneH\x00\x12$\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x12.potluck.v1.FailedH\x00\x12-\n\x0bload_failed\x18\x07 \x01(\x0b\x32\x16.potluck.v1.LoadFailedH\x00\x42\x06\n\x04\x62ody\"7\n\x0cLoadProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\"\xc4\x01\n\x06Loaded\x12\x10\n\x08numerics\x18\x01 \x01(\t\x12\x0f\n\x07sampler\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\r\n\x05kinds\x18\x05 \x03(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x08 \x01(\x01\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\"2\n\nLoadFailed\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Failure\"[\n\x07Started\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12*\n\x06prompt\x18\x02 \x01(\x0b\x32\x1a.potluck.v1.RenderedPrompt\"z\n\x06Output\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12!\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x11.potluck.v1.Delta\x12\'\n\x05steps\x18\x03 \x03(\x0b\x32\x18.potluck.v1.TrainingStep\"\xb9\x01\n\x04\x44one\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.potluck.v1.Usage\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.potluck.v1.Embedding\x12\x18\n\x10\x65mbedding_tokens\x18\x04 \x03(\r\x12$\n\x07trained\x18\x05 \x01(\x0b\x32\x13.potluck.v1.Trained\"T\n\x06\x46\x61iled\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.potluck.v1.Failureb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17potluck/v1/engine.proto\x12\npotluck.v1\x1a\x15potluck/v1/work.proto\"\xa9\x01\n\rEngineCommand\x12 \n\x04load\x18\x01 \x01(\x0b\x32\x10.potluck.v1.LoadH\x00\x12\"\n\x05start\x18\x02 \x01(\x0b\x32\x11.potluck.v1.StartH\x00\x12 \n\x04stop\x18\x03 \x01(\x0b\x32\x10.potluck.v1.StopH\x00\x12(\n\x08shutdown\x18\x04 \x01(\x0b\x32\x14.potluck.v1.ShutdownH\x00\x42\x06\n\x04\x62ody\"\xaa\x02\n\x04Load\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05paths\x18\x03 \x03(\t\x12\x0f\n\x07threads\x18\x04 \x01(\r\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12.\n\x07options\x18\x07 \x03(\x0b\x32\x1d.potluck.v1.Load.OptionsEntry\x12\x11\n\tcache_dir\x18\x08 \x01(\t\x12\r\n\x05kinds\x18\t \x03(\t\x12\x18\n\x10memory_bytes_max\x18\n \x01(\x04\x12\x0c\n\x04gpus\x18\x0b \x03(\r\x12\x12\n\nload_s_max\x18\x0c \x01(\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd3\x01\n\x05Start\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12\x1e\n\x04work\x18\x02 \x01(\x0b\x32\x10.potluck.v1.Work\x12.\n\x0c\x63ontinuation\x18\x03 \x01(\x0b\x32\x18.potluck.v1.Continuation\x12*\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x19.potluck.v1.LoadedAdapter\x12(\n\x05\x66iles\x18\x05 \x01(\x0b\x32\x19.potluck.v1.TrainingFiles\"e\n\rTrainingFiles\x12\x10\n\x08\x65xamples\x18\x01 \x01(\t\x12\x12\n\nvalidation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0e\n\x06\x66older\x18\x05 \x01(\t\"=\n\rLoadedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66older\x18\x03 \x01(\t\",\n\x04Stop\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\"\n\n\x08Shutdown\"\xb3\x02\n\x0b\x45ngineEvent\x12\x31\n\rload_progress\x18\x01 \x01(\x0b\x32\x18.potluck.v1.LoadProgressH\x00\x12$\n\x06loaded\x18\x02 \x01(\x0b\x32\x12.potluck.v1.LoadedH\x00\x12&\n\x07started\x18\x03 \x01(\x0b\x32\x13.potluck.v1.StartedH\x00\x12$\n\x06output\x18\x04 \x01(\x0b\x32\x12.potluck.v1.OutputH\x00\x12 \n\x04\x64one\x18\x05 \x01(\x0b\x32\x10.potluck.v1.DoneH\x00\x12$\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x12.potluck.v1.FailedH\x00\x12-\n\x0bload_failed\x18\x07 \x01(\x0b\x32\x16.potluck.v1.LoadFailedH\x00\x42\x06\n\x04\x62ody\"7\n\x0cLoadProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\"\xc4\x01\n\x06Loaded\x12\x10\n\x08numerics\x18\x01 \x01(\t\x12\x0f\n\x07sampler\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\r\n\x05kinds\x18\x05 \x03(\t\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x1c\n\x14prefill_tokens_per_s\x18\x07 \x01(\x01\x12\x1b\n\x13\x64\x65\x63ode_tokens_per_s\x18\x08 \x01(\x01\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\"2\n\nLoadFailed\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Failure\"[\n\x07Started\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12*\n\x06prompt\x18\x02 \x01(\x0b\x32\x1a.potluck.v1.RenderedPrompt\"z\n\x06Output\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12!\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x11.potluck.v1.Delta\x12\'\n\x05steps\x18\x03 \x03(\x0b\x32\x18.potluck.v1.TrainingStep\"\xb9\x01\n\x04\x44one\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.potluck.v1.Usage\x12)\n\nembeddings\x18\x03 \x03(\x0b\x32\x15.potluck.v1.Embedding\x12\x18\n\x10\x65mbedding_tokens\x18\x04 \x03(\r\x12$\n\x07trained\x18\x05 \x01(\x0b\x32\x13.potluck.v1.Trained\"T\n\x06\x46\x61iled\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12$\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x13.potluck.v1.Failureb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,33 +37,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENGINECOMMAND']._serialized_start=63
   _globals['_ENGINECOMMAND']._serialized_end=232
   _globals['_LOAD']._serialized_start=235
-  _globals['_LOAD']._serialized_end=513
-  _globals['_LOAD_OPTIONSENTRY']._serialized_start=467
-  _globals['_LOAD_OPTIONSENTRY']._serialized_end=513
-  _globals['_START']._serialized_start=516
-  _globals['_START']._serialized_end=727
-  _globals['_TRAININGFILES']._serialized_start=729
-  _globals['_TRAININGFILES']._serialized_end=830
-  _globals['_LOADEDADAPTER']._serialized_start=832
-  _globals['_LOADEDADAPTER']._serialized_end=893
-  _globals['_STOP']._serialized_start=895
-  _globals['_STOP']._serialized_end=939
-  _globals['_SHUTDOWN']._serialized_start=941
-  _globals['_SHUTDOWN']._serialized_end=951
-  _globals['_ENGINEEVENT']._serialized_start=954
-  _globals['_ENGINEEVENT']._serialized_end=1261
-  _globals['_LOADPROGRESS']._serialized_start=1263
-  _globals['_LOADPROGRESS']._serialized_end=1318
-  _globals['_LOADED']._serialized_start=1321
-  _globals['_LOADED']._serialized_end=1517
-  _globals['_LOADFAILED']._serialized_start=1519
-  _globals['_LOADFAILED']._serialized_end=1569
-  _globals['_STARTED']._serialized_start=1571
-  _globals['_STARTED']._serialized_end=1662
-  _globals['_OUTPUT']._serialized_start=1664
-  _globals['_OUTPUT']._serialized_end=1786
-  _globals['_DONE']._serialized_start=1789
-  _globals['_DONE']._serialized_end=1974
-  _globals['_FAILED']._serialized_start=1976
-  _globals['_FAILED']._serialized_end=2060
+  _globals['_LOAD']._serialized_end=533
+  _globals['_LOAD_OPTIONSENTRY']._serialized_start=487
+  _globals['_LOAD_OPTIONSENTRY']._serialized_end=533
+  _globals['_START']._serialized_start=536
+  _globals['_START']._serialized_end=747
+  _globals['_TRAININGFILES']._serialized_start=749
+  _globals['_TRAININGFILES']._serialized_end=850
+  _globals['_LOADEDADAPTER']._serialized_start=852
+  _globals['_LOADEDADAPTER']._serialized_end=913
+  _globals['_STOP']._serialized_start=915
+  _globals['_STOP']._serialized_end=959
+  _globals['_SHUTDOWN']._serialized_start=961
+  _globals['_SHUTDOWN']._serialized_end=971
+  _globals['_ENGINEEVENT']._serialized_start=974
+  _globals['_ENGINEEVENT']._serialized_end=1281
+  _globals['_LOADPROGRESS']._serialized_start=1283
+  _globals['_LOADPROGRESS']._serialized_end=1338
+  _globals['_LOADED']._serialized_start=1341
+  _globals['_LOADED']._serialized_end=1537
+  _globals['_LOADFAILED']._serialized_start=1539
+  _globals['_LOADFAILED']._serialized_end=1589
+  _globals['_STARTED']._serialized_start=1591
+  _globals['_STARTED']._serialized_end=1682
+  _globals['_OUTPUT']._serialized_start=1684
+  _globals['_OUTPUT']._serialized_end=1806
+  _globals['_DONE']._serialized_start=1809
+  _globals['_DONE']._serialized_end=1994
+  _globals['_FAILED']._serialized_start=1996
+  _globals['_FAILED']._serialized_end=2080
 # @@protoc_insertion_point(module_scope)

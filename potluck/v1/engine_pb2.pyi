@@ -90,6 +90,7 @@ class Load(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_MAX_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    LOAD_S_MAX_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     model: _builtins.str
     threads: _builtins.int
@@ -100,6 +101,8 @@ class Load(_message.Message):
     """where converted weights may be kept"""
     memory_bytes_max: _builtins.int
     """on each card, or in the machine's memory; 0: no cap"""
+    load_s_max: _builtins.float
+    """how long loading may take; 0: as long as any"""
     @_builtins.property
     def paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """verified local files"""
@@ -130,10 +133,11 @@ class Load(_message.Message):
         kinds: _abc.Iterable[_builtins.str] | None = ...,
         memory_bytes_max: _builtins.int = ...,
         gpus: _abc.Iterable[_builtins.int] | None = ...,
+        load_s_max: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "context_tokens", b"context_tokens", "engine", b"engine", "gpus", b"gpus", "kinds", b"kinds", "memory_bytes_max", b"memory_bytes_max", "model", b"model", "options", b"options", "paths", b"paths", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "context_tokens", b"context_tokens", "engine", b"engine", "gpus", b"gpus", "kinds", b"kinds", "load_s_max", b"load_s_max", "memory_bytes_max", b"memory_bytes_max", "model", b"model", "options", b"options", "paths", b"paths", "slots", b"slots", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine
 
 OnEvent = Callable[[engine_pb2.EngineEvent], None]
-LOAD_S_MAX = 1800.0
+LOAD_S_MAX = 1800.0  # where the load does not say
 CLOSE_GRACE_S = 2.0
 
 
@@ -76,6 +76,7 @@ class Talk:
         self.loading: asyncio.Future[engine_pb2.Loaded] = loop.create_future()
         self.exited: asyncio.Future[str] = loop.create_future()
         self._on_event = on_event
+        self._load_s_max = load.load_s_max or LOAD_S_MAX
         self._running: dict[engine.Key, work_pb2.Attempt] = {}
         self._error = engine.EngineError("engine_died", "")
 
@@ -83,13 +84,13 @@ class Talk:
     def running(self) -> frozenset[engine.Key]:
         return frozenset(self._running)
 
-    async def until_loaded(self, load_s_max: float) -> None:
+    async def until_loaded(self) -> None:
         """Raises EngineStartError."""
         try:
-            self.loaded = await asyncio.wait_for(asyncio.shield(self.loading), load_s_max)
+            self.loaded = await asyncio.wait_for(asyncio.shield(self.loading), self._load_s_max)
         except TimeoutError:
             raise EngineStartError(
-                "load_timeout", f"{self.model} did not load within {load_s_max:.0f} s"
+                "load_timeout", f"{self.model} did not load within {self._load_s_max:.0f} s"
             ) from None
 
     def asked(self, command: engine_pb2.EngineCommand) -> bool:

@@ -14,7 +14,7 @@ import psutil
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
 from worker.engines.runner import variables
-from worker.hosts.host import CLOSE_GRACE_S, LOAD_S_MAX, EngineStartError, OnEvent, Talk
+from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OnEvent, Talk
 
 LOG_LINES_MAX = 50
 LOG_LINE_CHARS_MAX = 1000
@@ -40,7 +40,6 @@ class EngineHost:
         on_event: OnEvent,
         *,
         memory_bytes: int = 0,  # noqa: ARG003 -- hosts that choose among machines ask for it
-        load_s_max: float = LOAD_S_MAX,
     ) -> "EngineHost":
         """Start the process and wait until the model is loaded. Raises EngineStartError."""
         directory = Path(tempfile.mkdtemp(prefix="potluck-"))
@@ -59,7 +58,7 @@ class EngineHost:
             raise EngineStartError("cannot_start", f"no engine process could be started: {error}") from error
         host = cls(process, load, on_event, directory)
         try:
-            await host._talk.until_loaded(load_s_max)
+            await host._talk.until_loaded()
         except BaseException:  # cancelled or failed: no process is left behind
             await host.close()
             raise

@@ -18,7 +18,7 @@ from potluck.v1 import engine_pb2, work_pb2
 from potluck.version import version
 from worker.engines import engine, pipe
 from worker.hosts.actor import EngineActor, machine
-from worker.hosts.host import CLOSE_GRACE_S, LOAD_S_MAX, EngineStartError, OnEvent, Talk
+from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OnEvent, Talk
 from worker.ray.placement import Node, Place
 
 PLACE_S_MAX: Final = 60.0  # to start a process on the node, if there is room for it
@@ -42,15 +42,7 @@ class ActorHost:
         self._log = structlog.get_logger("worker.ray").bind(node=node.address, model=talk.model)
 
     @classmethod
-    async def start(
-        cls,
-        place: Place,
-        node: Node,
-        load: engine_pb2.Load,
-        on_event: OnEvent,
-        *,
-        load_s_max: float = LOAD_S_MAX,
-    ) -> "ActorHost":
+    async def start(cls, place: Place, node: Node, load: engine_pb2.Load, on_event: OnEvent) -> "ActorHost":
         """Start the actor and wait until the model is loaded. Raises EngineStartError."""
         if not await _answers(node):  # Ray would wait for it, and so would everybody who waits for this
             raise EngineStartError("node_lost", f"{node.address} does not answer")
@@ -71,7 +63,7 @@ class ActorHost:
             await host._placed(place)
             host._reading = asyncio.create_task(host._read(load))
             host._watch = asyncio.create_task(host._run())
-            await host._talk.until_loaded(load_s_max)
+            await host._talk.until_loaded()
         except BaseException:  # cancelled or failed: no actor is left behind
             await host.close()
             raise
