@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -176,6 +178,22 @@ async def test_a_server_that_the_worker_starts_answers_and_ends_with_it(tiny_pat
         gone, alive = await asyncio.to_thread(psutil.wait_procs, family, 60)
         assert not alive
         assert len(gone) == len(family)
+
+
+def test_a_started_server_gets_its_owners_environment_without_what_is_potlucks() -> None:
+    """A real server process, through the guard that starts it."""
+    ours = {"POTLUCK_KEY": "secret", "potluck_join_token": "secret", "POTLUCK_HOME": "/home"}
+    theirs = {"HF_TOKEN": "for its models", "CUDA_VISIBLE_DEVICES": "1"}
+    server = "import json, os, sys; sys.stdout.write(json.dumps(dict(os.environ)))"
+    command = [sys.executable, "-P", "-m", "worker.engines.guard", sys.executable, "-c", server]
+    with subprocess.Popen(
+        command, env=os.environ | ours | theirs, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as guard:
+        assert guard.stdout is not None
+        seen = json.load(guard.stdout)
+    assert seen.items() >= theirs.items()
+    assert "PATH" in seen
+    assert not [name for name in seen if name.upper().startswith("POTLUCK_")]
 
 
 async def test_a_command_that_ends_is_told_with_its_code() -> None:

@@ -1,7 +1,8 @@
 """A server that ends with the one who started it: `python -m worker.engines.guard COMMAND`.
 
 It holds the server as its child and reads its own stdin, on which nothing is ever said. When that closes,
-because the engine closed it or is gone, the server and what it started are asked to end, then killed.
+because the engine closed it or is gone, the server and what it started are asked to end, then killed. Of its
+owner's environment the server gets all but Potluck's own variables, among which keys and tokens may be.
 """
 
 import os
@@ -9,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import NoReturn
 
 GRACE_S = 5.0
+OURS = "POTLUCK_"
 
 
 def main() -> NoReturn:
@@ -20,7 +23,10 @@ def main() -> NoReturn:
         signal.signal(name, lambda *_: None)
     try:
         process = subprocess.Popen(
-            sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=sys.platform != "win32"
+            sys.argv[1:],
+            stdin=subprocess.DEVNULL,
+            env=without_ours(os.environ),
+            start_new_session=sys.platform != "win32",
         )
     except OSError as error:
         sys.stderr.write(f"{sys.argv[1]} cannot be started: {error}\n")
@@ -29,6 +35,11 @@ def main() -> NoReturn:
     code = process.wait()
     sys.stderr.flush()
     os._exit(code if 0 <= code < 256 else 1)
+
+
+def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a server may see: where its files, caches, cards and proxies are, and its own secrets."""
+    return {name: value for name, value in environ.items() if not name.upper().startswith(OURS)}
 
 
 def _watch(process: "subprocess.Popen[bytes]") -> None:
