@@ -171,6 +171,25 @@ def test_embeddings_have_their_adapters_too(base: Base) -> None:
     assert len(got) == 3
 
 
+def test_adapters_keep_to_their_part_of_the_memory(base: Base) -> None:
+    """Those that nobody uses leave for another; where all are in use, the next is refused without blame."""
+    here = batch_of(base).lora
+    sizes = {name: here.get(base.named(name)).size_bytes for name in ("one", "two")}
+    for name, size in sizes.items():
+        factors = [factor for pair in here.get(base.named(name)).factors.values() for factor in pair]
+        assert size == sum(factor.nbytes for factor in factors)
+    here = batch_of(base).lora
+    here.bytes_max = max(sizes.values())
+    here.get(base.named("one"))
+    used = here.get(base.named("two"))
+    assert here.kept == ("digest of two",)
+    with pytest.raises(EngineError, match=r"the adapter one takes \d MB, and adapters may take") as raised:
+        here.get(base.named("one"))
+    assert (raised.value.code, raised.value.fault) == ("no_room", work_pb2.FAULT_NONE)
+    del used
+    assert here.get(base.named("one")).size_bytes == sizes["one"]
+
+
 def test_the_least_recently_used_leaves(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora, "KEPT_MAX", 2)
     here = batch_of(base).lora

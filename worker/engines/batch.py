@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worker.engines.footprint import Footprint
 from worker.engines.lora import Adapter, Lora
 from worker.engines.masks import Masks
 from worker.engines.pieces import Pieces
@@ -42,6 +43,11 @@ class Decoding:
     heard: Callable[["Decoding", Any], bool]
     row: int = -1
     adapter: Adapter | None = None
+    reach: int = 0  # how many tokens its row may hold at last, once it has one
+
+    @property
+    def tokens_max(self) -> int:
+        return len(self.ids) + self.pieces.tokens_max - self.pieces.tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +61,11 @@ class Embedding:
     total: Any = None
     prompt_tokens: int = 0
     adapter: Adapter | None = None
+    reach: int = 0
+
+    @property
+    def tokens_max(self) -> int:
+        return len(self.ids)
 
 
 Member = Decoding | Embedding
@@ -71,6 +82,7 @@ class Batch:
     rows_max: int
     chunk_tokens: int = CHUNK_TOKENS_MIN
     clock: Callable[[], float] = time.monotonic
+    footprint: Footprint = field(default_factory=Footprint)
     waiting: list[Member] = field(default_factory=list)
     filling: list[Member] = field(default_factory=list)
     decoding: list[Decoding] = field(default_factory=list)
@@ -99,7 +111,7 @@ class Batch:
     def clear(self) -> list[Any]:
         """Begin anew with nothing, whatever state a failure left; returns the owners of all that was here."""
         owners = {id(m.owner): m.owner for m in [*self.waiting, *self.filling, *self.decoding]}
-        self.rows = Rows(self.rows.layers, self.rows.tokens_max)
+        self.rows = Rows(self.rows.layers, self.rows.tokens_max)  # what is granted is said with the next row
         self.waiting, self.filling, self.decoding = [], [], []
         return list(owners.values())
 
@@ -116,23 +128,28 @@ class Batch:
             first = self._embedding_turn or not self.filling
             if not (first and self._embed_together()) and self.filling:
                 self._read()
+            self.lora.use(())  # nobody is held in memory between passes
 
     def decode(self) -> None:
         with torch.inference_mode():
             if self.decoding:
                 self._decode()
+                self.lora.use(())
 
     # -- joining and leaving -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """In the order of arrival; choices of one prompt wait for the first to have read it."""
         still: list[Member] = []
+        full = False
         for member in self.waiting:
             short = isinstance(member, Embedding) and len(member.ids) <= self.chunk_tokens
             leader = None if short else self._leader(member)
-            full = len(self.rows.lengths) >= self.rows_max
             shared = member.prompt_tokens - 1
-            if short or full or (leader is not None and self.rows.lengths[leader.row] < shared):
+            unread = leader is not None and self.rows.lengths[leader.row] < shared
+            if not short and not unread:  # where there is no room for one, nobody overtakes it
+                full = full or len(self.rows.lengths) >= self.rows_max or not self._has_room(member)
+            if short or unread or full:
                 still.append(member)
                 continue
             member.row = self.rows.add()
@@ -140,6 +157,19 @@ class Batch:
             if leader is not None:
                 self.rows.copy(leader.row, member.row, shared)
         self.waiting = still
+
+    def _has_room(self, member: Member) -> bool:
+        """Whether memory is enough for one more row, however long it and the others may become."""
+        reach = min(self.rows.tokens_max, member.tokens_max)
+        rows, tokens = self.rows.capacity
+        rows = max(rows, len(self.rows.lengths) + 1)
+        tokens = max(tokens, reach, *(other.reach for other in [*self.decoding, *self.filling]))
+        if not self.footprint.fits(rows, tokens):
+            return False
+        member.reach = reach
+        if self.footprint.cap_bytes:
+            self.rows.grant(rows, tokens)
+        return True
 
     def _leader(self, member: Member) -> Decoding | None:
         if isinstance(member, Embedding):

@@ -10,6 +10,7 @@ An adapter is what peft writes, from a stranger: adapter_config.json and adapter
 import json
 import re
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 
-from potluck.v1 import engine_pb2
+from potluck.v1 import engine_pb2, work_pb2
 from worker.engines.engine import EngineError, JobError
 from worker.engines.packed import PackedLinear
 
@@ -44,11 +45,12 @@ _HARMLESS: Final = frozenset({
 _PLAIN_STARTS: Final = (True, False, "gaussian")  # others change the base, too
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Adapter:
     """`factors` by the path of the layer: A [rank, in] and B [out, rank], B times alpha / rank."""
 
     factors: Mapping[str, tuple[Any, Any]]
+    size_bytes: int = 0
 
 
 class _Rows:
@@ -83,7 +85,9 @@ class Lora:
         self._rows = _Rows()
         for path, layer in self._layers.items():
             model.set_submodule(path, _Adapted(layer, path, self._rows))
+        self.bytes_max = 0  # of all adapters in memory, those of running attempts included; 0: no cap
         self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._alive: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     @property
@@ -119,13 +123,33 @@ class Lora:
                 raise ValueError(f"its weights have more than {WEIGHTS_BYTES_MAX:,} bytes")
             with safe_open(str(path), "pt") as file:
                 layers = self._checked(file, rank)
-                return Adapter({layer: self._factors(file, layer, scale) for layer in layers})
+                size = (
+                    sum(rank * _widths(self._layers[layer]) for layer in layers) * self._model.dtype.itemsize
+                )
+                self._make_room(size, name)
+                adapter = Adapter({layer: self._factors(file, layer, scale) for layer in layers}, size)
+                self._alive.add(adapter)
+                return adapter
         except OSError as error:
             raise EngineError(
                 "adapter_not_there", f"the adapter {name} cannot be read: {error.strerror}"
             ) from error
         except (ValueError, SafetensorError) as error:
             raise JobError("bad_adapter", f"the adapter {name} cannot be served: {error}") from error
+
+    def _make_room(self, size: int, name: str) -> None:
+        """Adapters that nobody uses leave, the least recently used first. Raises EngineError."""
+        if not self.bytes_max:
+            return
+        while sum(adapter.size_bytes for adapter in self._alive) + size > self.bytes_max:
+            if not self._kept:
+                raise EngineError(
+                    "no_room",
+                    f"the adapter {name} takes {size / 1e6:.0f} MB, and adapters may take"
+                    f" {self.bytes_max / 1e6:.0f} MB of this worker's memory together",
+                    fault=work_pb2.FAULT_NONE,
+                )
+            self._kept.popitem(last=False)
 
     def _checked(self, file: Any, rank: int) -> list[str]:
         """The layers that it has weights for, every tensor looked at, none read. Raises ValueError."""
@@ -155,6 +179,10 @@ class Lora:
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ValueError(f"the weights for {layer} are not all finite")
         return down.to(model.device, model.dtype), (up * scale).to(model.device, model.dtype)
+
+
+def _widths(layer: Any) -> int:
+    return int(layer.in_features + layer.out_features)
 
 
 def _name(layer: str, factor: str) -> str:

@@ -1,9 +1,11 @@
-"""How fast a batch is on this machine: prefill and decode tokens/s of one stream."""
+"""What a batch costs on this machine: prefill and decode tokens/s of one stream, and its bytes."""
 
 import time
 from typing import Any
 
 from worker.engines.batch import CHUNK_S, CHUNK_TOKENS_MAX, CHUNK_TOKENS_MIN, Batch, Decoding
+from worker.engines.footprint import Footprint, Shape
+from worker.engines.masks import layer_kinds
 from worker.engines.pieces import Pieces
 from worker.engines.sampling import Sampler
 from worker.engines.stops import Stops
@@ -43,3 +45,17 @@ def measure(batch: Batch) -> tuple[float, float]:
     prefill = more / run(more, 0.0, 1)[1]
     batch.chunk_tokens = max(CHUNK_TOKENS_MIN, min(CHUNK_TOKENS_MAX, int(prefill * CHUNK_S)))
     return prefill, decode
+
+
+def footprint_of(batch: Batch, cap_bytes: int, used_bytes: int) -> Footprint:
+    """Of a batch that has been measured and is idle; `used_bytes` by then. `cap_bytes` 0: no cap."""
+    model = batch.model
+    shape = Shape.of(
+        model.config,
+        batch.rows.layer_bytes,
+        model.dtype.itemsize,
+        kinds=len(layer_kinds(model.config)),
+        scores=batch.rows.scores,
+    )
+    step = {"tokens": CHUNK_TOKENS_MAX, "rows": batch.rows_max}
+    return Footprint.of(shape, cap_bytes=cap_bytes, used_bytes=used_bytes, **step)

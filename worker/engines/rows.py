@@ -5,6 +5,7 @@ dense by moving the last one into a gap, so that a step sees a plain slice of th
 at position 0: what lies behind its length is masked, and nothing moves when others join or leave.
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,9 @@ class Rows:
         self.layers = layers
         self.tokens_max = tokens_max
         self.lengths: list[int] = []
+        self.layer_bytes = [0] * layers  # keys and values of one token, once a pass has shown them
+        self.scores = False  # keys and values differ in width
+        self._granted = (sys.maxsize, tokens_max)
         self._keys: list[Any] = [None] * layers
         self._values: list[Any] = [None] * layers
         self._rows = slice(0, 0)  # of the forward pass that is under way
@@ -49,16 +53,29 @@ class Rows:
         rows, end = self._rows, self._end
         return self._keys[layer][rows, :, :end], self._values[layer][rows, :, :end]
 
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """(rows, tokens) that the buffers have now."""
+        keys = self._keys[0]
+        return (0, 0) if keys is None else (keys.shape[0], keys.shape[2])
+
+    def grant(self, rows: int, tokens: int) -> None:
+        """So far the buffers may grow ahead of what is needed."""
+        self._granted = (rows, tokens)
+
     def _reserve(self, layer: int, keys: Any, values: Any) -> None:
         old = self._keys[layer]
         have = (0, 0) if old is None else (old.shape[0], old.shape[2])
         rows, tokens = have
         if self._rows.stop > rows:
-            rows = max(self._rows.stop, 2 * rows)
+            rows = min(self._granted[0], max(self._rows.stop, 2 * rows))
         if self._end > tokens:
-            tokens = min(self.tokens_max, max(self._end, 2 * tokens, TOKENS_FIRST))
+            tokens = min(self._granted[1], max(self._end, 2 * tokens, TOKENS_FIRST))
         if (rows, tokens) == have:
             return
+        widths = (keys.shape[1] * keys.shape[3], values.shape[1] * values.shape[3])
+        self.layer_bytes[layer] = sum(widths) * keys.element_size()
+        self.scores = widths[0] != widths[1]
         for buffers, new in ((self._keys, keys), (self._values, values)):
             old = buffers[layer]
             buffers[layer] = new.new_zeros((rows, new.shape[1], tokens, new.shape[3]))

@@ -17,15 +17,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine, weights
 from worker.engines.batch import Batch, Decoding, Embedding, Member, unit
 from worker.engines.chat import Chat
+from worker.engines.footprint import CONTEXT_TOKENS_MIN
 from worker.engines.matcher import Constraint, Grammars
-from worker.engines.measure import measure
+from worker.engines.measure import footprint_of, measure
 from worker.engines.pieces import Pieces, merge, open_choices
 from worker.engines.rows import Rows
 from worker.engines.sampling import Sampler, logprobs
@@ -81,7 +81,9 @@ class Torch:
         paths = [Path(path) for path in load.paths]
         size = sum(path.stat().st_size for path in paths)
         self._progress(0, size)
-        self._loaded = loaded = weights.load_model(paths, Path(load.cache_dir or "."), device)
+        cap = load.memory_bytes_max
+        device.hold(cap)
+        self._loaded = loaded = weights.load_model(paths, Path(load.cache_dir or "."), device, cap)
         self._progress(size, size)
         kinds = ["completion", "embedding"]
         if loaded.text.chat_template:
@@ -98,6 +100,7 @@ class Torch:
         layers = loaded.model.config.num_hidden_layers
         self._batch = Batch(loaded.model, Rows(layers, self._context_tokens), slots * ROWS_A_SLOT)
         prefill, decode = measure(self._batch)
+        self._keep_below(cap)
         self._thread.start()
         return engine_pb2.Loaded(
             numerics=f"torch/{device.dtype}/{loaded.digest}",
@@ -105,11 +108,24 @@ class Torch:
             slots=slots,
             context_tokens=self._context_tokens,
             kinds=[kind for kind in kinds if not load.kinds or kind in load.kinds],
-            memory_bytes=psutil.Process().memory_info().rss,
+            memory_bytes=device.used_bytes(),
             prefill_tokens_per_s=prefill,
             decode_tokens_per_s=decode,
             features=self._features(),
         )
+
+    def _keep_below(self, cap_bytes: int) -> None:
+        """What follows stays below the owner's cap. Raises EngineError if nothing could be served there."""
+        batch = self._batch
+        batch.footprint = footprint = footprint_of(batch, cap_bytes, self._loaded.device.used_bytes())
+        if not cap_bytes:
+            return
+        if footprint.missing_bytes:
+            needed = (cap_bytes + footprint.missing_bytes) / 1e9
+            raise weights.no_room(f"needs {needed:.2f} GB to answer {CONTEXT_TOKENS_MIN} tokens", cap_bytes)
+        self._context_tokens = min(self._context_tokens, footprint.tokens_max(1))
+        batch.rows.tokens_max = self._context_tokens
+        batch.lora.bytes_max = max(1, footprint.adapters_bytes)
 
     def _features(self) -> list[str]:
         found = list(self._chat.features) if self._chat is not None else []
@@ -166,7 +182,7 @@ class Torch:
                 raise engine.JobError("invalid_request", "an input to be embedded is empty")
             self._check_ids(ids)
             if len(ids) > self._context_tokens:
-                raise engine.context_too_long(len(ids), self._context_tokens)
+                raise self._too_long(len(ids))
             running.done.embeddings.add()
             running.done.embedding_tokens.append(len(ids))
             place = len(members)
@@ -184,7 +200,7 @@ class Torch:
         start = running.start
         prompt = self._render(start)
         if len(prompt.ids) >= self._context_tokens:
-            raise engine.context_too_long(len(prompt.ids), self._context_tokens)
+            raise self._too_long(len(prompt.ids))
         sampling = engine.sampling_of(start.work)
         room = self._context_tokens - len(prompt.ids)
         running.done.usage.prompt_tokens = len(prompt.ids)
@@ -213,6 +229,17 @@ class Torch:
             sampler = Sampler.of(sampling, pieces.choice)
             members.append(Decoding(running, ids, pieces, sampler, len(prompt.ids), self._hear))
         return members
+
+    def _too_long(self, tokens: int) -> engine.EngineError:
+        """With a cap it is this worker that is too small for the prompt, and nobody's fault."""
+        if not self._batch.footprint.cap_bytes:
+            return engine.context_too_long(tokens, self._context_tokens)
+        return engine.EngineError(
+            "no_room",
+            f"the prompt has {tokens} tokens, and the memory that this worker may use holds"
+            f" {self._context_tokens}",
+            fault=work_pb2.FAULT_NONE,
+        )
 
     def _grammar(self, work: work_pb2.Work, prompt: work_pb2.RenderedPrompt) -> str:
         """Thread: what a chat's answer is held to; "" for nothing. Raises EngineError."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from safetensors.torch import save_model
@@ -42,6 +43,19 @@ FAMILIES = (DENSE_FAMILIES | MOE_FAMILIES | MLA_FAMILIES) - {"gemma2"}
 class Device:
     name: str  # cuda | mps | cpu
     dtype: str  # float32 | bfloat16 | float16
+
+    def used_bytes(self) -> int:
+        """What this process has now of the card's memory, or of the machine's."""
+        if self.name != "cuda":
+            return int(psutil.Process().memory_info().rss)
+        torch.cuda.empty_cache()
+        return int(torch.cuda.memory_reserved())
+
+    def hold(self, cap_bytes: int) -> None:
+        """A card's allocator then refuses what passes the cap, whatever was reckoned before. 0: no cap."""
+        if cap_bytes and self.name == "cuda":
+            whole = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / whole))
 
 
 def choose_device(*, cuda: bool, cuda_bfloat16: bool, mps: bool, wanted: str = "", dtype: str = "") -> Device:
@@ -102,8 +116,16 @@ class Loaded:
     context_tokens: int
 
 
-def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
-    """From one GGUF file, or from the files of a folder with config.json. Raises EngineError."""
+def no_room(what: str, cap_bytes: int) -> EngineError:
+    return EngineError(
+        "no_room", f"the model {what}, and this worker may use {cap_bytes / 1e9:.2f} GB for it"
+    )
+
+
+def load_model(paths: list[Path], cache: Path, device: Device, memory_bytes_max: int = 0) -> Loaded:
+    """From one GGUF file, or from the files of a folder with config.json. Raises EngineError, also where the
+    weights alone take more than `memory_bytes_max` (0: no cap).
+    """
     if not paths:
         raise EngineError("bad_model_file", "torch needs a GGUF file, or safetensors with their config.json")
     transformers.utils.logging.disable_progress_bar()
@@ -112,9 +134,12 @@ def load_model(paths: list[Path], cache: Path, device: Device) -> Loaded:
             is_gguf = file.read(len(_MAGIC)) == _MAGIC
         text = _text_of_gguf(paths[0]) if is_gguf else _text_of_folder(_folder_of(paths))
         folder = _converted(paths[0], cache, device) if is_gguf else _folder_of(paths)
-        _check(
-            transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
         )
+        _check(config)
+        if memory_bytes_max and (size := _size_bytes(config, device)) > memory_bytes_max:
+            raise no_room(f"has {size / 1e9:.2f} GB of weights", memory_bytes_max)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, device.dtype),
@@ -186,6 +211,13 @@ def _check(config: Any) -> None:
         raise EngineError(
             "unsupported_model", f"torch serves full and sliding attention, this model has {sorted(strange)}"
         )
+
+
+def _size_bytes(config: Any, device: Device) -> int:
+    """Of the weights in memory, before any is read."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, device.dtype))
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _folder_of(paths: list[Path]) -> Path:
