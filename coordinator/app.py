@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +30,14 @@ from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
 from coordinator.core.rules import Rules
 from coordinator.core.standing import HOUR_S, Proof
+from coordinator.files import Files
 from coordinator.heads import Heads
 from coordinator.lately import line_of, recall
 from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
 from coordinator.pool import Pool
+from coordinator.ports import PortTaken, bound_to, listening_on, port_sentence
 from coordinator.records import Loaded
 from coordinator.reports import WorkerReports
 from coordinator.sessions import Sessions, WorkerService
@@ -63,10 +64,6 @@ STREAM_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 ]
-
-
-class PortTaken(Exception):  # noqa: N818 -- named for what happened
-    """A port is in use or cannot be bound; the message says what to do."""
 
 
 @dataclass(slots=True)
@@ -120,8 +117,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(home_lock(settings))
-        http_socket = stack.enter_context(_listening(settings.http, "--http"))
-        with _bound(settings.grpc, "--grpc"):
+        http_socket = stack.enter_context(listening_on(settings.http, "--http"))
+        with bound_to(settings.grpc, "--grpc"):
             pass  # said now: gRPC knows no reasons, and after this the first key is made
         store = await Store.open(settings.database_url, clock.now())
         stack.push_async_callback(store.close)
@@ -137,6 +134,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heads = Heads(store, ca.sign, clock.now)
+        files = await Files.open(store, settings, clock.now)
         context = Context(
             pool=pool,
             store=store,
@@ -146,12 +144,13 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             catalogue=lambda: catalogue,
             clock=Clock(now=clock.now),
             heads=heads,
+            files=files,
         )
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        await tidy(pool)
-        stack.push_async_callback(_background(keep_tidy(pool), failed))
+        await tidy(pool, files)
+        stack.push_async_callback(_background(keep_tidy(pool, files), failed))
         stack.push_async_callback(_background(heads.run(), failed))
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, counter, models, clock
@@ -287,7 +286,7 @@ async def _serve_grpc(
         port = server.add_secure_port(settings.grpc, credentials)
     except RuntimeError:
         taken = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))  # since we looked
-        raise PortTaken(_port_sentence(settings.grpc, "--grpc", taken)) from None
+        raise PortTaken(port_sentence(settings.grpc, "--grpc", taken)) from None
     await server.start()
     stack.push_async_callback(server.stop, 1.0)
     stack.callback(pool.sessions.end_all, "the coordinator is restarting")
@@ -362,39 +361,3 @@ def home_lock(settings: Settings) -> FileLock:
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(f"the folder {settings.folder} cannot be written to: {reason}") from error
-
-
-def _listening(address: str, flag: str) -> socket.socket:
-    """A listening socket on HOST:PORT; port 0 lets the system choose. Raises PortTaken."""
-    bound = _bound(address, flag)
-    try:
-        bound.listen(1_024)
-    except OSError as error:
-        bound.close()
-        raise PortTaken(_port_sentence(address, flag, error)) from None
-    bound.setblocking(False)
-    return bound
-
-
-def _bound(address: str, flag: str) -> socket.socket:
-    """A socket on HOST:PORT that nobody else listens on. Raises PortTaken."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform != "win32":  # there it would let two processes share the port
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, int(port)))
-    except (OSError, UnicodeError) as error:
-        bound.close()
-        raise PortTaken(_port_sentence(address, flag, error)) from None
-    return bound
-
-
-def _port_sentence(address: str, flag: str, error: OSError | UnicodeError) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    said = f"{address} cannot be bound: {reason}."
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return f"{said} Another coordinator may be running: stop it, or choose another with {flag} HOST:PORT."
-    return f"{said} Choose an address of this machine with {flag} HOST:PORT."

@@ -68,12 +68,18 @@ class ArtifactStore:
     free_bytes: Callable[[Path], int] = field(default=lambda folder: shutil.disk_usage(folder).free)
 
     async def put(
-        self, chunks: AsyncIterator[bytes], *, bytes_max: int | None = None, sha256: str | None = None
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        bytes_max: int | None = None,
+        sha256: str | None = None,
+        check: Callable[[Path], None] | None = None,
     ) -> Stored:
         """Keep the stream's bytes; what is there already is not written twice.
 
-        `sha256`: the digest they must have. Raises ArtifactTooLarge, ArtifactMismatch, StoreFull,
-        NoSuchArtifact for a digest that is none, OSError; nothing is left behind then.
+        `sha256`: the digest they must have. `check` reads them, in a thread, before they have a name, and
+        what it raises keeps them out. Raises ArtifactTooLarge, ArtifactMismatch, StoreFull, NoSuchArtifact
+        for a digest that is none, OSError; nothing is left behind then.
         """
         if sha256 is not None:
             self._path(sha256)
@@ -98,6 +104,8 @@ class ArtifactStore:
             found = digest.hexdigest()
             if sha256 not in (None, found):
                 raise ArtifactMismatch(f"the bytes have the sha256 {found}, and {sha256} was announced")
+            if check is not None:
+                await asyncio.to_thread(check, incoming)
             await asyncio.to_thread(_rename, incoming, self._path(found))
         finally:
             incoming.unlink(missing_ok=True)
@@ -128,6 +136,11 @@ class ArtifactStore:
         except (FileNotFoundError, NoSuchArtifact):
             return False
         return True
+
+    def names(self) -> list[str]:
+        """The digests of all that is here."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path.name for path in paths if _NAME.fullmatch(path.name))
 
     def sweep(self) -> int:
         """Remove what a crash left half written; how many. For the start, before anything is put."""

@@ -11,12 +11,13 @@ from typing import Annotated
 
 import typer
 
-from coordinator.app import Coordinator, PortTaken, coordinator, home_lock
+from coordinator.app import Coordinator, coordinator, home_lock
 from coordinator.ca import CertificateError
 from coordinator.check import check as checked
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
 from coordinator.models import ModelsError
+from coordinator.ports import PortTaken
 from coordinator.recovery import recover_admin
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError

@@ -21,3 +21,8 @@ def new_id(prefix: str) -> str:
     moment = int(time.time() * 1000).to_bytes(_MOMENT_BYTES, "big")
     text = base64.b32hexencode(moment + secrets.token_bytes(_RANDOM_BYTES)).decode("ascii")
     return f"{prefix}_{text.lower()}"
+
+
+def new_file_id() -> str:
+    """`file-...`, as the OpenAI API writes it."""
+    return new_id("file").replace("_", "-", 1)

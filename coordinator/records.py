@@ -6,6 +6,7 @@ Times are seconds since the epoch, amounts microcredits, digests lower-case hex,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final, NewType
 
 from coordinator.core.budgets import NO_LIMITS, Limits
 from coordinator.core.jobs import AccountId, Job, JobId, MemberId, WorkerId
@@ -38,6 +39,33 @@ class MemberState(StrEnum):
 class HeadReason(StrEnum):
     DAILY = "daily"
     REQUEST = "request"
+
+
+class Purpose(StrEnum):
+    """What a file is for, in the OpenAI API's words."""
+
+    FINE_TUNE = "fine-tune"
+    BATCH = "batch"
+    FINE_TUNE_RESULTS = "fine-tune-results"
+    BATCH_OUTPUT = "batch_output"
+
+
+FileId = NewType("FileId", str)
+MADE_BY_POOL: Final = frozenset({Purpose.FINE_TUNE_RESULTS, Purpose.BATCH_OUTPUT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A member's file. Its bytes are an artifact, which other files may share."""
+
+    id: FileId
+    member: MemberId
+    purpose: Purpose
+    filename: str
+    bytes: int
+    sha256: str
+    created_at: float
+    expires_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from coordinator.core.ledger import Recorded
 from coordinator.core.standing import Standing
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
+from coordinator.filing import Filing
 from coordinator.history import History, with_attempts
 from coordinator.invites import Invites
 from coordinator.lately import Lately
@@ -68,6 +69,7 @@ class Store(
     Totals,
     Registry,
     Spending,
+    Filing,
     Proofs,
     Audit,
     Database,

@@ -75,3 +75,11 @@ class LastAdmin(StoreError):  # noqa: N818 -- named for what happened
 
 class LastKey(StoreError):  # noqa: N818 -- named for what happened
     """The member would be left without a key."""
+
+
+class FilesTooMany(StoreError):  # noqa: N818 -- named for what happened
+    """A member's files would be more, or larger together, than allowed. `used`: what there is."""
+
+    def __init__(self, sentence: str, used: int) -> None:
+        super().__init__(sentence)
+        self.used = used

@@ -4,28 +4,25 @@ Migrations create them (`migrations/`); a test proves that both say the same. Am
 bits, times seconds since the epoch except in entries, whose RFC 3339 text is covered by their hash.
 """
 
-from collections.abc import Iterable
-from enum import StrEnum
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
-    CheckConstraint,
     Index,
     Integer,
-    MetaData,
-    Table,
     Text,
     UniqueConstraint,
     text,
 )
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field
 
 from coordinator.core.jobs import AttemptState, JobState, Kind
 from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState
 from coordinator.dialect import append_only
+from coordinator.file_tables import File as File  # noqa: PLC0414 -- one of the tables
 from coordinator.records import HeadReason, MemberState, Role
+from coordinator.table_base import Base as Base  # noqa: PLC0414 -- for whoever wants all of them
+from coordinator.table_base import check, integer, key, one_of, text_column
+from coordinator.table_base import table_of as table_of  # noqa: PLC0414 -- likewise
 
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
@@ -35,53 +32,18 @@ _HELD = text("held")
 IS_TRANSFER = text("code = 'transfer'")  # as the index on them says it
 
 
-def _one_of(column: str, words: Iterable[StrEnum]) -> CheckConstraint:
-    listed = ", ".join(f"'{word.value}'" for word in words)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
-
-
-def _check(condition: str, name: str) -> CheckConstraint:
-    return CheckConstraint(condition, name=name)
-
-
-def _key(**more: Any) -> Any:
-    return Field(primary_key=True, **more)
-
-
-def _integer() -> Any:
-    return Field(sa_type=BigInteger)
-
-
-def _text() -> Any:
-    return Field(sa_type=Text)
-
-
-class Base(SQLModel):
-    """All tables share one metadata, whose names are the same in every dialect."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
 class Setting(Base, table=True):
     """What the pool itself remembers: its name, when it was founded."""
 
     __tablename__ = "settings"
-    name: str = _key()
-    value: str = _text()
+    name: str = key()
+    value: str = text_column()
 
 
 class Member(Base, table=True):
     __tablename__ = "members"
-    __table_args__ = (_one_of("role", Role), _one_of("state", MemberState))
-    id: str = _key()
+    __table_args__ = (one_of("role", Role), one_of("state", MemberState))
+    id: str = key()
     name: str
     name_folded: str = Field(unique=True)  # alice and Alice are one name
     role: str
@@ -100,13 +62,13 @@ class Account(Base, table=True):
 
     __tablename__ = "accounts"
     __table_args__ = (
-        _check(f"id = '{LINES}' OR credit_line >= 0", "credit_line"),
-        _check(f"id = '{LINES}' OR main >= -credit_line", "floor"),
-        _check("reserved >= 0", "reserved"),
-        _check("held >= 0", "held"),
-        _check("opening_line >= 0 AND lent >= 0", "lines"),
+        check(f"id = '{LINES}' OR credit_line >= 0", "credit_line"),
+        check(f"id = '{LINES}' OR main >= -credit_line", "floor"),
+        check("reserved >= 0", "reserved"),
+        check("held >= 0", "held"),
+        check("opening_line >= 0 AND lent >= 0", "lines"),
     )
-    id: str = _key()
+    id: str = key()
     member_id: str | None = Field(default=None, foreign_key="members.id", unique=True)
     opening_line: int = Field(default=0, sa_type=BigInteger)
     lender_id: str | None = Field(default=None, foreign_key="accounts.id", index=True)
@@ -119,7 +81,7 @@ class Account(Base, table=True):
 
 class ApiKey(Base, table=True):
     __tablename__ = "api_keys"
-    id: str = _key()
+    id: str = key()
     member_id: str = Field(foreign_key="members.id", index=True)
     name: str
     digest: str = Field(unique=True)
@@ -137,15 +99,15 @@ class Invite(Base, table=True):
 
     __tablename__ = "invites"
     __table_args__ = (
-        _check("credit_line >= 0", "credit_line"),
-        _check("accepted_at IS NULL OR revoked_at IS NULL", "ended"),
+        check("credit_line >= 0", "credit_line"),
+        check("accepted_at IS NULL OR revoked_at IS NULL", "ended"),
     )
-    id: str = _key()
+    id: str = key()
     member_id: str = Field(foreign_key="members.id", index=True)  # who invites
     digest: str = Field(unique=True)
-    credit_line: int = _integer()
+    credit_line: int = integer()
     from_pool: bool  # lent by the pool, not by whoever invites
-    note: str = _text()
+    note: str = text_column()
     created_at: float
     expires_at: float
     accepted_by: str | None = Field(default=None, foreign_key="members.id", unique=True)
@@ -155,8 +117,8 @@ class Invite(Base, table=True):
 
 class JoinToken(Base, table=True):
     __tablename__ = "join_tokens"
-    __table_args__ = (_check("uses >= 0 AND uses <= uses_max", "uses"),)
-    id: str = _key()
+    __table_args__ = (check("uses >= 0 AND uses <= uses_max", "uses"),)
+    id: str = key()
     member_id: str = Field(foreign_key="members.id", index=True)
     digest: str = Field(unique=True)
     uses: int = 0
@@ -167,7 +129,7 @@ class JoinToken(Base, table=True):
 
 class Worker(Base, table=True):
     __tablename__ = "workers"
-    id: str = _key()
+    id: str = key()
     name: str
     member_id: str = Field(foreign_key="members.id", index=True)
     join_token_id: str = Field(foreign_key="join_tokens.id")
@@ -186,7 +148,7 @@ class Certificate(Base, table=True):
     """Every certificate that the CA issued to a worker."""
 
     __tablename__ = "certificates"
-    serial: str = _key()
+    serial: str = key()
     worker_id: str = Field(foreign_key="workers.id", index=True)
     not_before: float
     not_after: float
@@ -194,7 +156,7 @@ class Certificate(Base, table=True):
 
 class Model(Base, table=True):
     __tablename__ = "models"
-    name: str = _key()
+    name: str = key()
     entry: bytes
     added_by: str = Field(foreign_key="members.id")
     added_at: float
@@ -203,65 +165,65 @@ class Model(Base, table=True):
 class Job(Base, table=True):
     __tablename__ = "jobs"
     __table_args__ = (
-        _one_of("kind", Kind),
-        _one_of("state", JobState),
-        _check("hold >= 0 AND quote >= 0", "amounts"),
-        _check("charge IS NULL OR (charge >= 0 AND charge <= hold)", "charge"),
-        _check("settled >= 0 AND settled <= hold", "settled"),
-        _check("(whole_id IS NULL) = (part = 0) AND part >= 0", "part"),
-        _check("(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", "ended"),
+        one_of("kind", Kind),
+        one_of("state", JobState),
+        check("hold >= 0 AND quote >= 0", "amounts"),
+        check("charge IS NULL OR (charge >= 0 AND charge <= hold)", "charge"),
+        check("settled >= 0 AND settled <= hold", "settled"),
+        check("(whole_id IS NULL) = (part = 0) AND part >= 0", "part"),
+        check("(ended_at IS NULL) = (state IN ('queued', 'running', 'paused'))", "ended"),
         Index(None, "member_id", "created_at"),
         Index(None, "ended_at"),
         # What a starting coordinator looks for is a handful among all jobs that ever were.
         Index("ix_jobs_open", "id", sqlite_where=_OPEN, postgresql_where=_OPEN),
         Index("ix_jobs_parts", "whole_id", "part", unique=True, sqlite_where=_PART, postgresql_where=_PART),
     )
-    id: str = _key()
+    id: str = key()
     kind: str
     model: str
     member_id: str = Field(foreign_key="members.id")
     account_id: str = Field(foreign_key="accounts.id")
     created_at: float = Field(index=True)
-    quote: int = _integer()
-    hold: int = _integer()
-    prompt_tokens: int = _integer()
-    max_tokens: int = _integer()
+    quote: int = integer()
+    hold: int = integer()
+    prompt_tokens: int = integer()
+    max_tokens: int = integer()
     choices: int
     key_id: str  # of the API key that asked; empty if it came without one
     whole_id: str | None = Field(default=None, foreign_key="jobs.id")  # of which it is a part
     part: int
-    settled: int = _integer()
+    settled: int = integer()
     settlements: int
     stored: bool
     own_only: bool
-    only_workers: str = _text()  # JSON list of worker ids
+    only_workers: str = text_column()  # JSON list of worker ids
     expires_at: float | None
     state: str
     charge: int | None = Field(sa_type=BigInteger)
-    output_tokens: int = _integer()
+    output_tokens: int = integer()
     started_at: float | None
     ended_at: float | None
-    why: str = _text()
+    why: str = text_column()
     code: str
 
 
 class Attempt(Base, table=True):
     __tablename__ = "attempts"
     __table_args__ = (
-        _one_of("state", AttemptState),
-        _check("paid >= 0 AND tokens >= 0", "amounts"),
+        one_of("state", AttemptState),
+        check("paid >= 0 AND tokens >= 0", "amounts"),
         Index("ix_attempts_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
     )
-    job_id: str = _key(foreign_key="jobs.id")
-    number: int = _key(sa_column_kwargs={"autoincrement": False})
+    job_id: str = key(foreign_key="jobs.id")
+    number: int = key(sa_column_kwargs={"autoincrement": False})
     worker_id: str = Field(foreign_key="workers.id", index=True)
     owner_id: str = Field(foreign_key="accounts.id")
     assigned_at: float
-    why: str = _text()
+    why: str = text_column()
     state: str
     ended_at: float | None
-    tokens: int = _integer()
-    paid: int = _integer()
+    tokens: int = integer()
+    paid: int = integer()
     held: bool
 
 
@@ -269,43 +231,43 @@ class StoredRequest(Base, table=True):
     """Only stored jobs have one: prompts of interactive jobs never reach the disk."""
 
     __tablename__ = "stored_requests"
-    job_id: str = _key(foreign_key="jobs.id")
+    job_id: str = key(foreign_key="jobs.id")
     request: bytes
 
 
 class StoredResult(Base, table=True):
     __tablename__ = "stored_results"
-    job_id: str = _key(foreign_key="jobs.id")
+    job_id: str = key(foreign_key="jobs.id")
     result: bytes
 
 
 class Entry(Base, table=True):
     __tablename__ = "entries"
     __table_args__ = (
-        _one_of("code", Code),
-        _check("number >= 1", "number"),
+        one_of("code", Code),
+        check("number >= 1", "number"),
         UniqueConstraint("id"),
         # What was sent today is asked before each transfer.
         Index("ix_entries_transfers", "at", sqlite_where=IS_TRANSFER, postgresql_where=IS_TRANSFER),
     )
-    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    number: int = key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     id: str
     at: str = Field(index=True)  # a statement of one month finds its entries by it
     code: str
     job_id: str | None = Field(foreign_key="jobs.id", index=True)
-    details: str = _text()
+    details: str = text_column()
     previous: str
     hash: str
 
 
 class Posting(Base, table=True):
     __tablename__ = "postings"
-    __table_args__ = (_one_of("bucket", Bucket), Index(None, "account_id", "entry_number"))
-    entry_number: int = _key(foreign_key="entries.number", sa_type=_NUMBER)
-    position: int = _key()
+    __table_args__ = (one_of("bucket", Bucket), Index(None, "account_id", "entry_number"))
+    entry_number: int = key(foreign_key="entries.number", sa_type=_NUMBER)
+    position: int = key()
     account_id: str = Field(foreign_key="accounts.id")
     bucket: str
-    amount: int = _integer()
+    amount: int = integer()
 
 
 class Receipt(Base, table=True):
@@ -316,18 +278,18 @@ class Receipt(Base, table=True):
 
     __tablename__ = "receipts"
     __table_args__ = (
-        _one_of("state", ReceiptState),
-        _check("number >= 1", "number"),
+        one_of("state", ReceiptState),
+        check("number >= 1", "number"),
         UniqueConstraint("job_id", "attempt", "worker_id"),
     )
-    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    number: int = key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     job_id: str
-    attempt: int = _integer()
+    attempt: int = integer()
     worker_id: str = Field(index=True)
     body: bytes
     signature: bytes
     state: str
-    why: str = _text()
+    why: str = text_column()
     at: str
     previous: str
     hash: str
@@ -338,21 +300,14 @@ class Head(Base, table=True):
     """The ends of both chains at a moment, signed by the pool."""
 
     __tablename__ = "heads"
-    __table_args__ = (_one_of("reason", HeadReason),)
-    number: int = _key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
+    __table_args__ = (one_of("reason", HeadReason),)
+    number: int = key(sa_type=_NUMBER, sa_column_kwargs={"autoincrement": False})
     hash: str
-    receipts_number: int = _key(sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
+    receipts_number: int = key(sa_type=BigInteger, sa_column_kwargs={"autoincrement": False})
     receipts_hash: str
     at: str
     reason: str
     signature: bytes
-
-
-def table_of(model: type[Base]) -> Table:
-    """The table behind a model, for the tick's Core statements."""
-    table = Base.metadata.tables[str(model.__tablename__)]
-    assert isinstance(table, Table)
-    return table
 
 
 append_only(table_of(Entry), "number = NEW.number OR id = NEW.id")

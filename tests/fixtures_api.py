@@ -26,6 +26,7 @@ from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import Book
+from coordinator.files import Files
 from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.records import Issued, Member, Role
@@ -316,6 +317,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             catalogue=lambda: catalogue,
             clock=Clock(now=clock.now),
             heads=Heads(store, ca.sign, clock.now),
+            files=await Files.open(store, config, clock.now),
         )
         url = await stack.enter_async_context(serving(create_api(context)))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S))

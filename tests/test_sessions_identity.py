@@ -13,10 +13,11 @@ import openai
 import pytest
 from fixtures_sessions import ANSWER, TOKENS, House, RawWorker, delta, frame, open_house
 
-from coordinator.app import PortTaken, coordinator
+from coordinator.app import coordinator
 from coordinator.ca import CertificateAuthority
 from coordinator.core.ledger import COMMONS
 from coordinator.lock import AlreadyRunning
+from coordinator.ports import PortTaken
 from coordinator.settings import Settings, SettingsError
 from coordinator.store_errors import StoreError
 from potluck.identity import JoinToken, WorkerIdentity, renewal_message

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from coordinator.ca import CertificateAuthority
+from coordinator.files import Files
 from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.settings import Settings
@@ -44,6 +45,7 @@ class Context:
     catalogue: Callable[[], Catalogue]
     clock: Clock
     heads: Heads
+    files: Files
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed
