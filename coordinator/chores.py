@@ -1,4 +1,4 @@
-"""What is done at the start and about hourly: time ends invitations and files, and crashes leave things to finish."""
+"""What is done at the start and about hourly: time ends invitations and files, crashes leave things to do."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -39,13 +39,14 @@ class Filing(Database):
         self,
         member: MemberId,
         *,
+        now: float,
         limit: int,
         purpose: Purpose | None = None,
         after: File | None = None,
         oldest_first: bool = False,
     ) -> list[File]:
-        """A page; `after` is the last file of the page before."""
-        wanted = _FILES.select().where(_FILES.c.member_id == member)
+        """A page of those that `now` have not expired; `after` is the last file of the page before."""
+        wanted = _FILES.select().where(_FILES.c.member_id == member, _FILES.c.expires_at > now)
         if purpose is not None:
             wanted = wanted.where(_FILES.c.purpose == purpose.value)
         if after is not None:

@@ -18,6 +18,7 @@ from coordinator.api.desk import Desk
 from coordinator.api.docs import describe
 from coordinator.api.embeddings import embeddings_router
 from coordinator.api.errors import ApiError
+from coordinator.api.files import files_router
 from coordinator.api.limits import Gauge
 from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
@@ -83,6 +84,7 @@ def create_api(context: Context) -> FastAPI:
         completions_router,
         embeddings_router,
         openai_models_router,
+        files_router,
         account_router,
         statement_router,
         jobs_router,

@@ -40,7 +40,7 @@ async def read_bytes(request: Request, bytes_max: int) -> bytes:
     length = int(declared) if declared.isascii() and declared.isdecimal() and len(declared) < 19 else 0
     if length > bytes_max:
         if "expect" not in request.headers:
-            await _drain(request, bytes_max)
+            await drain(request, bytes_max * DRAIN_FACTOR_MAX)
         raise _too_large(bytes_max)
     try:
         async with asyncio.timeout(BODY_S_MAX):
@@ -61,16 +61,16 @@ async def _read(request: Request, bytes_max: int) -> bytes:
         size += len(chunk)
         if size > bytes_max:
             if message.get("more_body", False):
-                await _drain(request, bytes_max)
+                await drain(request, bytes_max * DRAIN_FACTOR_MAX)
             raise _too_large(bytes_max)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def _drain(request: Request, bytes_max: int) -> None:
+async def drain(request: Request, bytes_max: int) -> None:
     """Closing with unread bytes resets the connection, and the client would never see the 413."""
-    left = bytes_max * DRAIN_FACTOR_MAX
+    left = bytes_max
     try:
         async with asyncio.timeout(DRAIN_S_MAX):
             while left > 0:
