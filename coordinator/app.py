@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from coordinator.api import create_api
+from coordinator.api.batches import keeper as batch_keeper
 from coordinator.api.context import Clock, Context
 from coordinator.artifacts import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
@@ -135,6 +136,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heads = Heads(store, ca.sign, clock.now)
         files = await Files.open(store, settings, clock.now)
+        context: Context
+        batches = batch_keeper(pool, store, files, lambda: context)
         context = Context(
             pool=pool,
             store=store,
@@ -145,6 +148,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             clock=Clock(now=clock.now),
             heads=heads,
             files=files,
+            batches=batches,
         )
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
@@ -152,6 +156,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         await tidy(pool, files)
         stack.push_async_callback(_background(keep_tidy(pool, files), failed))
         stack.push_async_callback(_background(heads.run(), failed))
+        await batches.resume()
+        stack.push_async_callback(batches.close)
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, counter, models, clock
         )

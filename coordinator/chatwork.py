@@ -4,6 +4,7 @@ worker must be able to do.
 
 import json
 
+from coordinator.tokens import TokenCounter
 from potluck.v1 import work_pb2
 
 TOOLS, JSON_SCHEMA = "tools", "json_schema"  # of ServedModel.features
@@ -51,3 +52,14 @@ def needs(work: work_pb2.Work) -> frozenset[str]:
     )
     talks_of_tools = named or any(message.tool_calls or message.tool_call_id for message in chat.messages)
     return frozenset((TOOLS,) * bool(talks_of_tools) + (JSON_SCHEMA,) * bool(held))
+
+
+def counts_of(counter: TokenCounter, model: str, work: work_pb2.Work) -> tuple[int, ...]:
+    """The tokens of each prompt, as the counter knows them now."""
+    if work.HasField("chat"):
+        return (counter.count_chat(model, list(work.chat.messages), counted(work.chat)),)
+    if work.HasField("completion"):
+        ids, prompt = work.completion.prompt_ids, work.completion.prompt
+        return (len(ids) or counter.count_text(model, prompt),)
+    inputs = work.embedding.inputs
+    return tuple(len(i.ids) or counter.count_text(model, i.text) for i in inputs)

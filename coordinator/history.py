@@ -43,11 +43,13 @@ class History(Database):
         limit: int = 50,
         before: JobId | None = None,
     ) -> list[Job]:
-        """The newest first, at most JOBS_LISTED_MAX; `before` is the last job of the page before.
+        """The newest first, at most JOBS_LISTED_MAX; `before` is the last job of the page before. Parts are
+        left out: their whole stands for them.
 
         An unknown `before` gives nothing: the page after the end.
         """
-        statement = select(_JOBS).order_by(_JOBS.c.created_at.desc(), _JOBS.c.id.desc())
+        statement = select(_JOBS).where(_JOBS.c.whole_id.is_(None))
+        statement = statement.order_by(_JOBS.c.created_at.desc(), _JOBS.c.id.desc())
         if member is not None:
             statement = statement.where(_JOBS.c.member_id == member)
         if state is not None:

@@ -5,9 +5,7 @@ into sentences. Amounts are microcredits.
 """
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +15,7 @@ from coordinator import translate
 from coordinator.accounts import Accounts
 from coordinator.answers import Answers
 from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
-from coordinator.chatwork import callable_names, counted, needs
+from coordinator.chatwork import callable_names, counts_of, needs
 from coordinator.core.budgets import Budgets, Exceeded, tokens_of
 from coordinator.core.engine import Engine, Impossible
 from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
@@ -27,17 +25,16 @@ from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.giving import Giving
-from coordinator.ids import new_id
 from coordinator.invitations import Invitations
 from coordinator.membership import Membership
 from coordinator.receipts import Receipts
-from coordinator.records import ReceiptRow, RecordedReceipt
+from coordinator.records import ApiKey, Member, ReceiptRow, RecordedReceipt
 from coordinator.refusal import Refusal, credits_of
 from coordinator.relay import JobEvent, Relay, ended
 from coordinator.sessions import Sessions
 from coordinator.settings import Settings
 from coordinator.store import Store
-from coordinator.submission import Submission, Ticket
+from coordinator.submission import Submission, Ticket, job_id_of
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.transcripts import Transcripts
@@ -76,6 +73,7 @@ class Pool:
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
     loads: dict[WorkerId, session_pb2.MachineLoad] = field(default_factory=dict)  # of connected workers
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    followers: list[Callable[[Job], None]] = field(default_factory=list)  # told of each job's end
 
     def __post_init__(self) -> None:
         self.engine.names = self.names
@@ -110,15 +108,22 @@ class Pool:
         if len(self.engine.lives) >= self.settings.queue_jobs_max:
             message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
             raise Refusal(503, "pool_busy", message, type="server_error", retry_after_s=2)
-        job_id = _job_id(s)
+        job_id = job_id_of(s)
         if s.idempotency_key is not None and (known := await self._known(job_id)) is not None:
             return self._replay(known, s)
         self.names[s.member.id] = s.member.name
         self.accounts.know(s.member.account)
+        job = self.job_of(s, job_id)
+        self._admit(job, self.demand(s), s)
+        self._keep(job, s)
+        events = self._follow(job) if s.stored else self.relay.follow(job_id)
+        return Ticket(job_id, job.quote, replayed=False, events=events)
+
+    def job_of(self, s: Submission, job_id: JobId) -> Job:
+        """As it is before anything happened to it."""
         demand = self.demand(s)
-        worst = quote(demand, self.tariff)
-        own_only = s.workers == "mine"
-        job = Job(
+        worst, own_only = quote(demand, self.tariff), s.workers == "mine"
+        return Job(
             id=job_id,
             kind=s.kind,
             model=s.model,
@@ -137,14 +142,24 @@ class Pool:
             needs=needs(s.work),
             expires_at=None if s.wait_s is None else self.now() + s.wait_s,
         )
-        self._admit(job, demand, s)
-        self.works[job_id] = s.work
+
+    def queue(self, job: Job, s: Submission) -> None:
+        """Queue what is paid for elsewhere, whatever the limits. Raises Impossible, Overdrawn or NoRoom."""
+        self._enter(job, self.demand(s))
+        self._keep(job, s)
+
+    def _enter(self, job: Job, demand: Demand) -> None:
+        entry = self.catalogue().get(job.model)
+        assert entry is not None, "the API resolves models before it submits"
+        count, memory = self._count(job.model), _memory(entry)
+        self.engine.submit(job, demand, count=count, memory_bytes=memory, now=self.now())
+
+    def _keep(self, job: Job, s: Submission) -> None:
+        self.works[job.id] = s.work
         if s.stored:
-            self.answers.expect(job_id)
-            self.ticker.extras.requests[job_id] = s.work.SerializeToString()
+            self.answers.expect(job.id)
+            self.ticker.extras.requests[job.id] = s.work.SerializeToString()
         self.ticker.wake()
-        events = self._follow(job) if s.stored else self.relay.follow(job_id)
-        return Ticket(job_id, worst, replayed=False, events=events)
 
     def cancel(self, job_id: str, why: str) -> bool:
         """False: the job had ended already, or never was."""
@@ -155,9 +170,10 @@ class Pool:
 
     def end_jobs(self, member: MemberId, why: str) -> None:
         """Cancel all that the member has open; what was delivered is paid."""
-        for live in list(self.engine.lives.values()):
-            if live.job.member == member:
-                self.cancel(live.job.id, why)
+        wholes, lives = self.engine.wholes.values(), self.engine.lives.values()
+        for job in [*(whole.job for whole in wholes), *(live.job for live in lives)]:
+            if job.member == member:
+                self.cancel(job.id, why)
 
     async def drain(self, grace_s: float) -> None:
         """Take nothing new, let running answers end for a while, then return the holds of what is left."""
@@ -174,7 +190,7 @@ class Pool:
 
     def restore(self, job: Job, work: work_pb2.Work) -> None:
         """Take a stored job up again after a restart. It starts over: what it had delivered was not kept."""
-        counts = _counts(self.counter, job.model, work)
+        counts = counts_of(self.counter, job.model, work)
         exact = self.counter.exact(job.model)
         if sum(counts) != job.prompt_tokens:
             # Counted otherwise then, with a tokenizer that is not there yet. The hold is for that count, and
@@ -195,30 +211,26 @@ class Pool:
         now, bounds = self.now(), bounds_of(s.member, s.key, self.settings)
         tokens = demand.prompt_tokens + job.max_tokens * job.choices
         if over := self.budgets.refuse_tokens(bounds, tokens, now):
-            raise self._over(over, s)
-        entry = self.catalogue().get(job.model)
-        assert entry is not None, "the API resolves models before it submits"
-        count, memory = self._count(job.model), _memory(entry)
+            raise self.over(over, s.member, s.key)
         try:
             try:
                 if over := self.budgets.refuse_credits(bounds, job.hold, now):
-                    raise self._over(over, s)
-                self.engine.submit(job, demand, count=count, memory_bytes=memory, now=now)
+                    raise self.over(over, s.member, s.key)
+                self._enter(job, demand)
             except (Overdrawn, Refusal) as short:
                 job = replace(job, hold=0, own_only=True)
                 try:  # too poor for others' machines; one's own cost nothing
-                    self.engine.submit(job, demand, count=count, memory_bytes=memory, now=now)
+                    self._enter(job, demand)
                 except Impossible:
-                    raise short if isinstance(short, Refusal) else self._too_poor(job, short) from None
+                    raise short if isinstance(short, Refusal) else self.too_poor(job, short) from None
         except Impossible as reason:
-            message = f"No worker of this pool could ever run this: {reason}."
-            raise Refusal(400, "no_worker_could_serve", message, param="model") from None
+            raise impossible(reason) from None
         self.budgets.reserve(job.id, [bound.subject for bound in bounds], tokens, job.hold, now)
 
-    def _over(self, over: Exceeded, s: Submission) -> Refusal:
-        return refusal_of(over, owner_of(over.bound, over.limit, s.member, s.key), self.now())
+    def over(self, over: Exceeded, member: Member, key: ApiKey | None) -> Refusal:
+        return refusal_of(over, owner_of(over.bound, over.limit, member, key), self.now())
 
-    def _too_poor(self, job: Job, short: Overdrawn) -> Refusal:
+    def too_poor(self, job: Job, short: Overdrawn) -> Refusal:
         have = self.accounts.balance(job.account)
         message = (
             f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
@@ -337,6 +349,8 @@ class Pool:
         self.budgets.settle(job.id, tokens_of(job), charge, ended_at, now)
         self.relay.closed(job, self.transcripts.reasoning_tokens(job))
         self.transcripts.open.pop(job.id, None)
+        for follow in self.followers:
+            follow(job)
         self.job_ended.set()
         log.info(
             "job ended", action="job_ended", job=job.id, state=job.state.value, charge=job.charge, why=job.why
@@ -375,26 +389,11 @@ class Pool:
         return count
 
 
-def _counts(counter: TokenCounter, model: str, work: work_pb2.Work) -> tuple[int, ...]:
-    """The tokens of each prompt, as the counter knows them now."""
-    if work.HasField("chat"):
-        return (counter.count_chat(model, list(work.chat.messages), counted(work.chat)),)
-    if work.HasField("completion"):
-        ids, prompt = work.completion.prompt_ids, work.completion.prompt
-        return (len(ids) or counter.count_text(model, prompt),)
-    inputs = work.embedding.inputs
-    return tuple(len(i.ids) or counter.count_text(model, i.text) for i in inputs)
+def impossible(reason: Impossible) -> Refusal:
+    message = f"No worker of this pool could ever run this: {reason}."
+    return Refusal(400, "no_worker_could_serve", message, param="model")
 
 
 def _memory(entry: ModelEntry) -> int:
     """The least memory that any variant of the model needs."""
     return min((v.memory_bytes for v in entry.variants), default=0)
-
-
-def _job_id(s: Submission) -> JobId:
-    """Random; or derived from the member and its Idempotency-Key, so that a retry names the same job."""
-    if s.idempotency_key is None:
-        return JobId(new_id("job"))
-    cause = f"{s.member.id}\n{s.idempotency_key}".encode()
-    digest = hashlib.sha256(cause).digest()[:15]
-    return JobId(f"job_{base64.b32encode(digest).decode().lower()}")

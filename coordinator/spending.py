@@ -27,7 +27,8 @@ class Spending(Database):
             for subject in _subjects(member, key, lineage):
                 budgets.load(subject, Spent(day, month), now)
         for job in open_jobs:
-            budgets.reserve(job.id, _subjects(job.member, job.key, lineage), 0, job.hold, now)
+            if job.whole is None:  # what a part may take is reserved for its whole
+                budgets.reserve(job.id, _subjects(job.member, job.key, lineage), 0, job.hold, now)
         return budgets
 
     async def _spent(self, now: float) -> list[tuple[str, str, int, int]]:
@@ -36,7 +37,7 @@ class Spending(Database):
         today = func.sum(case((ended_at >= period_begins(Limit.DAY, now), charge), else_=0))
         statement = (
             select(_JOBS.c.member_id, _JOBS.c.key_id, today, func.sum(charge))
-            .where(ended_at >= period_begins(Limit.MONTH, now), charge > 0)
+            .where(ended_at >= period_begins(Limit.MONTH, now), charge > 0, _JOBS.c.whole_id.is_(None))
             .group_by(_JOBS.c.member_id, _JOBS.c.key_id)
         )
         async with self.reading() as connection:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import tables
 from coordinator.audit import Audit
+from coordinator.batches.rows import Batches
 from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.core.standing import Standing
@@ -71,6 +72,7 @@ class Store(
     Spending,
     Filing,
     Proofs,
+    Batches,
     Audit,
     Database,
 ):

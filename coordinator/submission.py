@@ -1,10 +1,13 @@
 """A job as the API hands it to the pool, and what it gets back."""
 
+import base64
+import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
-from coordinator.core.jobs import Kind
+from coordinator.core.jobs import JobId, Kind
+from coordinator.ids import new_id
 from coordinator.records import ApiKey, Member
 from coordinator.relay import JobEvent
 from potluck.v1 import work_pb2
@@ -39,3 +42,12 @@ class Ticket:
     quote: int
     replayed: bool
     events: AsyncIterator[JobEvent]
+
+
+def job_id_of(s: Submission) -> JobId:
+    """Random; or derived from the member and its Idempotency-Key, so that a retry names the same job."""
+    if s.idempotency_key is None:
+        return JobId(new_id("job"))
+    cause = f"{s.member.id}\n{s.idempotency_key}".encode()
+    digest = hashlib.sha256(cause).digest()[:15]
+    return JobId(f"job_{base64.b32encode(digest).decode().lower()}")

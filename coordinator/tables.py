@@ -14,6 +14,8 @@ from sqlalchemy import (
 )
 from sqlmodel import Field
 
+from coordinator.batches.tables import Batch as Batch  # noqa: PLC0414 -- one of the tables
+from coordinator.batches.tables import BatchFailure as BatchFailure  # noqa: PLC0414 -- one of the tables
 from coordinator.core.jobs import AttemptState, JobState, Kind
 from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState

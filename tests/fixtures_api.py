@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 
 from coordinator.api import create_api
+from coordinator.api.batches import keeper
 from coordinator.api.context import Clock, Context
 from coordinator.app import rules_of
 from coordinator.artifacts import ArtifactStore
@@ -308,6 +309,10 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         for coroutine in (pool.ticker.run(), bench.run(worker, stream, reports)):
             stack.push_async_callback(_stop, asyncio.create_task(coroutine))
         ca = CertificateAuthority.open(folder, config.pool_name, clock.now())
+        files = await Files.open(store, config, clock.now)
+        context: Context
+        batches = keeper(pool, store, files, lambda: context)
+        stack.push_async_callback(batches.close)
         context = Context(
             pool=pool,
             store=store,
@@ -317,7 +322,8 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             catalogue=lambda: catalogue,
             clock=Clock(now=clock.now),
             heads=Heads(store, ca.sign, clock.now),
-            files=await Files.open(store, config, clock.now),
+            files=files,
+            batches=batches,
         )
         url = await stack.enter_async_context(serving(create_api(context)))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S))

@@ -254,14 +254,13 @@ class Simulation:
             plan, unwanted = self.plans[whole.job.id], whole.job.id in self.unwanted
             ids = [part_id(whole.job.id, number) for number in range(1, len(plan) + 1)]
             if unwanted:
-                for part in list(whole.parts):
-                    self.engine.cancel(part, self.now, "its whole was cancelled")
+                assert self.engine.cancel(whole.job.id, self.now, "its member changed their mind")
+                continue
             made = [self.part_now(part) for part in ids]
-            if unwanted or all(part is not None and part.ended for part in made):
-                event = JobEvent.CANCELLED if unwanted else JobEvent.SUCCEEDED
-                if whole.job.state is JobState.QUEUED and not unwanted:
+            if all(part is not None and part.ended for part in made):
+                if whole.job.state is JobState.QUEUED:
                     self.engine.change_whole(whole.job.id, JobEvent.ASSIGNED, self.now)
-                self.engine.close_whole(whole.job.id, event, self.now)
+                self.engine.close_whole(whole.job.id, JobEvent.SUCCEEDED, self.now)
                 continue
             new = [number for number, part in enumerate(made, 1) if part is None]
             for number in new[: 2 - len(whole.parts)]:

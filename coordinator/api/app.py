@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator.api.auth import Auth
+from coordinator.api.batches import BatchRequest, batches_router
 from coordinator.api.border import Border
 from coordinator.api.chat import chat_router
 from coordinator.api.completions import completions_router
@@ -49,6 +50,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     CompletionRequest,
     EmbeddingRequest,
     JobRequest,
+    BatchRequest,
     MemberRequest,
     KeyRequest,
     LimitsRequest,
@@ -88,6 +90,7 @@ def create_api(context: Context) -> FastAPI:
         account_router,
         statement_router,
         jobs_router,
+        batches_router,
         ledger_router,
         workers_router,
         members_router,

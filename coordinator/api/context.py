@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from coordinator.batches.service import Batches
 from coordinator.ca import CertificateAuthority
 from coordinator.files import Files
 from coordinator.heads import Heads
@@ -46,6 +47,7 @@ class Context:
     clock: Clock
     heads: Heads
     files: Files
+    batches: Batches
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

@@ -16,8 +16,8 @@ from coordinator.api.pool_account import JobRequest
 from coordinator.api.query import boolean, integer, word
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
-from coordinator.api.shapes import job_body, receipt_body
-from coordinator.core.jobs import Job, JobId, JobState
+from coordinator.api.shapes import batch_body, job_body, receipt_body
+from coordinator.core.jobs import WHOLES, Job, JobId, JobState
 from coordinator.records import Scope
 from coordinator.refusal import Refusal
 from coordinator.views import queue
@@ -47,7 +47,7 @@ class Jobs:
         caller = await self._desk.auth.work(request)
         key = idempotency_key(request)
         wanted = await self._desk.read(request, JobRequest)
-        _refuse_unkept(wanted.request)
+        refuse_unkept(wanted.request, within="request")
         submissions = await prepare.submissions_of(context, caller, wanted.kind, wanted.request, key=key)
         if len(submissions) > 1:
             message = "request.prompt: a stored job has one prompt; submit one job for each."
@@ -83,13 +83,16 @@ class Jobs:
     async def show(self, request: Request) -> Response:
         """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid.
 
-        While it waits for a worker, `queue` says where it stands, when it may start, and why it waits.
+        While it waits for a worker, `queue` says where it stands, when it may start, and why it waits. Of a
+        batch, `batch` is what /v1/batches says.
         """
         caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
         body = job_body(job, (await self._names(caller, [job]))[job.member])
         if (live := self._desk.context.pool.live(job.id)) is not None:
             body |= queue(self._desk.context.pool, live)
+        if (batch := await self._desk.context.store.batch_of(job.id)) is not None:
+            body["batch"] = batch_body(self._desk.context.batches.now(batch))
         receipts = await self._desk.context.store.receipts_of(job.id)
         return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
 
@@ -100,6 +103,9 @@ class Jobs:
         """
         caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
+        if job.kind in WHOLES:
+            message = f"The answers of {job.id} are files: `batch.output_file_id` of the job names them."
+            raise ApiError(409, "result_is_a_file", message, retry=False)
         if not job.stored:
             message = f"{job.id} was interactive: its answer went to whoever asked and is kept nowhere."
             raise ApiError(404, "result_not_kept", message)
@@ -137,8 +143,9 @@ class Jobs:
     async def _find(self, caller: Caller, request: Request) -> Job:
         """Others' jobs look as if they were not there."""
         job_id = request.path_params["job_id"][:64]
-        live = self._desk.context.pool.live(job_id)  # newer than the books, and there before they are
-        job = live.job if live is not None else await self._desk.context.store.job(JobId(job_id))
+        pool = self._desk.context.pool
+        open_job = pool.live(job_id) or pool.engine.wholes.get(job_id)  # newer than the books
+        job = open_job.job if open_job is not None else await self._desk.context.store.job(JobId(job_id))
         if job is None or (job.member != caller.member.id and not caller.admin):
             raise ApiError(404, "job_not_found", f"You have no job {job_id}.")
         return job
@@ -149,7 +156,7 @@ class Jobs:
         return {member.id: member.name for member in await self._desk.context.store.members()}
 
 
-def _refuse_unkept(wanted: dict[str, Any]) -> None:
+def refuse_unkept(wanted: dict[str, Any], *, within: str) -> None:
     """What the kept answer of a stored job cannot show is refused by name."""
     asked = {
         "stream": bool(wanted.get("stream")),
@@ -159,5 +166,5 @@ def _refuse_unkept(wanted: dict[str, Any]) -> None:
     }
     for name, unsupported in asked.items():
         if unsupported:
-            message = f"request.{name}: a stored job does not support it; ask the interactive route instead."
-            raise ApiError(400, "unsupported_parameter", message, param=f"request.{name}")
+            message = f"{within}.{name}: a stored job does not support it; ask the interactive route instead."
+            raise ApiError(400, "unsupported_parameter", message, param=f"{within}.{name}")

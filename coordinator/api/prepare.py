@@ -67,10 +67,16 @@ def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
 
 
 async def submissions_of(
-    context: Context, caller: Caller, kind: Kind, body: Any, *, key: str | None = None
+    context: Context,
+    caller: Caller,
+    kind: Kind,
+    body: Any,
+    *,
+    key: str | None = None,
+    within: str = "request",
 ) -> list[Submission]:
-    """The `request` of that kind inside another body, checked whole. Raises ApiError 400 or 404."""
-    request = validated(SCHEMA_BY_KIND[kind], body, within="request")
+    """The request of that kind inside another body, checked whole. Raises ApiError 400 or 404."""
+    request = validated(SCHEMA_BY_KIND[kind], body, within=within)
     if isinstance(request, ChatRequest):
         return [await chat(context, caller, request, key)]
     if isinstance(request, CompletionRequest):

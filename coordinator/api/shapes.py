@@ -1,13 +1,24 @@
 """The pool's own objects as JSON: times RFC 3339 UTC, amounts in integer microcredits (design, section 9)."""
 
 import base64
-from typing import Any
+from typing import Any, Final
 
 from coordinator.accounts import Accounts
+from coordinator.batches.batch import HOUR_S, Batch, BatchState
 from coordinator.bounds import written
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import Attempt, Job
 from coordinator.records import ApiKey, Member, RecordedReceipt, Scope
+
+_MOMENTS: Final = {  # the OpenAI API's names for when it came into a state
+    "in_progress_at": BatchState.IN_PROGRESS,
+    "finalizing_at": BatchState.FINALIZING,
+    "completed_at": BatchState.COMPLETED,
+    "failed_at": BatchState.FAILED,
+    "expired_at": BatchState.EXPIRED,
+    "cancelling_at": BatchState.CANCELLING,
+    "cancelled_at": BatchState.CANCELLED,
+}
 
 
 def when(seconds: float | None) -> str | None:
@@ -107,4 +118,41 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "tokens": attempt.tokens,
         "paid": attempt.paid,
         "why": attempt.why or None,
+    }
+
+
+def batch_body(batch: Batch) -> dict[str, Any]:
+    """The OpenAI API's Batch, times in seconds; `potluck` names the job whose charge it is."""
+    faults = [
+        {"code": fault.code, "message": fault.message, "line": fault.line, "param": fault.param}
+        for fault in batch.faults
+    ]
+    moments = {
+        name: int(batch.moments[state.value]) if state.value in batch.moments else None
+        for name, state in _MOMENTS.items()
+    }
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "model": batch.model or None,
+        "errors": {"object": "list", "data": faults} if faults else None,
+        "input_file_id": batch.input_file,
+        "completion_window": f"{batch.window_s // HOUR_S}h",
+        "status": batch.state.value,
+        "output_file_id": batch.output_file,
+        "error_file_id": batch.error_file,
+        "created_at": int(batch.created_at),
+        "expires_at": int(batch.expires_at),
+        **moments,
+        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "usage": {
+            "input_tokens": batch.input_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": batch.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": batch.input_tokens + batch.output_tokens,
+        },
+        "metadata": dict(batch.metadata) or None,
+        "potluck": {"job_id": batch.job},
     }

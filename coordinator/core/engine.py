@@ -84,12 +84,23 @@ class Engine(Reports):
 
     def cancel(self, job_id: JobId, now: float, why: str) -> bool:
         """End the job and charge what was delivered. False: it had ended already."""
+        if job_id in self.wholes:
+            self.end_whole(job_id, JobEvent.CANCELLED, now, why=why, code="cancelled")
+            return True
         live = self.lives.get(job_id)
         if live is None:
             return False
         self._stop_attempt(live, AttemptEvent.CANCELLED, why, now, tell=True)
         self._close(live, JobEvent.CANCELLED, now, why=why, code="cancelled", pay=True)
         return True
+
+    def end_whole(
+        self, whole_id: JobId, event: JobEvent, now: float, *, why: str = "", code: str = ""
+    ) -> None:
+        """Close it, and before it whatever of it is still open, which is charged for what was delivered."""
+        for part in list(self.wholes[whole_id].parts):
+            self.cancel(part, now, why or "its whole ended")
+        self.close_whole(whole_id, event, now, why=why, code=code)
 
     def give_up(self, job_id: JobId, now: float, why: str, code: str) -> None:
         """The pool itself cannot go on with the job: it ends, and costs nothing."""

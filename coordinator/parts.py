@@ -1,0 +1,138 @@
+"""Wholes and their parts as the shell sees them: what a batch or a fine-tune asks of the pool.
+
+Whoever keeps a whole registers with `watch`, and is told when one of its parts has ended and is on the disk.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from coordinator.bounds import bounds_of
+from coordinator.core.engine import Impossible
+from coordinator.core.jobs import Job, JobEvent, JobId, Kind, part_id
+from coordinator.core.ledger import Overdrawn
+from coordinator.core.wholes import Whole
+from coordinator.pool import Pool, impossible
+from coordinator.records import ApiKey, Member
+from coordinator.refusal import Refusal
+from coordinator.submission import Submission
+
+
+class Keeper(Protocol):
+    def part_ended(self, part: Job) -> None: ...
+
+    def whole_ended(self, whole: Job) -> None:
+        """Its parts ended before; perhaps somebody else cancelled it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A whole that is to be opened. `worst`: the most that all of its parts can cost, in microcredits."""
+
+    id: JobId
+    kind: Kind
+    model: str
+    member: Member
+    key: ApiKey | None
+    worst: int
+    prompt_tokens: int
+    max_tokens: int
+    expires_at: float | None
+
+
+@dataclass(slots=True)
+class Parts:
+    pool: Pool
+    keepers: dict[JobId, Keeper] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pool.followers.append(self._ended)
+
+    def watch(self, whole: JobId, keeper: Keeper) -> None:
+        self.keepers[whole] = keeper
+
+    def forget(self, whole: JobId) -> None:
+        self.keepers.pop(whole, None)
+
+    def open(self, order: Order) -> Job:
+        """Set the worst case of all parts aside; who is too poor for others' workers may use the own ones.
+
+        Raises Refusal; nothing is held then.
+        """
+        pool = self.pool
+        pool.accounts.check_open()
+        pool.names[order.member.id] = order.member.name
+        pool.accounts.know(order.member.account)
+        now, bounds = pool.now(), bounds_of(order.member, order.key, pool.settings)
+        job = Job(
+            id=order.id,
+            kind=order.kind,
+            model=order.model,
+            member=order.member.id,
+            account=order.member.account,
+            created_at=now,
+            quote=order.worst,
+            hold=order.worst,
+            prompt_tokens=order.prompt_tokens,
+            max_tokens=order.max_tokens,
+            key="" if order.key is None else order.key.id,
+            stored=True,
+            expires_at=order.expires_at,
+        )
+        try:
+            if over := pool.budgets.refuse_credits(bounds, job.hold, now):
+                raise pool.over(over, order.member, order.key)
+            pool.engine.open_whole(job)
+        except (Overdrawn, Refusal) as short:
+            if not self._has_workers(order):
+                raise short if isinstance(short, Refusal) else pool.too_poor(job, short) from None
+            job = replace(job, hold=0, own_only=True)
+            pool.engine.open_whole(job)
+        pool.budgets.reserve(job.id, [bound.subject for bound in bounds], 0, job.hold, now)
+        pool.engine.change_whole(job.id, JobEvent.ASSIGNED, now)
+        pool.ticker.wake()
+        return pool.engine.wholes[job.id].job
+
+    def _has_workers(self, order: Order) -> bool:
+        fleet = self.pool.engine.fleet
+        return any(
+            order.model in fleet.workers[worker].models
+            for worker in fleet.by_account.get(order.member.account, ())
+        )
+
+    def submit(self, whole: Job, number: int, s: Submission) -> Job:
+        """Queue a part. Raises Refusal 400 if nobody could ever run it, NoRoom if it was not quoted."""
+        pool = self.pool
+        job = pool.job_of(s, part_id(whole.id, number))
+        part = replace(
+            job,
+            whole=whole.id,
+            part=number,
+            stored=True,
+            hold=0 if whole.own_only else job.hold,
+            own_only=whole.own_only or job.own_only,
+            expires_at=whole.expires_at,
+        )
+        try:
+            pool.queue(part, replace(s, stored=True))
+        except Impossible as reason:
+            raise impossible(reason) from None
+        return part
+
+    def busy(self) -> bool:
+        """Whether the pool has as many jobs open as it takes: parts wait outside then."""
+        return len(self.pool.engine.lives) >= self.pool.settings.queue_jobs_max
+
+    def end(self, whole_id: JobId, event: JobEvent, why: str = "", code: str = "") -> None:
+        """Close the whole, and before it whatever of it is still open."""
+        self.pool.engine.end_whole(whole_id, event, self.pool.now(), why=why, code=code)
+        self.pool.ticker.wake()
+
+    def whole(self, whole_id: JobId) -> Whole | None:
+        """None: it has ended, or is none."""
+        return self.pool.engine.wholes.get(whole_id)
+
+    def _ended(self, job: Job) -> None:
+        if job.whole is not None and (keeper := self.keepers.get(job.whole)) is not None:
+            keeper.part_ended(job)
+        elif (keeper := self.keepers.get(job.id)) is not None:
+            keeper.whole_ended(job)
