@@ -134,30 +134,15 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(vocabularies.close)
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heads = Heads(store, ca.sign, clock.now)
-        files = await Files.open(store, settings, clock.now)
-        context: Context
-        batches = batch_keeper(pool, store, files, lambda: context)
-        context = Context(
-            pool=pool,
-            store=store,
-            ca=ca,
-            settings=settings,
-            counter=counter,
-            catalogue=lambda: catalogue,
-            clock=Clock(now=clock.now),
-            heads=heads,
-            files=files,
-            batches=batches,
-        )
+        context = await _context(pool, ca, clock, lambda: catalogue)
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        await tidy(pool, files)
-        stack.push_async_callback(_background(keep_tidy(pool, files), failed))
-        stack.push_async_callback(_background(heads.run(), failed))
-        await batches.resume()
-        stack.push_async_callback(batches.close)
+        await tidy(pool, context.files)
+        stack.push_async_callback(_background(keep_tidy(pool, context.files), failed))
+        stack.push_async_callback(_background(context.heads.run(), failed))
+        await context.batches.resume()
+        stack.push_async_callback(context.batches.close)
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, counter, models, clock
         )
@@ -180,6 +165,26 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             context.closing.set()
             await pool.drain(GRACE_S)
             await ticker.turn()
+
+
+async def _context(
+    pool: Pool, ca: CertificateAuthority, clock: SteadyClock, catalogue: Callable[[], Catalogue]
+) -> Context:
+    files = await Files.open(pool.store, pool.settings, clock.now)
+    context: Context
+    context = Context(
+        pool=pool,
+        store=pool.store,
+        ca=ca,
+        settings=pool.settings,
+        counter=pool.counter,
+        catalogue=catalogue,
+        clock=Clock(now=clock.now),
+        heads=Heads(pool.store, ca.sign, clock.now),
+        files=files,
+        batches=batch_keeper(pool, pool.store, files, lambda: context),
+    )
+    return context
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -61,5 +61,5 @@ def test_a_worker_and_the_coordinator_die_and_no_line_is_lost_or_done_twice(real
     export.write_bytes(carol.api("GET", "/pool/v1/ledger/export").raise_for_status().content)
     summary = verify(export)
     assert summary.charges_recomputed >= LINES
-    paid = [json.loads(line)["id"] for line in export.read_text().splitlines() if '/settle/' in line]
+    paid = [json.loads(line)["id"] for line in export.read_text().splitlines() if "/settle/" in line]
     assert Counter(paid) == {f"{job_id}/settle/{n}": 1 for n in range(1, LINES + 1)}
