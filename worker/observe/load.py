@@ -1,7 +1,7 @@
 """What other programs do with the processor, and which run.
 
-Our own tree of processes does not count, and no engine of any worker does: an actor on the owner's Ray cluster
-is a child of that cluster's, and two workers of one machine must not take each other for its owner.
+Our own tree of processes does not count, and no engine of any worker does: an actor on the owner's cluster is
+no child of ours, and two workers of one machine must not take each other for its owner.
 """
 
 import contextlib
