@@ -301,9 +301,9 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         async with asyncio.timeout(wait_s), self._changed:
             await self._changed.wait_for(lambda: bool(holds()))
 
-    async def ready(self) -> None:
+    async def ready(self, wait_s: float = WAIT_S) -> None:
         """The worker is connected and its model loaded."""
-        await self.until(lambda: self.live is not None and self.heartbeats and self._is_ready())
+        await self.until(lambda: self.live is not None and self.heartbeats and self._is_ready(), wait_s)
 
     def _is_ready(self) -> bool:
         models = self.heartbeats[-1].models

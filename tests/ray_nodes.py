@@ -1,7 +1,7 @@
 """A script: a Ray cluster of NODES nodes on this machine until its stdin closes, `ray.cluster_utils` as Ray's
 own tests use it. Says one line of JSON: its address, and of each node the id and the process ids.
 
-    python ray_nodes.py FOLDER NODES token|disabled
+    python ray_nodes.py FOLDER NODES
 """
 
 import json
@@ -15,11 +15,11 @@ STORE_BYTES = 100 * 1024 * 1024
 
 
 def main() -> None:
-    folder, nodes, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    folder, nodes = Path(sys.argv[1]), int(sys.argv[2])
     os.environ["RAY_TMPDIR"] = str(folder)
     (folder / "ray").mkdir()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = mode
+    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder / "token")
     from ray.cluster_utils import Cluster
 

@@ -1,44 +1,64 @@
 """A worker that is a whole site: real Ray clusters on this machine, a real coordinator, real daemons."""
 
+import asyncio
+import hashlib
 import json
 import stat
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
+from fixtures_engine import completion
+from fixtures_models import smollm2_file
 from fixtures_pool import Process, RealPool
-from fixtures_ray import RayCluster, ray_cluster
+from fixtures_ray import RayCluster, open_head
+from fixtures_tiny import tiny_tokenizer, write_tiny
+from fixtures_worker import EMULATOR as ENTRY
+from fixtures_worker import FakeCoordinator, attempt, coordinating, join_by_hand, places_in
+from test_torch_lora import PLAIN, plain_of, write_adapter
 
-from potluck.catalogue import DEFAULT_MODEL
+from potluck.catalogue import DEFAULT_MODEL, Artifact, Catalogue, File, Variant
 from potluck.errors import ExitCode
+from potluck.v1 import session_pb2, work_pb2
+from worker.observe import load
 from worker.ray.cluster import tidy
 from worker.ray.ports import Door, ask, open_ports
 
 pytestmark = pytest.mark.processes
 
 MODEL = "emulator-small"
-TOKENS = 120
+TOKENS = 80
 EMULATOR = ["--engine", "emulator", "--models", MODEL, "--threads", "1"]
-EMULATOR += ["--engine-option", "ttft_ms=1", "--engine-option", "tpot_ms=40"]
+EMULATOR += ["--engine-option", "ttft_ms=1", "--engine-option", "tpot_ms=30"]
 HELLO: Any = [{"role": "user", "content": "Say something long."}]
+PROMPT = "a think about the stop"
+START_S = 150.0  # on a busy machine
 
 
-def joined(pool: RealPool, name: str, cluster: RayCluster, *flags: str) -> Process:
-    """A worker on the owner's own cluster, ready."""
-    home = pool.join(name, "bob")
-    (home / "worker" / "worker.toml").write_text(f'ray_token_file = "{cluster.token}"\n', encoding="utf-8")
-    return pool.start_worker(name, "--ray-address", cluster.address, *flags)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
+    """A pool in which bob has one worker, `rig`, that each test starts in its own way."""
+    pool = RealPool(tmp_path_factory.mktemp("pool"))
+    pool.variables |= {"POTLUCK_WAIT_FOR_WORKER_S": "8", "POTLUCK_MACHINE_DIR": str(pool.folder / "machine")}
+    pool.start_coordinator()
+    try:
+        pool.join("rig", "bob")
+        yield pool
+    finally:
+        pool.close()
 
 
-def slots(pool: RealPool, name: str) -> int:
-    return sum(model["slots"] for model in pool.view(name)["models"])
+def slots(pool: RealPool) -> int:
+    return sum(model["slots"] for model in pool.view("rig")["models"])
 
 
-def ready(pool: RealPool, name: str) -> bool:
-    return all(model["state"] == "ready" for model in pool.view(name)["models"])
+def ready(pool: RealPool) -> bool:
+    return all(model["state"] == "ready" for model in pool.view("rig")["models"])
 
 
 def stream(pool: RealPool, seed: int, under_way: threading.Barrier | None = None) -> tuple[str, Any]:
@@ -64,40 +84,104 @@ def stream(pool: RealPool, seed: int, under_way: threading.Barrier | None = None
     return text, usage
 
 
-def memory_bytes(pool: RealPool, name: str) -> int:
-    """Of the first model, as `potluck worker status` shows it."""
-    state = json.loads((pool.folder / name / "worker" / "state.json").read_text(encoding="utf-8"))
-    return int(state["models"][0]["memory_bytes"])
+def test_a_cluster_without_a_token_is_refused(site: RealPool) -> None:
+    """Somebody without a token gets in there, so nothing is served there."""
+    with open_head() as (address, token):
+        assert ask(address) is Door.OPEN
+        arguments = ["worker", "start", "--ray-address", address, *EMULATOR]
+        worker = Process.start("rig", arguments, site.folder / "rig", POTLUCK_RAY_TOKEN_FILE=str(token))
+        worker.wait_for("lets in everybody who can reach it: nothing is served there")
+        assert worker.popen.wait(30) == ExitCode.INVALID
 
 
-@pytest.fixture
-def site(real_pool: RealPool) -> RealPool:
-    real_pool.variables["POTLUCK_MACHINE_DIR"] = str(real_pool.folder / "machine")
-    return real_pool
+def artifact(coordinator: FakeCoordinator, path: Path) -> File:
+    """The coordinator has it from now on."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    coordinator.store.artifacts[digest] = data
+    return File(name=path.name, sha256=digest, size_bytes=len(data), source=Artifact())
 
 
-def test_a_real_model_answers_from_a_node_and_gives_its_memory_back(
-    site: RealPool, two_nodes: RayCluster, smollm2_path: Path
+def greedy(model: Any, count: int) -> str:
+    """What the model says after PROMPT, computed here and by transformers alone."""
+    ids = list(tiny_tokenizer().encode(PROMPT).ids)
+    start = len(ids)
+    for _ in range(count):
+        with torch.inference_mode():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return tiny_tokenizer().decode(ids[start:])
+
+
+def memory_bytes(home: Path) -> list[int]:
+    """Of each model, as `potluck worker status` shows it to the owner."""
+    state = json.loads((home / "worker" / "state.json").read_text(encoding="utf-8"))
+    return [int(model["memory_bytes"]) for model in state["models"]]
+
+
+async def said(
+    coordinator: FakeCoordinator, job: str, model: str, prompt: str, tokens: int, adapter: Any = None
+) -> str:
+    """What the worker answers to a prompt, greedily."""
+    assign = session_pb2.Assign(attempt=attempt(job, 1), model=model, member="ada", adapter=adapter)
+    assign.work.CopyFrom(completion(prompt, max_tokens=tokens))
+    assert coordinator.live is not None
+    coordinator.live.send(assign=assign)
+    told = coordinator._told(assign.attempt)
+    await coordinator.until(lambda: told.result is not None, START_S)
+    return told.text
+
+
+async def test_real_models_and_adapters_answer_from_a_node(
+    two_nodes: RayCluster, smollm2_path: Path, tmp_path: Path
 ) -> None:
-    """llama.cpp in an actor: the same greedy answer twice; when the worker is stopped, its process is gone."""
-    site.variables["POTLUCK_MODEL_CACHE"] = str(smollm2_path.parent)
-    site.variables["POTLUCK_REPLICAS"] = "1"
-    flags = ["--engine", "llamacpp", "--models", DEFAULT_MODEL, "--threads", "1", "--slots", "2"]
-    worker = joined(site, "rig", two_nodes, *flags)
-    [engine] = [process for number in (0, 1) for process in two_nodes.engines(number)]
-    site.until(lambda: memory_bytes(site, "rig") > 100e6, "the owner to see its memory", worker)
-    ask_it: Any = {
-        "model": DEFAULT_MODEL,
-        "prompt": "The capital of France is",
-        "max_tokens": 8,
-        "temperature": 0,
-    }
-    client = site.member("carol").openai()
-    first, second = (client.completions.create(**ask_it).choices[0].text for _ in range(2))
-    assert "Paris" in first
-    assert first == second
-    assert worker.stop() == 0
-    assert not engine.is_running()
+    """llama.cpp in an actor gives the same greedy answer twice. torch in another reads a model and an adapter that
+    the worker fetched from the pool's store, and says what transformers and peft say. Their processes are known as
+    ours, though they are no children of the worker, and are gone when it is stopped.
+    """
+    model, cache = tmp_path / "model", tmp_path / "cache" / "models"
+    model.mkdir()
+    cache.mkdir(parents=True)
+    (cache / smollm2_file().sha256).hardlink_to(smollm2_path)
+    paths = write_tiny(model)
+    tuned = write_adapter(model, tmp_path / "adapter", 1, PLAIN)
+    async with coordinating() as coordinator:
+        files = tuple(artifact(coordinator, path) for path in paths)
+        tiny = Variant(format="safetensors", engines=("torch",), files=files, memory_bytes=1 << 28)
+        entry = ENTRY.model_copy(update={"name": "tiny", "context_tokens": 512, "variants": (tiny,)})
+        smollm2 = Catalogue.builtin().get(DEFAULT_MODEL)
+        assert smollm2 is not None
+        coordinator.catalogue = Catalogue((smollm2, entry)).to_wire()
+        weights, config = (
+            artifact(coordinator, tmp_path / "adapter" / name)
+            for name in ("adapter_model.safetensors", "adapter_config.json")
+        )
+        adapter = work_pb2.Adapter(
+            name="tiny:ft-1", weights_sha256=weights.sha256, weights_bytes=weights.size_bytes,
+            config_sha256=config.sha256, config_bytes=config.size_bytes,
+        )  # fmt: skip
+        coordinator.receipt_key = join_by_hand(places_in(tmp_path), coordinator.ca, port=coordinator.port)
+        arguments = ["worker", "start", "--ray-address", two_nodes.address]
+        arguments += ["--models", f"{DEFAULT_MODEL},tiny", "--threads", "1", "--slots", "2"]
+        variables = {"RAY_TOKEN_FILE": two_nodes.token, "REPLICAS": 1, "MACHINE_DIR": tmp_path / "machine"}
+        named = {f"POTLUCK_{name}": str(value) for name, value in variables.items()}
+        worker = Process.start("rack", arguments, tmp_path, **named)
+        try:
+            await coordinator.ready(START_S)
+            engines = [process for number in (0, 1) for process in two_nodes.engines(number)]
+            assert len(engines) == 2
+            assert {engine.pid for engine in engines} <= {process.pid for process in load.engines()}
+            first, second = [
+                await said(coordinator, job, DEFAULT_MODEL, "The capital of France is", 8) for job in "12"
+            ]
+            assert "Paris" in first
+            assert first == second
+            assert await said(coordinator, "base", "tiny", PROMPT, 12) == greedy(plain_of(model), 12)
+            assert await said(coordinator, "tuned", "tiny", PROMPT, 12, adapter) == greedy(tuned, 12)
+            await coordinator.until(lambda: min(memory_bytes(tmp_path)) > 100e6, START_S)
+        finally:
+            code = await asyncio.to_thread(worker.stop)
+    assert code == 0
+    assert not any(engine.is_running() for engine in engines)
 
 
 def test_a_node_that_dies_does_not_show_in_the_answers(site: RealPool, two_nodes: RayCluster) -> None:
@@ -105,8 +189,9 @@ def test_a_node_that_dies_does_not_show_in_the_answers(site: RealPool, two_nodes
     nobody blamed. An engine that dies is started again. SIGTERM drains the daemon although Ray puts a handler of its
     own there.
     """
-    worker = joined(site, "rig", two_nodes, *EMULATOR, "--slots", "4")
-    site.until(lambda: slots(site, "rig") == 8, "both nodes to serve", worker)
+    site.variables["POTLUCK_RAY_TOKEN_FILE"] = str(two_nodes.token)
+    worker = site.start_worker("rig", "--ray-address", two_nodes.address, *EMULATOR, "--slots", "4")
+    site.until(lambda: slots(site) == 8, "both nodes to serve", worker)
     engines = [two_nodes.engines(number) for number in (0, 1)]
     assert [len(each) for each in engines] == [1, 1]
     undisturbed = {seed: stream(site, seed)[0] for seed in (1,)}
@@ -127,12 +212,12 @@ def test_a_node_that_dies_does_not_show_in_the_answers(site: RealPool, two_nodes
     assert before - site.member("carol").balance()["balance"] == sum(job["charge"] for job in jobs)
     assert site.ledger_sum() == 0
     assert any("is lost" in attempt["why"] for job in jobs for attempt in job["attempts"])
-    site.until(lambda: slots(site, "rig") == 4, "the lost slots to be taken back", worker)
+    site.until(lambda: slots(site) == 4, "the lost slots to be taken back", worker)
     engines[0][0].kill()
     site.until(
         lambda: any(engine != engines[0][0] for engine in two_nodes.engines(0)), "another engine", worker
     )
-    site.until(lambda: ready(site, "rig"), "the engine to be ready again", worker)
+    site.until(lambda: ready(site), "the engine to be ready again", worker)
     assert stream(site, 1)[0] == undisturbed[1]
     [again] = two_nodes.engines(0)
     assert worker.stop() == 0
@@ -143,7 +228,7 @@ def test_a_private_cluster_lives_and_dies_with_its_daemon(site: RealPool) -> Non
     """`--ray`: the token is closed to others, every server port asks for it; after kill -9 all processes are
     gone, and the next start removes the files.
     """
-    site.join("rig", "bob")
+    site.until(lambda: not site.ready("rig"), "the worker of the last test to be gone")
     worker = site.start_worker("rig", "--ray", *EMULATOR)
     assert stream(site, 1)[1].completion_tokens == TOKENS
     family = psutil.Process(worker.popen.pid).children(recursive=True)
@@ -168,15 +253,3 @@ def test_a_private_cluster_lives_and_dies_with_its_daemon(site: RealPool) -> Non
     tidy(token.parent.parent)
     assert not psutil.wait_procs(family, 30)[1]
     assert not token.parent.exists()
-
-
-def test_a_cluster_without_a_token_is_refused(site: RealPool) -> None:
-    """Somebody without a token gets in there, so nothing is served there."""
-    with ray_cluster(nodes=1, mode="disabled") as cluster:
-        assert ask(cluster.address) is Door.OPEN
-        home = site.join("rig", "bob")
-        variables = {"POTLUCK_RAY_TOKEN_FILE": str(cluster.token)}
-        arguments = ["worker", "start", "--ray-address", cluster.address, *EMULATOR]
-        worker = Process.start("rig", arguments, home, **variables)
-        worker.wait_for("lets in everybody who can reach it: nothing is served there")
-        assert worker.popen.wait(30) == ExitCode.INVALID

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -241,6 +242,37 @@ def test_what_this_tree_of_processes_does_is_not_what_others_do() -> None:
     assert percent is not None
     assert 0 <= percent <= 100
     assert percent <= max(0.0, busy - 0.2) / (0.3 * 0.5) * 100
+
+
+@pytest.mark.parametrize("words", [["ray::EngineActor.serve"], ["python", "-m", "worker.engines"]])
+def test_an_engine_that_is_no_child_of_this_process_is_no_other(words: list[str]) -> None:
+    """An actor on the owner's Ray cluster, an engine of another worker: known by what their processes are called;
+    a program that is called otherwise is a stranger.
+    """
+    for called, ours in ((words, True), (["ray::SomebodyElse.serve"], False)):
+        with orphan(called) as process:
+            assert process.pid not in load.own_tree()
+            assert load.is_engine(process) == ours
+            assert (process.pid in load._own_s()) == ours
+            assert (cards._stranger(process.pid) == "") == ours
+
+
+@contextmanager
+def orphan(words: list[str]) -> Iterator[psutil.Process]:
+    """A process with this command line that waits, and whose parent is gone."""
+    wait = "import threading; threading.Event().wait(300)"
+    start = (
+        "import subprocess, sys; none = subprocess.DEVNULL; p = subprocess.Popen([sys.argv[2], '-c', sys.argv[1],"
+        " *sys.argv[3:]], executable=sys.executable, stdin=none, stdout=none, stderr=none); print(p.pid)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", start, wait, *words], check=True, capture_output=True, text=True
+    )
+    process = psutil.Process(int(done.stdout))
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def test_running_programs_are_known_by_the_name_of_their_file() -> None:

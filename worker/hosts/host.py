@@ -5,11 +5,14 @@ owner (`ray`), or several of these that serve as one (`site`).
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
+import psutil
+
 from potluck.v1 import engine_pb2, work_pb2
-from worker.engines import engine
+from worker.engines import engine, pipe
 
 OnEvent = Callable[[engine_pb2.EngineEvent], None]
 LOAD_S_MAX = 1800.0  # where the load does not say
@@ -64,17 +67,17 @@ class StartHost(Protocol):
         """Load the model, which takes about `memory_bytes`, somewhere. Raises EngineStartError."""
 
 
-class Talk:
-    """What was asked of one engine and what it said: what runs, whether it is loaded, how it ended."""
+class OneEngine(ABC):
+    """A Host of one engine: what was asked of it and what it said, the same wherever it lives."""
 
     def __init__(self, load: engine_pb2.Load, on_event: OnEvent) -> None:
         loop = asyncio.get_running_loop()
-        self.name = load.engine
-        self.model = load.model
-        self.closing = False
+        self._name = load.engine
+        self._model = load.model
         self.loaded = engine_pb2.Loaded()
-        self.loading: asyncio.Future[engine_pb2.Loaded] = loop.create_future()
         self.exited: asyncio.Future[str] = loop.create_future()
+        self._closing = False
+        self._loading: asyncio.Future[engine_pb2.Loaded] = loop.create_future()
         self._on_event = on_event
         self._load_s_max = load.load_s_max or LOAD_S_MAX
         self._running: dict[engine.Key, work_pb2.Attempt] = {}
@@ -84,17 +87,9 @@ class Talk:
     def running(self) -> frozenset[engine.Key]:
         return frozenset(self._running)
 
-    async def until_loaded(self) -> None:
-        """Raises EngineStartError."""
-        try:
-            self.loaded = await asyncio.wait_for(asyncio.shield(self.loading), self._load_s_max)
-        except TimeoutError:
-            raise EngineStartError(
-                "load_timeout", f"{self.model} did not load within {self._load_s_max:.0f} s"
-            ) from None
-
-    def asked(self, command: engine_pb2.EngineCommand) -> bool:
-        """Before a command is handed over. False: the engine is gone, and whoever waits is told so."""
+    def send(self, command: engine_pb2.EngineCommand) -> None:
+        """As Host.send."""
+        data = pipe.frame(command)
         if command.HasField("start"):
             attempt = command.start.attempt
             if self.exited.done():
@@ -102,9 +97,29 @@ class Talk:
                 asyncio.get_running_loop().call_soon(self._on_event, gone)
             else:
                 self._running[engine.key_of(attempt)] = attempt
-        return not self.exited.done()
+        if not self.exited.done():
+            self._tell(data)
 
-    def heard(self, event: engine_pb2.EngineEvent) -> None:
+    @abstractmethod
+    def _tell(self, frame: bytes) -> None:
+        """Hand a command over; an engine that is just going need not get it."""
+
+    @abstractmethod
+    async def close(self, grace_s: float = CLOSE_GRACE_S) -> None:
+        """As Host.close."""
+
+    async def _until_loaded(self) -> None:
+        """Raises EngineStartError, and whenever it raises, nothing of the engine is left behind."""
+        try:
+            self.loaded = await asyncio.wait_for(asyncio.shield(self._loading), self._load_s_max)
+        except BaseException as error:  # cancelled or failed
+            await self.close()
+            if isinstance(error, TimeoutError):
+                late = f"{self._model} did not load within {self._load_s_max:.0f} s"
+                raise EngineStartError("load_timeout", late) from None
+            raise
+
+    def _heard(self, event: engine_pb2.EngineEvent) -> None:
         match event.WhichOneof("body"):
             case "load_failed":
                 failure = event.load_failed.failure
@@ -112,8 +127,8 @@ class Talk:
                 return
             case "loaded":
                 self._on_event(event)
-                if not self.loading.done():
-                    self.loading.set_result(event.loaded)
+                if not self._loading.done():
+                    self._loading.set_result(event.loaded)
                 return
             case "done":
                 self._running.pop(engine.key_of(event.done.attempt), None)
@@ -121,10 +136,10 @@ class Talk:
                 self._running.pop(engine.key_of(event.failed.attempt), None)
         self._on_event(event)
 
-    def over(self, error: engine.EngineError) -> None:
+    def _over(self, error: engine.EngineError) -> None:
         """The engine is gone; `error` says why, unless it was closed. Its attempts are told."""
-        if self.closing:
-            closed = f"engine {self.name} was closed"
+        if self._closing:
+            closed = f"engine {self._name} was closed"
             error = engine.EngineError("engine_closed", closed, fault=work_pb2.FAULT_NONE)
         self._error = error
         self._not_loaded(EngineStartError(error.code, str(error)))
@@ -134,6 +149,14 @@ class Talk:
             self._on_event(engine.failed(attempt, error))
 
     def _not_loaded(self, error: EngineStartError) -> None:
-        if not self.loading.done():
-            self.loading.set_exception(error)
-            self.loading.exception()  # heard, even if the start was cancelled meanwhile
+        if not self._loading.done():
+            self._loading.set_exception(error)
+            self._loading.exception()  # heard, even if the start was cancelled meanwhile
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process of this machine; 0 once it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -9,29 +9,27 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
-import psutil
-
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
 from worker.engines.runner import variables
-from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OnEvent, Talk
+from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OneEngine, OnEvent, resident_bytes
 
 LOG_LINES_MAX = 50
 LOG_LINE_CHARS_MAX = 1000
 
 
-class EngineHost:
+class EngineHost(OneEngine):
     """A loaded engine process: a Host. Whether to start another when it dies is the daemon's choice."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, load: engine_pb2.Load, on_event: OnEvent, directory: Path
     ) -> None:
+        super().__init__(load, on_event)
         self._process = process
         self._directory = directory
-        self._talk = Talk(load, on_event)
-        self._log: deque[str] = deque(maxlen=LOG_LINES_MAX)
+        self._log: deque[str] = deque(maxlen=LOG_LINES_MAX)  # what it wrote to its stderr last
         self._watch = asyncio.create_task(self._run())
-        self._write(engine_pb2.EngineCommand(load=load))
+        self._tell(pipe.frame(engine_pb2.EngineCommand(load=load)))
 
     @classmethod
     async def start(
@@ -57,11 +55,7 @@ class EngineHost:
             shutil.rmtree(directory, ignore_errors=True)
             raise EngineStartError("cannot_start", f"no engine process could be started: {error}") from error
         host = cls(process, load, on_event, directory)
-        try:
-            await host._talk.until_loaded()
-        except BaseException:  # cancelled or failed: no process is left behind
-            await host.close()
-            raise
+        await host._until_loaded()
         return host
 
     @property
@@ -72,41 +66,20 @@ class EngineHost:
     def pids(self) -> tuple[int, ...]:
         return (self.pid,)
 
-    @property
-    def exited(self) -> asyncio.Future[str]:
-        return self._talk.exited
-
-    @property
-    def loaded(self) -> engine_pb2.Loaded:
-        return self._talk.loaded
-
-    @property
-    def running(self) -> frozenset[engine.Key]:
-        return self._talk.running
-
-    @property
-    def log(self) -> list[str]:
-        """The last lines that the process wrote to its stderr."""
-        return list(self._log)
-
     def memory_bytes(self) -> int:
-        """Resident memory of the process now; 0 once it is gone."""
-        try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
+        """Resident memory of the process."""
+        return resident_bytes(self.pid)
 
-    def send(self, command: engine_pb2.EngineCommand) -> None:
-        """As Host.send."""
-        data = pipe.frame(command)
-        if self._talk.asked(command) and self._process.stdin and not self._process.stdin.is_closing():
-            self._process.stdin.write(data)
+    def _tell(self, frame: bytes) -> None:
+        assert self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(frame)
 
     async def close(self, grace_s: float = CLOSE_GRACE_S) -> None:
         """End the process and wait until it is gone, with all its memory. May be called again."""
-        self._talk.closing = True
+        self._closing = True
         if self._process.returncode is None:
-            self._write(engine_pb2.EngineCommand(shutdown=engine_pb2.Shutdown()))
+            self._tell(pipe.frame(engine_pb2.EngineCommand(shutdown=engine_pb2.Shutdown())))
             if self._process.stdin is not None:
                 self._process.stdin.close()
             try:
@@ -115,10 +88,6 @@ class EngineHost:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
         await asyncio.shield(self._watch)
-
-    def _write(self, command: engine_pb2.EngineCommand) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(pipe.frame(command))
 
     async def _run(self) -> None:
         """Watch the process from start to end."""
@@ -133,12 +102,12 @@ class EngineHost:
         code = await self._process.wait()
         await log
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._talk.over(engine.EngineError("engine_died", self._reason(code, broken)))
+        self._over(engine.EngineError("engine_died", self._reason(code, broken)))
 
     async def _read_events(self) -> None:
         assert self._process.stdout is not None
         async for event in pipe.receive_messages(self._process.stdout, engine_pb2.EngineEvent):
-            self._talk.heard(event)
+            self._heard(event)
 
     async def _read_log(self) -> None:
         assert self._process.stderr is not None
@@ -154,4 +123,4 @@ class EngineHost:
     def _reason(self, code: int, broken: str) -> str:
         how = broken or (f"it was killed by signal {-code}" if code < 0 else f"it ended with code {code}")
         last = f"; its last words: {self._log[-1][:200]}" if self._log else ""
-        return f"engine {self._talk.name} for {self._talk.model} died: {how}{last}"
+        return f"engine {self._name} for {self._model} died: {how}{last}"

@@ -11,14 +11,13 @@ from typing import Any, Final
 
 import psutil
 import ray
-import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from potluck.v1 import engine_pb2, work_pb2
 from potluck.version import version
 from worker.engines import engine, pipe
 from worker.hosts.actor import EngineActor, machine
-from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OnEvent, Talk
+from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OneEngine, OnEvent, resident_bytes
 from worker.ray.placement import Node, Place
 
 PLACE_S_MAX: Final = 60.0  # to start a process on the node, if there is room for it
@@ -27,19 +26,18 @@ GONE_S_MAX: Final = 5.0
 CALLS_MAX: Final = 16  # at once on one actor: its stream, a command, a question
 
 
-class ActorHost:
+class ActorHost(OneEngine):
     """A loaded engine in an actor: a Host."""
 
-    def __init__(self, actor: Any, node: Node, talk: Talk) -> None:
+    def __init__(self, actor: Any, node: Node, load: engine_pb2.Load, on_event: OnEvent) -> None:
+        super().__init__(load, on_event)
         self._actor = actor
         self._node = node
-        self._talk = talk
         self._pid = 0  # on this machine
         self._outgoing: list[bytes] = []
         self._sending: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[str] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._log = structlog.get_logger("worker.ray").bind(node=node.address, model=talk.model)
 
     @classmethod
     async def start(cls, place: Place, node: Node, load: engine_pb2.Load, on_event: OnEvent) -> "ActorHost":
@@ -58,15 +56,15 @@ class ActorHost:
         load.ClearField("gpus")  # Ray shows an actor its own cards only
         if place.cpus:
             load.threads = max(1, int(place.cpus))
-        host = cls(made.remote(), node, Talk(load, on_event))
+        host = cls(made.remote(), node, load, on_event)
         try:
             await host._placed(place)
             host._reading = asyncio.create_task(host._read(load))
             host._watch = asyncio.create_task(host._run())
-            await host._talk.until_loaded()
         except BaseException:  # cancelled or failed: no actor is left behind
             await host.close()
             raise
+        await host._until_loaded()
         return host
 
     async def _placed(self, place: Place) -> None:
@@ -94,36 +92,15 @@ class ActorHost:
     def pids(self) -> tuple[int, ...]:
         return (self._pid,) if self._pid else ()
 
-    @property
-    def exited(self) -> asyncio.Future[str]:
-        return self._talk.exited
-
-    @property
-    def loaded(self) -> engine_pb2.Loaded:
-        return self._talk.loaded
-
-    @property
-    def running(self) -> frozenset[engine.Key]:
-        return self._talk.running
-
     def memory_bytes(self) -> int:
         """Resident memory here; of an actor on another machine, what its engine said when it was loaded."""
-        if not self._pid:
-            return 0 if self.exited.done() else self.loaded.memory_bytes
-        try:
-            return int(psutil.Process(self._pid).memory_info().rss)
-        except psutil.Error:
-            return 0
-
-    def send(self, command: engine_pb2.EngineCommand) -> None:
-        """As Host.send."""
-        data = pipe.frame(command)
-        if self._talk.asked(command):
-            self._tell(data)
+        if self._pid:
+            return resident_bytes(self._pid)
+        return 0 if self.exited.done() else self.loaded.memory_bytes
 
     async def close(self, grace_s: float = CLOSE_GRACE_S) -> None:
         """End the actor and wait until its process is gone. May be called again."""
-        self._talk.closing = True
+        self._closing = True
         if self._watch is None or self._reading is None:
             await self._kill()
             return
@@ -133,8 +110,8 @@ class ActorHost:
             self._reading.cancel()
         await asyncio.shield(self._watch)
 
-    def _tell(self, data: bytes) -> None:
-        self._outgoing.append(data)
+    def _tell(self, frame: bytes) -> None:
+        self._outgoing.append(frame)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
@@ -152,7 +129,7 @@ class ActorHost:
         try:
             async for item in stream:
                 for event in unframer.feed(await _result(item)):
-                    self._talk.heard(event)
+                    self._heard(event)
         except pipe.PipeError as error:
             return str(error)
         except ray.exceptions.RayError as error:
@@ -164,15 +141,14 @@ class ActorHost:
         assert self._reading is not None
         await asyncio.wait([self._reading])
         how = "" if self._reading.cancelled() else self._reading.result()
-        there = self._talk.closing or await _answers(self._node)
+        there = self._closing or await _answers(self._node)
         if there:
             await self._kill()
-            why = f"engine {self._talk.name} for {self._talk.model} on {self._node.address} died: {how}"
-            self._talk.over(engine.EngineError("engine_died", why))
+            why = f"engine {self._name} for {self._model} on {self._node.address} died: {how}"
+            self._over(engine.EngineError("engine_died", why))
         else:
-            why = f"the node {self._node.address} of this site is lost, and {self._talk.model} there with it"
-            self._talk.over(engine.EngineError("node_lost", why, fault=work_pb2.FAULT_NONE))
-        self._log.info("the engine's actor is gone", action="actor_gone", why=self.exited.result())
+            why = f"the node {self._node.address} of this site is lost, and {self._model} there with it"
+            self._over(engine.EngineError("node_lost", why, fault=work_pb2.FAULT_NONE))
 
     async def _kill(self) -> None:
         """The actor's process is gone afterwards, unless its node does not answer."""

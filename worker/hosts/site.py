@@ -131,6 +131,7 @@ class SiteHost(Generic[P]):
                 self._replicas[place] = replica
                 self._changed()
                 why = await asyncio.shield(replica.exited)
+                self._log.warning(f"a replica is gone: {why}", action="replica_gone", place=str(place))
                 del self._replicas[place]
                 await replica.close()
                 if not self._replicas:

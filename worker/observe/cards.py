@@ -12,12 +12,12 @@ from typing import Any, Final
 import psutil
 
 from worker.observe.input import Unseen
+from worker.observe.load import is_engine
 from worker.policy import Card
 
 CARDS_MAX: Final = 64
 BUSY_PERCENT: Final = 10
 SAMPLE_S: Final = 2.0
-ENGINE: Final = "worker.engines"  # the module that every engine of every worker on this machine runs
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _stranger(pid: int) -> str:
     """The program's name; empty if it is gone or an engine of another worker of this machine."""
     try:
         process = psutil.Process(pid)
-        if ENGINE in process.cmdline():
+        if is_engine(process):
             return ""
         return process.name()
     except psutil.NoSuchProcess:

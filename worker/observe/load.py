@@ -1,19 +1,40 @@
-"""What other programs do with the processor, and which run. Our own tree of processes does not count."""
+"""What other programs do with the processor, and which run.
 
+Our own tree of processes does not count, and no engine of any worker does: an actor on the owner's cluster is
+no child of ours, and two workers of one machine must not take each other for its owner.
+"""
+
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import psutil
 
 SMOOTH_S: Final = 10.0  # a burst shorter than that is no work
+ENGINE: Final = "worker.engines"  # the module that an engine's process runs
+ACTOR: Final = "ray::EngineActor"  # how Ray names a process for its actor's class, and what it does
 
 
 def own_tree() -> dict[int, psutil.Process]:
     """This process and all it has started."""
     me = psutil.Process(os.getpid())
     return {process.pid: process for process in [me, *me.children(recursive=True)]}
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Of any worker of this machine. Raises psutil.Error."""
+    return any(word == ENGINE or word.startswith(ACTOR) for word in process.cmdline())
+
+
+def engines() -> Iterator[psutil.Process]:
+    """Of every worker of this machine, as far as this user may know."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if is_engine(process):
+                yield process
 
 
 def programs() -> frozenset[str]:
@@ -57,7 +78,7 @@ def _busy_s() -> float:
 
 def _own_s() -> dict[int, float]:
     used = {}
-    for pid, process in own_tree().items():
+    for pid, process in (own_tree() | {process.pid: process for process in engines()}).items():
         try:
             times = process.cpu_times()
         except psutil.Error:
