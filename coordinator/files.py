@@ -30,6 +30,7 @@ from coordinator.refusal import Refusal
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.store_errors import FilesTooMany
+from potluck import training_data
 from potluck.jsonl import PROBLEMS_MAX, Problem
 
 FOLDER: Final = "files"
@@ -64,7 +65,9 @@ class Files:
     artifacts: ArtifactStore
     settings: Settings
     now: Callable[[], float]
-    validators: dict[Purpose, Validator] = field(default_factory=dict)
+    validators: dict[Purpose, Validator] = field(
+        default_factory=lambda: {Purpose.FINE_TUNE: training_data.check}
+    )
     users: list[User] = field(default_factory=list)
     deciding: asyncio.Lock = field(default_factory=asyncio.Lock)
     _uploading: Counter[MemberId] = field(default_factory=Counter)

@@ -281,6 +281,22 @@ async def test_what_a_key_may_do(stand: Stand) -> None:
         assert (await stand.ask("DELETE", f"/v1/files/{made.id}", by=key)).status_code == changes
 
 
+async def test_training_data_is_read_before_it_is_taken(stand: Stand) -> None:
+    """Broken JSON on line 7 is said with its line and column, and three examples are too few."""
+    good = b'{"prompt": "2 + 2 =", "completion": " 4"}\n'
+    files = stand.openai().files
+    with pytest.raises(openai.BadRequestError, match="line 7, column 12: it is not JSON") as broken:
+        await files.create(file=("day.jsonl", good * 6 + b'{"prompt": }\n' + good * 6), purpose="fine-tune")
+    assert broken.value.code == "invalid_file"
+    assert isinstance(broken.value.body, dict)
+    (problem,) = broken.value.body["potluck"]["problems"]
+    assert (problem["line"], problem["column"]) == (7, 12)
+    with pytest.raises(openai.BadRequestError, match="at least 10 examples"):
+        await files.create(file=("day.jsonl", good * 3), purpose="fine-tune")
+    assert left_behind(stand) == []
+    assert (await files.create(file=("day.jsonl", good * 10), purpose="fine-tune")).purpose == "fine-tune"
+
+
 async def test_a_start_removes_what_a_crash_left(stand: Stand) -> None:
     """Bytes without a record, and those half written; what has a record stays."""
     made = await upload(stand)
