@@ -29,6 +29,7 @@ from potluck.errors import (
     Unavailable,
     Unreachable,
 )
+from potluck.files import FileCalls
 from potluck.ledger import LedgerCalls
 from potluck.limiting import Limiting
 from potluck.membership import IDEMPOTENCY_BYTES, Membership
@@ -87,6 +88,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership):
         self._transport = Transport(
             self.url, found.secret, timeout_s=timeout_s, retries_max=retries_max, sleep=sleep
         )
+        self.files = FileCalls(self._transport)
 
     def __enter__(self) -> Self:
         return self

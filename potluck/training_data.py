@@ -89,7 +89,8 @@ def problems(lines: Iterable[bytes]) -> list[Problem]:
                 first = first or (line.number, kind)
                 if kind is not first[1]:
                     raise ExampleError(
-                        f"this is {KINDS[kind]}, and line {first[0]} is {KINDS[first[1]]}: a file has one kind"
+                        f"this is {KINDS[kind]}, and line {first[0]} is {KINDS[first[1]]}:"
+                        " a file has one kind"
                     )
         except ExampleError as error:
             found.append(Problem(str(error), line.number if isinstance(line, Line) else 0))

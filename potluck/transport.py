@@ -89,6 +89,11 @@ class Transport:
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._answer("PUT", path, content=encoded(body), headers=_post_headers(None))
 
+    def upload(self, path: str, fields: Mapping[str, str], filename: str, file: Any) -> Any:
+        """The JSON answer to a form. `file` is read as it is sent; its `fileno` gives its size."""
+        files = {"file": (filename, file, "application/octet-stream")}
+        return self._answer("POST", path, data=dict(fields), files=files)
+
     @contextmanager
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, str], Iterator[Any]]]:
         """The answer's headers and its events' JSON, up to [DONE]. Leaving early closes the connection.

@@ -1,22 +1,18 @@
 """`potluck ledger`: the whole ledger in a file, and whether all of it is right, without trusting the pool."""
 
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from potluck.cli.session import Session, command, group, with_options
+from potluck.cli.shown import Shown
 from potluck.client import POOL_KEY, ClientFile, saved_pool_key
 from potluck.errors import InvalidRequest, UsageError
 from potluck.proof.lines import Fault, HeadLine
 from potluck.proof.verify import Summary, read_head, verify
 from potluck.results import plain
 
-EVERY_S: Final = 0.2
-CLEAR: Final = "\r\x1b[2K"
 DEFAULT_FILE: Final = Path("potluck-ledger.jsonl")
 
 app = group("Export the whole ledger; verify one offline.")
@@ -29,7 +25,7 @@ def export(
 ) -> None:
     """Write all of the ledger to a file: yours in clear, others' accounts as pseudonyms."""
     printer = session.printer
-    with _Shown("exported", shown=printer.text) as progress:
+    with Shown("records exported", shown=printer.text) as progress:
         pool = session.pool.export_ledger(file, progress)
     known = _remember(session, pool.public_key)
     data = {"file": str(file), "pool": pool.name, "public_key": pool.public_key, "counts": dict(pool.counts)}
@@ -85,7 +81,7 @@ def verify_(
     public_key, origin = _key(session, key)
     saved = None if head is None else _saved(head)
     try:
-        with _Shown("checked", shown=session.printer.text) as progress:
+        with Shown("records checked", shown=session.printer.text) as progress:
             summary = verify(file, key=public_key, saved=saved, progress=progress, thorough=thorough)
     except Fault as fault:
         hint = ""
@@ -189,25 +185,3 @@ def _write(path: Path, found: object) -> None:
         write_atomic(path, json.dumps(plain(found), indent=2).encode() + b"\n")
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}.") from None
-
-
-class _Shown:
-    """A line on the terminal that says how far it is; a context manager that gives the function to call."""
-
-    def __init__(self, what: str, *, shown: bool) -> None:
-        self._what, self._next = what, time.monotonic() + EVERY_S
-        self._shown = shown and sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            sys.stderr.write(CLEAR)
-            sys.stderr.flush()
-
-    def _show(self, done: int, total: int) -> None:
-        if self._shown and time.monotonic() >= self._next:
-            self._next = time.monotonic() + EVERY_S
-            sys.stderr.write(f"{CLEAR}{done:,} of {total:,} records {self._what}")
-            sys.stderr.flush()
