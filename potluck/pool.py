@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from potluck.answers import Answer, Choice, Embeddings, Piece, ToolCall, Usage
+from potluck.batching import Batching
 from potluck.client import resolve
 from potluck.errors import (
     InvalidRequest,
@@ -65,7 +66,7 @@ Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool(Limiting, LedgerCalls, StatementRoutes, Membership):
+class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,

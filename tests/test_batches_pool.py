@@ -1,11 +1,13 @@
 """A batch through real processes: a worker dies, the coordinator dies, and every line is answered once."""
 
 import json
+import os
+import subprocess
 from collections import Counter
 from typing import Any
 
 import pytest
-from fixtures_pool import RealPool
+from fixtures_pool import COMMAND, Member, RealPool
 
 from potluck.proof.verify import verify
 
@@ -18,6 +20,51 @@ def lines() -> bytes:
     body = {"model": "emulator-small", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 20}
     wanted = {"method": "POST", "url": "/v1/chat/completions", "body": body}
     return "".join(json.dumps({"custom_id": f"n{n}", **wanted}) + "\n" for n in range(LINES)).encode()
+
+
+def potluck(pool: RealPool, member: Member, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a member would run it."""
+    environment = {
+        **os.environ,
+        "POTLUCK_HOME": str(pool.folder / member.name),
+        "POTLUCK_URL": pool.url,
+        "POTLUCK_KEY": member.key,
+    }
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_batch_from_the_command_line(real_pool: RealPool) -> None:
+    """Submitted, followed and fetched; submitted and left; and a file that cannot be taken, with its line."""
+    real_pool.add_emulator("rig", "bob")
+    carol, folder = real_pool.member("carol"), real_pool.folder
+    (folder / "in.jsonl").write_bytes(lines())
+    out = folder / "out.jsonl"
+    waited = potluck(
+        real_pool, carol, "submit", "batch", str(folder / "in.jsonl"), "--wait", "--output-file", str(out)
+    )
+    assert waited.returncode == 0, waited.stderr
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [f"n{n}" for n in range(LINES)]
+    again = potluck(
+        real_pool, carol, "submit", "batch", str(folder / "in.jsonl"), "--wait", "--output-file", str(out)
+    )
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    left = potluck(real_pool, carol, "submit", "batch", str(folder / "in.jsonl"))
+    job_id = left.stdout.strip()
+    assert job_id.startswith("job_")
+    watched = potluck(real_pool, carol, "jobs", "watch", job_id)
+    assert (watched.returncode, f"{LINES} of {LINES} lines have an answer" in watched.stdout) == (0, True)
+    result = potluck(real_pool, carol, "jobs", "result", job_id, "-o", "json")
+    assert len(json.loads(result.stdout)) == LINES
+    (folder / "bad.jsonl").write_bytes(lines() + b'{"custom_id"\n')
+    bad = potluck(real_pool, carol, "submit", "batch", str(folder / "bad.jsonl"), "--wait")
+    assert bad.returncode == 100
+    assert f"line {LINES + 1}: The body is not valid JSON" in bad.stderr
+    (folder / "none.jsonl").write_bytes(b"nonsense\n")
+    none = potluck(real_pool, carol, "submit", "batch", str(folder / "none.jsonl"))
+    assert (none.returncode, "the first line is no request" in none.stderr) == (5, True)
 
 
 def test_a_worker_and_the_coordinator_die_and_no_line_is_lost_or_done_twice(real_pool: RealPool) -> None:

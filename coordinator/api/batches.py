@@ -143,7 +143,7 @@ async def understand(
         if len(line) > (limit := context.settings.body_bytes_max):
             message = f"The line is larger than {limit:,} bytes, this pool's limit."
             raise ApiError(413, "line_too_large", message)
-        wanted = validated(BatchLine, parse_object(line))
+        wanted = validated(BatchLine, parse_object(line.strip()))
         if wanted.url != batch.endpoint:
             message = f"url: the batch is for {batch.endpoint}, the line for {wanted.url[:64]}."
             raise ApiError(400, "mismatched_endpoint", message, param="url")

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from potluck.cli.batch import TimeoutOption, batch_of, ended, fetch, follow_batch
 from potluck.cli.session import Session, command, group
-from potluck.errors import ExitCode
+from potluck.errors import ExitCode, JobNotFinished
 from potluck.pool import succeeded
 from potluck.results import Job
 from potluck.signed import Receipt
@@ -16,10 +17,6 @@ from potluck.signed import Receipt
 app = group("List, show, watch and cancel jobs; fetch results.")
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-TimeoutOption = Annotated[
-    float | None,
-    typer.Option("--timeout", metavar="SECONDS", min=0.0, help="Give up after so long (exit 101)."),
-]
 
 
 class State(StrEnum):
@@ -69,6 +66,11 @@ def show(session: Session, job_id: JobArgument) -> None:
 @command(app, "watch", example="potluck jobs watch job_4fa2 --timeout 60")
 def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) -> None:
     """Follow a job to its end; exit codes: 100 failed, 101 not finished, 103 cancelled."""
+    if session.pool.job(job_id).kind == "batch":
+        done = follow_batch(session, batch_of(job_id), timeout)
+        said = f"{done.request_counts.completed} of {done.request_counts.total} lines have an answer."
+        session.printer.show(done, lambda: session.printer.line(f"{job_id} {done.status}: {said}"))
+        return
     follow(session, job_id, timeout)
 
 
@@ -81,7 +83,15 @@ def cancel(session: Session, job_id: JobArgument) -> None:
 
 @command(app, "result", example="potluck jobs result job_4fa2 -o json")
 def result(session: Session, job_id: JobArgument) -> None:
-    """What a stored job answered. Exit codes: 100 failed, 101 not finished, 103 cancelled."""
+    """What a stored job answered, of a batch a line for each. Exit codes: 100 failed, 101 not finished, 103
+    cancelled."""
+    if session.pool.job(job_id).kind == "batch":
+        found_batch = session.pool.batch(batch_of(job_id))
+        if not found_batch.ended:
+            raise JobNotFinished(f"Job {job_id} is still {found_batch.status}: potluck jobs watch {job_id}")
+        fetch(session, found_batch, None)
+        ended(found_batch)
+        return
     found = session.pool.result(job_id)
     session.printer.show(found, lambda: session.printer.line(result_text(found)))
     said = (found.get("usage") or {}).get("potluck") or {}

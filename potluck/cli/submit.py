@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from potluck.cli import asking
-from potluck.cli.jobs import TimeoutOption, follow, result_text
+from potluck.cli.batch import TimeoutOption, batch
+from potluck.cli.jobs import follow, result_text
 from potluck.cli.session import Session, command, group
 from potluck.pool import Kind
 
@@ -62,6 +63,11 @@ def embed(
     request = {"model": session.pool.model(model, "embedding"), "input": inputs}
     request |= asking.parameters(workers=workers)
     _submit(session, "embedding", request, wait=wait, timeout_s=timeout, idempotency_key=idempotency_key)
+
+
+command(app, "batch", example="potluck submit batch questions.jsonl --wait --output-file answers.jsonl")(
+    batch
+)
 
 
 def _submit(
