@@ -1,8 +1,16 @@
 """Fixtures that several files share live in `fixtures_*.py`; this file only names them."""
 
+import os
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+
+# Tests start hundreds of processes. Where nobody may keep what was compiled, as containers often say, each of them
+# compiles all that it imports anew: five seconds for a coordinator that otherwise takes one.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 pytest_plugins = [
     name
@@ -19,8 +27,30 @@ pytest_plugins = [
 ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What loads a model or starts processes runs one after the other: two at once would starve each other."""
+HEAVY = ("processes", "engine")
+
+
+def group_of(item: pytest.Item) -> str:
+    """What must run one after the other in one process, by name; "" where that is the test alone.
+
+    Tests that start processes, and tests that load a model, would starve each other if two of a kind ran at once. A
+    fixture that a module shares is made in one process.
+    """
+    for mark in HEAVY:
+        if item.get_closest_marker(mark):
+            return mark
+    fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    shared = any(made.scope == "module" for found in fixtures.values() for made in found)
+    return item.path.stem if shared else ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """The long groups begin first, each beside the other; what is short fills up whoever ends sooner."""
+    order = {}
     for item in items:
-        if item.get_closest_marker("engine") or item.get_closest_marker("processes"):
-            item.add_marker(pytest.mark.xdist_group("machine"))
+        if group := group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
+        order[item] = HEAVY.index(group) if group in HEAVY else len(HEAVY) + (not group)
+    yield  # names get their groups, and pytest its own order
+    items.sort(key=lambda item: order[item])

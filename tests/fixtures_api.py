@@ -4,6 +4,7 @@ same process whose answers a test scripts. Only the workers' gRPC is left out.""
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha512
@@ -14,6 +15,7 @@ import httpx2
 import openai
 import pytest
 import uvicorn
+from fixtures_store import new_database
 
 from coordinator.api import create_api
 from coordinator.api.batches import keeper
@@ -45,6 +47,9 @@ MODEL = "emulator-small"
 TEXT = "Hello wörld 🎉!"  # what the worker says unless a test scripts it
 CREDIT_LINE = 1_000_000_000
 WAIT_S = 20.0
+NO_AUTHORITIES = ssl.SSLContext(
+    ssl.PROTOCOL_TLS_CLIENT
+)  # all is plain here; reading the system's takes a while
 SERVED = session_pb2.ServedModel(
     name=MODEL,
     engine="emulator",
@@ -273,6 +278,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
     config = Settings(home=folder, http="127.0.0.1:0", grpc="127.0.0.1:7777", emulator=True, **settings)
     catalogue = Catalogue.builtin(emulator=True)
     async with contextlib.AsyncExitStack() as stack:
+        await new_database(folder / "pool.sqlite")
         store = await Store.open(f"sqlite+aiosqlite:///{folder / 'pool.sqlite'}", clock.now())
         stack.push_async_callback(store.close)
         counter = TokenCounter(folder / "tokenizers", lambda: catalogue)
@@ -326,7 +332,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             batches=batches,
         )
         url = await stack.enter_async_context(serving(create_api(context)))
-        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S))
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S, verify=NO_AUTHORITIES))
         opened = Stand(url, context, clock, pool.ticker, bench, worker, members, keys, http)
         try:
             yield opened

@@ -25,6 +25,11 @@ class Heard:
         self.times.append(asyncio.get_running_loop().time())
         self._changed.set()
 
+    def clear(self) -> None:
+        """For the next test of an engine that several share."""
+        self.events.clear()
+        self.times.clear()
+
     async def until(self, condition: Callable[[], object], wait_s_max: float = WAIT_S_MAX) -> None:
         async with asyncio.timeout(wait_s_max):
             while not condition():

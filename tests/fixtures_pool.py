@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,13 +232,28 @@ class RealPool:
             process.stop()
 
 
-@pytest.fixture
-def real_pool(tmp_path: Path) -> Iterator[RealPool]:
+@contextmanager
+def opened(folder: Path) -> Iterator[RealPool]:
     """A coordinator with the emulator's model in its catalogue, no workers yet."""
-    pool = RealPool(tmp_path)
+    pool = RealPool(folder)
     pool.variables |= {"POTLUCK_REQUESTS_PER_MINUTE": "100000", "POTLUCK_WAIT_FOR_WORKER_S": "8"}
     pool.start_coordinator()
     try:
         yield pool
     finally:
         pool.close()
+
+
+@pytest.fixture
+def real_pool(tmp_path: Path) -> Iterator[RealPool]:
+    """For tests that kill, starve or freeze parts of it."""
+    with opened(tmp_path) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def calm_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealPool]:
+    """With bob's worker `rig`, for all tests of a module that leave it as it is; each asks as a member of its own."""
+    with opened(tmp_path_factory.mktemp("pool")) as pool:
+        pool.add_emulator("rig", "bob", tpot_ms=10)
+        yield pool

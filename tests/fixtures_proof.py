@@ -13,7 +13,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from fixtures_store import AT, LINE, NOW, World, url_in
+from fixtures_store import AT, LINE, NOW, World, new_database, url_in
 
 from coordinator.ca import CertificateAuthority
 from coordinator.core import details, entries
@@ -163,6 +163,7 @@ class Books(World):
 @contextlib.asynccontextmanager
 async def open_books(folder: Path, line: int = LINE) -> AsyncIterator[Books]:
     """A new pool of three members, their credit lines lent."""
+    await new_database(folder / "potluck.db")
     store = await Store.open(url_in(folder), NOW)
     ca = CertificateAuthority.open(folder, "kitchen", NOW)
     books = Books(store, ca=ca, receipts=ReceiptChain(ca.sign))

@@ -17,6 +17,7 @@ import grpc
 import httpx2
 import openai
 import pytest
+from fixtures_store import new_database
 
 from coordinator import app
 from coordinator.clock import SteadyClock
@@ -338,6 +339,8 @@ async def open_house(
     monkeypatch.setattr(app, "SteadyClock", lambda: clock)
     monkeypatch.setattr(app, "GRACE_S", 1.0)
     settings = Settings(home=folder, http="127.0.0.1:0", grpc="127.0.0.1:0", emulator=True, **more)
+    if not keys:
+        await new_database(settings.folder / "potluck.db")
     async with app.coordinator(settings) as running, httpx2.AsyncClient(timeout=WAIT_S) as http:
         house = House(settings, clock, running, http)
         key = (folder / "coordinator" / "admin.key").read_text(encoding="utf-8").strip()

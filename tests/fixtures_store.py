@@ -1,6 +1,7 @@
 """A small pool on a real database: members, workers, a book, and the batches that a tick would write."""
 
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,21 @@ OPENED = 4  # entries with which a world of three begins: the lines of the membe
 
 def url_in(folder: Path) -> str:
     return f"sqlite:///{folder / 'potluck.db'}"
+
+
+_EMPTY: list[bytes] = []
+
+
+async def new_database(path: Path) -> None:
+    """A database of the present shape and nothing in it, made once for each process: test_migrations.py proves how
+    one is made, all others only need it.
+    """
+    if not _EMPTY:
+        with tempfile.TemporaryDirectory() as folder:
+            await (await Store.connect(url_in(Path(folder)))).close()
+            _EMPTY.append((Path(folder) / "potluck.db").read_bytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_EMPTY[0])  # noqa: ASYNC240 -- nothing else runs yet
 
 
 @dataclass
@@ -135,6 +151,7 @@ async def enrolled(store: Store, member: MemberId, name: str, seed: int) -> Enro
 @contextlib.asynccontextmanager
 async def world(folder: Path, members: int = 3, line: int = LINE) -> AsyncIterator[World]:
     """A new pool of some members; the first two own a worker each."""
+    await new_database(folder / "potluck.db")
     store = await Store.open(url_in(folder), NOW)
     pool = World(store)
     try:

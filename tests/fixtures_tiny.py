@@ -5,9 +5,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import torch
-import transformers
-from safetensors.torch import save_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from potluck.vocabulary import byte_alphabet
@@ -82,6 +79,10 @@ def tiny_tokenizer() -> Tokenizer:
 
 def write_tiny(folder: Path, family: str = "llama") -> list[Path]:
     """A folder as transformers writes them, of one of FAMILIES; returns its files."""
+    import torch  # here, because every run of any test imports this file
+    import transformers
+    from safetensors.torch import save_model
+
     kind, special = FAMILIES[family]
     tokenizer = tiny_tokenizer()
     end = tokenizer.token_to_id("<|im_end|>")

@@ -20,7 +20,11 @@ from worker.engines.llamacpp import listen_privately
 from worker.engines.sampling import Sampler
 from worker.engines.torch import Torch
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),  # one engine for all that can share it
+]
 
 MARGIN = 1e-3
 EMOJI = "<|im_start|>user\nOnly emoji!<|im_end|>\n<|im_start|>assistant\n🎉😀🚀🎉😀🚀🎉😀🚀"
@@ -51,12 +55,19 @@ class Real:
         self.engine = Torch(emit)
 
 
-@pytest_asyncio.fixture
-async def real(smollm2_path: Path) -> AsyncIterator[Real]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(smollm2_path: Path) -> AsyncIterator[Real]:
     real = Real()
     await real.engine.load(load(smollm2_path))
     yield real
     await real.engine.close()
+
+
+@pytest.fixture
+def real(shared: Real) -> Real:
+    """With what it says from now on: whoever asks it also waits for the end."""
+    shared.heard.clear()
+    return shared
 
 
 async def test_chat_streams_from_an_engine_process(smollm2_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fixtures_core import MODEL, SHAPE
-from fixtures_store import NOW, url_in
+from fixtures_store import NOW, new_database, url_in
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -72,6 +72,7 @@ class Books(RuleBasedStateMachine):
         return self.loop.run_until_complete(coroutine)
 
     async def found(self) -> None:
+        await new_database(self.folder / "potluck.db")
         self.store = await Store.open(url_in(self.folder), self.now)
         await self.store.create_own_accounts(LINE)
         self.members: dict[str, Member] = {}

@@ -41,8 +41,8 @@ def test_text_is_taken_as_far_as_it_may_come() -> None:
         Validated(GRAMMAR, '{"no')
 
 
-@pytest_asyncio.fixture
-async def llama(smollm2_path: Path) -> AsyncIterator[tuple[LlamaCpp, Heard]]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(smollm2_path: Path) -> AsyncIterator[tuple[LlamaCpp, Heard]]:
     """In this process, with a template that knows tools and thoughts."""
     heard, loop = Heard(), asyncio.get_running_loop()
 
@@ -57,7 +57,15 @@ async def llama(smollm2_path: Path) -> AsyncIterator[tuple[LlamaCpp, Heard]]:
     await engine.close()
 
 
+@pytest.fixture
+def llama(shared: tuple[LlamaCpp, Heard]) -> tuple[LlamaCpp, Heard]:
+    """With what it says from now on: whoever asks it also waits for the end."""
+    shared[1].clear()
+    return shared
+
+
 @pytest.mark.engine
+@pytest.mark.asyncio(loop_scope="module")
 async def test_answers_hold_to_what_was_asked_for_and_go_on_from_any_place(
     llama: tuple[LlamaCpp, Heard],
 ) -> None:
@@ -85,6 +93,7 @@ async def test_answers_hold_to_what_was_asked_for_and_go_on_from_any_place(
 
 
 @pytest.mark.engine
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_required_call_is_made(llama: tuple[LlamaCpp, Heard]) -> None:
     engine, heard = llama
     work = chat("Who is Bob?", max_tokens=80)

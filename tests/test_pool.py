@@ -49,22 +49,22 @@ def serving(pool: RealPool, job_id: str) -> str:
     return next(str(row["name"]) for row in rows if row["id"] == attempt["worker"])
 
 
-def test_an_answer_moves_credits_from_who_asked_to_who_served(real_pool: RealPool) -> None:
+def test_an_answer_moves_credits_from_who_asked_to_who_served(calm_pool: RealPool) -> None:
     """Carol asks, bob's worker answers: her charge is his pay plus the fee, and the sum stays zero."""
-    real_pool.add_emulator("rig", "bob", tpot_ms=1)
-    carol = real_pool.member("carol")
+    carol, bob = calm_pool.member("carol"), calm_pool.members["bob"]
+    before = bob.balance()["balance"]
     text, usage = stream_text(carol.openai(), 40)
     assert len(text.split()) == 40
     assert usage.completion_tokens == 40
     charge = usage.potluck["charge"]
     assert charge > 0
-    job = real_pool.job(usage.potluck["job_id"])
+    job = calm_pool.job(usage.potluck["job_id"])
     assert job["state"] == "succeeded"
     assert job["charge"] == charge <= job["quote"]
     assert carol.balance()["balance"] == -charge
-    paid = real_pool.members["bob"].balance()["balance"]
+    paid = bob.balance()["balance"] - before
     assert paid == job["attempts"][0]["paid"] == charge - charge * 20 // 1000
-    assert real_pool.ledger_sum() == 0
+    assert calm_pool.ledger_sum() == 0
 
 
 def test_a_killed_worker_does_not_show_in_the_answer(real_pool: RealPool) -> None:
@@ -117,23 +117,22 @@ def test_a_frozen_worker_is_replaced_and_forgiven_nothing_it_did_not_do(real_poo
     assert real_pool.ledger_sum() == 0
 
 
-def test_a_client_that_leaves_pays_for_what_was_produced(real_pool: RealPool) -> None:
+def test_a_client_that_leaves_pays_for_what_was_produced(calm_pool: RealPool) -> None:
     """Closing the stream cancels the job; the charge is that of the tokens until then."""
-    real_pool.add_emulator("rig", "bob", tpot_ms=10)
-    carol = real_pool.member("carol")
-    with carol.openai().chat.completions.create(
+    leah = calm_pool.member("leah")
+    with leah.openai().chat.completions.create(
         model=MODEL, messages=HELLO, max_tokens=500, stream=True
     ) as stream:
         for number, chunk in enumerate(stream):
             if number == 10:
                 job_id = f"job_{chunk.id.removeprefix('chatcmpl-')}"
                 break
-    real_pool.until(lambda: real_pool.job(job_id)["state"] == "cancelled", "the job to be cancelled")
-    job = real_pool.job(job_id)
+    calm_pool.until(lambda: calm_pool.job(job_id)["state"] == "cancelled", "the job to be cancelled")
+    job = calm_pool.job(job_id)
     assert 0 < job["attempts"][0]["tokens"] < 100
     assert 0 < job["charge"] < job["quote"]
-    assert carol.balance()["reserved"] == 0
-    assert carol.balance()["balance"] == -job["charge"]
+    assert leah.balance()["reserved"] == 0
+    assert leah.balance()["balance"] == -job["charge"]
 
 
 def test_a_killed_coordinator_returns_what_it_held(real_pool: RealPool) -> None:
@@ -194,10 +193,10 @@ def test_waiting_ends_when_all_workers_are_gone(real_pool: RealPool) -> None:
     assert carol.balance()["reserved"] == carol.balance()["balance"] == 0
 
 
-def test_a_port_in_use_is_said_and_not_shared(real_pool: RealPool) -> None:
+def test_a_port_in_use_is_said_and_not_shared(calm_pool: RealPool) -> None:
     """Another coordinator on the same port, or the same home, ends with a sentence and exit code 1."""
-    for home, word in ((real_pool.folder / "other", "cannot be bound"), (real_pool.folder, "already runs")):
-        port = real_pool.http_port if word == "cannot be bound" else 0
+    for home, word in ((calm_pool.folder / "other", "cannot be bound"), (calm_pool.folder, "already runs")):
+        port = calm_pool.http_port if word == "cannot be bound" else 0
         done = subprocess.run(
             [*COMMAND, "coordinator", "start", "--http", f"127.0.0.1:{port}", "--grpc", "127.0.0.1:0"],
             env={**os.environ, "POTLUCK_HOME": str(home)},
@@ -211,13 +210,12 @@ def test_a_port_in_use_is_said_and_not_shared(real_pool: RealPool) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_mistakes_at_a_terminal(real_pool: RealPool) -> None:
+def test_mistakes_at_a_terminal(calm_pool: RealPool) -> None:
     """Typed at a real pool: one JSON object on stderr, nothing on stdout, the exit code of the design. An answer
     that is stopped with Ctrl-C is cancelled. Afterwards nothing is held."""
-    real_pool.add_emulator("rig", "bob", tpot_ms=20)
-    carol = real_pool.member("carol")
-    variables = {"POTLUCK_HOME": str(real_pool.folder / "carol"), "POTLUCK_KEY": carol.key}
-    environment = {**os.environ, **variables, "POTLUCK_URL": real_pool.url}
+    tess = calm_pool.member("tess")
+    variables = {"POTLUCK_HOME": str(calm_pool.folder / "tess"), "POTLUCK_KEY": tess.key}
+    environment = {**os.environ, **variables, "POTLUCK_URL": calm_pool.url}
     chat = ["chat", "hello", "-m", MODEL]
     mistakes = [
         (["nonsense"], 2, "no command `nonsense`"),
@@ -244,19 +242,18 @@ def test_mistakes_at_a_terminal(real_pool: RealPool) -> None:
         _, said = asking.communicate(timeout=60)
     assert asking.returncode == 130
     assert re.fullmatch(rb"\[0\.\d+ credits for what was written\]\n", said), "and no traceback"
-    real_pool.until(lambda: carol.balance()["reserved"] == 0, "the hold to return")
-    [job] = carol.api("GET", "/pool/v1/jobs").json()["data"]
+    calm_pool.until(lambda: tess.balance()["reserved"] == 0, "the hold to return")
+    [job] = tess.api("GET", "/pool/v1/jobs").json()["data"]
     assert job["state"] == "cancelled"
-    assert real_pool.ledger_sum() == 0
+    assert calm_pool.ledger_sum() == 0
 
 
-def test_receipts_are_kept_beside_the_job(real_pool: RealPool) -> None:
+def test_receipts_are_kept_beside_the_job(calm_pool: RealPool) -> None:
     """The worker's signed statement arrives after the close and is matched with the coordinator's count."""
-    real_pool.add_emulator("rig", "bob", tpot_ms=1)
-    _, usage = stream_text(real_pool.member("carol").openai(), 25)
+    _, usage = stream_text(calm_pool.member("rita").openai(), 25)
     job_id = usage.potluck["job_id"]
-    real_pool.until(lambda: bool(real_pool.job(job_id).get("receipts")), "the receipt")
-    receipt = real_pool.job(job_id)["receipts"][0]
+    calm_pool.until(lambda: bool(calm_pool.job(job_id).get("receipts")), "the receipt")
+    receipt = calm_pool.job(job_id)["receipts"][0]
     assert receipt["state"] == "matched"
     body = ReceiptBody.decode(receipt["body"].encode())
     assert (body.job_id, body.output_tokens, body.model) == (job_id, 25, MODEL)

@@ -32,8 +32,10 @@ def migrate(connection: Connection) -> bool:
             f"this database was written by a newer Potluck (revision {current}; this one knows up to"
             f" {known.get_current_head()}). Upgrade Potluck, or restore a backup made with this version."
         )
+    if current == known.get_current_head():
+        return False
     command.upgrade(config, "head")
-    return current != known.get_current_head()
+    return True
 
 
 def check_revision(connection: Connection) -> None:
