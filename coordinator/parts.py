@@ -110,7 +110,7 @@ class Parts:
             stored=True,
             hold=0 if whole.own_only else job.hold,
             own_only=whole.own_only or job.own_only,
-            expires_at=whole.expires_at,
+            expires_at=min((at for at in (whole.expires_at, job.expires_at) if at is not None), default=None),
         )
         try:
             pool.queue(part, replace(s, stored=True))
@@ -118,9 +118,16 @@ class Parts:
             raise impossible(reason) from None
         return part
 
+    def worst(self, s: Submission) -> int:
+        """The most that a part can cost: nothing if it may run on own workers alone. Raises Refusal."""
+        quoted = self.pool.quote(s)
+        return 0 if s.workers == "mine" else quoted
+
     def busy(self) -> bool:
-        """Whether the pool has as many jobs open as it takes: parts wait outside then."""
-        return len(self.pool.engine.lives) >= self.pool.settings.queue_jobs_max
+        """Whether half as many jobs are open as the pool takes: parts wait outside then, so that there is
+        room for those who wait for their answers.
+        """
+        return 2 * len(self.pool.engine.lives) >= self.pool.settings.queue_jobs_max
 
     def end(self, whole_id: JobId, event: JobEvent, why: str = "", code: str = "") -> None:
         """Close the whole, and before it whatever of it is still open."""

@@ -185,6 +185,112 @@ async def test_a_cancelled_batch_keeps_what_it_had(stand: Stand) -> None:
         await stand.openai().batches.cancel(batch.id)
 
 
+async def test_short_lines_that_end_together_are_all_counted(stand: Stand) -> None:
+    """What ends in the same tick as the last line is counted before the batch is judged."""
+    batches = [await made(stand, [line(n) for n in range(16)]) for _ in range(3)]
+    for begun in batches:
+        batch = await ended(stand, begun)
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == 16
+
+
+async def test_whenever_a_batch_is_cancelled_nothing_stays_reserved(stand: Stand) -> None:
+    """Right after it was made, and later by more and more turns of the loop: in every state there is."""
+    file_id = await uploaded(stand, text([line(0), line(1)]))
+    for turns in range(0, 60, 2):
+        batch = await stand.openai().batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        try:
+            cancelled = await stand.openai().batches.cancel(batch.id)
+        except openai.ConflictError:
+            assert (await ended(stand, batch)).status == "completed"
+            continue
+        assert cancelled.status in {"cancelling", "cancelled"}
+        assert (await ended(stand, batch)).status == "cancelled"
+    assert not stand.context.pool.engine.wholes
+    assert stand.available()["reserved"] == 0
+
+
+async def test_one_idempotency_key_at_the_same_moment_is_one_batch(stand: Stand) -> None:
+    file_id = await uploaded(stand, text([line(n) for n in range(3)]))
+    body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions"}
+    headers = {"idempotency-key": "at once"}
+    asked = [stand.ask("POST", "/v1/batches", json=body, headers=headers) for _ in range(8)]
+    answers = [response.json() for response in await asyncio.gather(*asked)]
+    assert len({answer["id"] for answer in answers}) == 1
+    batch = await ended(stand, await stand.openai().batches.retrieve(answers[0]["id"]))
+    assert batch.status == "completed"
+    assert len(stand.bench.assigned) == 3
+
+
+async def test_a_file_of_windows_and_a_line_without_end(stand: Stand) -> None:
+    """A byte order mark and CRLF are no part of the requests; an endless line is refused piece by piece."""
+    data = b"\xef\xbb\xbf" + text([line(0), line(1)]).replace(b"\n", b"\r\n")
+    file_id = await uploaded(stand, data)
+    batch = await stand.openai().batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    assert (await ended(stand, batch)).status == "completed"
+    file_id = await uploaded(stand, b"[" * (stand.context.settings.body_bytes_max + 9))
+    batch = await stand.openai().batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    batch = await ended(stand, batch)
+    assert batch.errors is not None
+    assert batch.errors.data
+    assert (batch.errors.data[0].code, batch.errors.data[0].line) == ("line_too_large", 1)
+
+
+async def test_lines_for_own_workers_set_nothing_aside(stand: Stand) -> None:
+    """Bob owns the worker: his lines are done by it, and cost nothing."""
+    mine = line(0, body=chat_body(max_tokens=8, potluck={"workers": "mine"}))
+    file_id = await uploaded(stand, text([mine]), by="bob")
+    batch = await stand.openai("bob").batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    async with asyncio.timeout(30):
+        while batch.status not in ENDED:
+            batch = await stand.openai("bob").batches.retrieve(batch.id)
+    assert batch.status == "completed"
+    job_id = (batch.model_extra or {})["potluck"]["job_id"]
+    whole = (await stand.ask("GET", f"/pool/v1/jobs/{job_id}", by="bob")).json()
+    assert (whole["quote"], whole["charge"]) == (0, 0)
+
+
+async def test_a_frozen_account_begins_no_batch(stand: Stand) -> None:
+    file_id = await uploaded(stand, text([line(0)]))
+    hangs, go_on = asyncio.Event(), asyncio.Event()
+    really = stand.context.store.member
+
+    async def slowly(member_id: Any) -> Any:
+        hangs.set()
+        await go_on.wait()
+        return await really(member_id)
+
+    stand.context.store.member = slowly  # type: ignore[method-assign]  # asked just before the hold
+    try:
+        batch = await stand.openai().batches.create(
+            input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        await asyncio.wait_for(hangs.wait(), 30)
+    finally:
+        stand.context.store.member = really  # type: ignore[method-assign]
+    response = await stand.ask(
+        "POST", "/pool/v1/members/alice/freeze", by="admin", json={"reason": "a quarrel"}
+    )
+    assert response.status_code == 200, response.text
+    go_on.set()
+    batch = await ended(stand, batch)
+    assert batch.errors is not None
+    assert batch.errors.data
+    assert [fault.code for fault in batch.errors.data] == ["account_frozen"]
+    assert stand.available()["reserved"] == 0
+
+
 async def test_others_batches_are_not_there(stand: Stand) -> None:
     batch = await ended(stand, await made(stand, [line(0)]))
     with pytest.raises(openai.NotFoundError):

@@ -1,11 +1,10 @@
 """Every line of a batch before any is done: is it a request, for the same model, and what can it cost?"""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from coordinator.batches.batch import FAULTS_MAX, LINES_MAX, Batch, LineFault
-from coordinator.batches.lines import LineRefused, Understand, lines_of
+from coordinator.batches.lines import LineRefused, Understand
 from coordinator.records import ApiKey, Member
 from coordinator.refusal import Refusal
 from coordinator.submission import Submission
@@ -43,13 +42,13 @@ async def checked(
     batch: Batch,
     member: Member,
     key: ApiKey,
-    path: Path,
+    lines: Callable[[], AsyncIterator[tuple[int, bytes]]],
     understand: Understand,
     quote: Callable[[Submission], int],
 ) -> Checked:
     """All of the file, up to LINES_MAX lines; of faults the first FAULTS_MAX."""
     found = Checked()
-    async for number, line in lines_of(path):
+    async for number, line in lines():
         found.total += 1
         if found.total > LINES_MAX:
             message = f"A batch has at most {LINES_MAX:,} lines."

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -13,7 +12,8 @@ from coordinator.records import ApiKey, Member
 from coordinator.submission import Submission
 
 LINES_AT_ONCE: Final = 64
-LINE_BYTES_MAX: Final = 16 << 20  # of a longer one the pieces count as lines, none of which is JSON
+PAGE_BYTES: Final = 1 << 20
+BOM: Final = b"\xef\xbb\xbf"  # of editors on Windows
 
 
 class LineRefused(Exception):  # noqa: N818 -- named for what happened
@@ -32,18 +32,31 @@ class Understand(Protocol):
     ) -> Awaitable[tuple[str, Submission]]: ...
 
 
-async def lines_of(path: Path) -> AsyncIterator[tuple[int, bytes]]:
-    """Each line that is not blank, with its number from 1; read in threads, some at once."""
+async def lines_of(path: Path, bytes_max: int) -> AsyncIterator[tuple[int, bytes]]:
+    """Each line that is not blank, with its number from 1; read in threads, some at once.
+
+    Of a line longer than `bytes_max` the pieces count as lines, none of which is taken.
+    """
     with path.open("rb") as file:
-        pieces = iter(lambda: file.readline(LINE_BYTES_MAX + 1), b"")
-        source = ((number, line) for number, line in enumerate(pieces, 1) if line.strip())
+        pieces = iter(lambda: file.readline(bytes_max + 1), b"")
+        source = enumerate(pieces, 1)
         while page := await asyncio.to_thread(_some, source):
             for number, line in page:
-                yield number, line
+                bare = line.removeprefix(BOM) if number == 1 else line
+                if bare.strip():
+                    yield number, bare
 
 
 def _some(source: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    return list(islice(source, LINES_AT_ONCE))
+    """Up to LINES_AT_ONCE of them, and not much more than PAGE_BYTES."""
+    page: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in source:
+        page.append((number, line))
+        size += len(line)
+        if len(page) >= LINES_AT_ONCE or size >= PAGE_BYTES:
+            break
+    return page
 
 
 def custom_id_of(line: bytes) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, and_, delete, or_, select
 
 from coordinator import dialect, tables
 from coordinator.batches.batch import ENDED, Batch, BatchState, Failure, LineFault
@@ -39,8 +39,11 @@ class Batches(Database):
         """A member's, the newest first; `after` is the last one of the page before."""
         wanted = select(_BATCHES).where(_BATCHES.c.member_id == member)
         if after is not None:
-            wanted = wanted.where(_BATCHES.c.id < after)
-        wanted = wanted.order_by(_BATCHES.c.id.desc()).limit(max(1, min(limit, LISTED_MAX + 1)))
+            seam = select(_BATCHES.c.created_at).where(_BATCHES.c.id == after).scalar_subquery()
+            same_moment = and_(_BATCHES.c.created_at == seam, _BATCHES.c.id < after)
+            wanted = wanted.where(or_(_BATCHES.c.created_at < seam, same_moment))
+        wanted = wanted.order_by(_BATCHES.c.created_at.desc(), _BATCHES.c.id.desc())
+        wanted = wanted.limit(max(1, min(limit, LISTED_MAX + 1)))
         async with self.reading() as connection:
             return [_batch_of(row) for row in (await connection.execute(wanted)).all()]
 
@@ -48,7 +51,7 @@ class Batches(Database):
         """All members', the oldest first."""
         wanted = select(_BATCHES).where(_BATCHES.c.state.not_in([state.value for state in ENDED]))
         async with self.reading() as connection:
-            rows = (await connection.execute(wanted.order_by(_BATCHES.c.id))).all()
+            rows = (await connection.execute(wanted.order_by(_BATCHES.c.created_at, _BATCHES.c.id))).all()
             return [_batch_of(row) for row in rows]
 
     async def put_batch(self, batch: Batch) -> None:
@@ -89,7 +92,14 @@ class Batches(Database):
 
     async def forget_texts(self, whole: JobId) -> None:
         """Requests and answers of the parts: they stand in files now."""
-        theirs = select(_JOBS.c.id).where(_JOBS.c.whole_id == whole)
+        await self._forget_texts(select(_JOBS.c.id).where(_JOBS.c.whole_id == whole))
+
+    async def forget_ended_texts(self) -> None:
+        """Those that a crash kept from being forgotten."""
+        over = select(_BATCHES.c.job_id).where(_BATCHES.c.state.in_([state.value for state in ENDED]))
+        await self._forget_texts(select(_JOBS.c.id).where(_JOBS.c.whole_id.in_(over)))
+
+    async def _forget_texts(self, theirs: Select[Any]) -> None:
         async with self.writing() as connection:
             for texts in (_REQUESTS, _RESULTS):
                 await connection.execute(delete(texts).where(texts.c.job_id.in_(theirs)))

@@ -23,7 +23,7 @@ from coordinator.core.jobs import Job, JobEvent, JobId, JobState, Kind, part_id
 from coordinator.core.wholes import NoRoom
 from coordinator.files import Files
 from coordinator.parts import Order, Parts
-from coordinator.records import ApiKey, Member, Purpose
+from coordinator.records import ApiKey, Member, MemberState, Purpose
 from coordinator.refusal import Refusal
 from coordinator.store import Store
 from coordinator.store_errors import StoreUnavailable
@@ -31,11 +31,10 @@ from coordinator.store_errors import StoreUnavailable
 WINDOW_MIN: Final = 16  # lines that wait for a worker or are with one
 WINDOW_MAX: Final = 256
 AHEAD: Final = 2  # for each slot that serves the model
+LOOK_S: Final = 5.0  # how old may be what is known of its member
 PAUSE_S: Final = 1.0  # before what a full pool or a full disk refused is tried again
 RESULTS_AT_ONCE: Final = 200
-LINES_AT_ONCE: Final = 64
 OUTPUT_BYTES_MAX: Final = 64 << 30
-LINE_BYTES_MAX: Final = 16 << 20  # of a longer one the pieces count as lines, none of which is JSON
 _EVENTS: Final[Mapping[BatchState, JobEvent]] = {
     BatchState.COMPLETED: JobEvent.SUCCEEDED,
     BatchState.EXPIRED: JobEvent.EXPIRED,
@@ -91,6 +90,9 @@ class Run:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     tally: Tally = field(default_factory=Tally)
     cancel_why: str = ""
+    checking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))  # of all batches
+    _looked_at: float = 0.0
+    _active: bool = True
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: Job | None = None  # the whole, once it has
 
@@ -104,18 +106,28 @@ class Run:
         self._ended = whole
         self._news.set()
 
-    def cancel(self, why: str) -> None:
-        """What is under way ends now; the answers that there are get written down."""
-        self.cancel_why = why
-        self.parts.pool.cancel(self.batch.job, why)
+    async def cancel(self, why: str) -> bool:
+        """What is under way ends now; the answers that there are get written down, also after a crash. False:
+        all of it is done already.
+        """
+        begun = BatchState.IN_PROGRESS.value in self.batch.moments
+        ended = self.parts.pool.cancel(self.batch.job, why)
+        if begun and not ended and not self.cancel_why:
+            return False
+        self.cancel_why = self.cancel_why or why
         self._news.set()
+        await self._move(BatchState.CANCELLING)
+        return True
 
     # -- the main flow ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         self.parts.watch(self.batch.job, self)
         try:
-            if self.batch.state is BatchState.VALIDATING and not await self._begin():
+            if self.batch.state is BatchState.CANCELLING:  # and then the coordinator was restarted
+                self.cancel_why = self.cancel_why or "its member cancelled it"
+                self.parts.pool.cancel(self.batch.job, self.cancel_why)
+            if BatchState.IN_PROGRESS.value not in self.batch.moments and not await self._begin():
                 return
             await self._work()
             await self._write_down()
@@ -123,25 +135,32 @@ class Run:
             self.parts.forget(self.batch.job)
 
     async def _begin(self) -> bool:
-        """Check every line, then set the worst case aside. False: it has failed, and nothing was done."""
-        found = await checked(
-            self.batch, self.member, self.key, self.path, self.understand, self.parts.pool.quote
-        )
-        order, faults, total = self._order(found), list(found.faults), found.total
-        if not faults and not self.cancel_why:
+        """Check every line, then set the worst case aside. False: it has ended, and nothing was done."""
+        worst = self.parts.worst
+        async with self.checking:
+            found = await checked(self.batch, self.member, self.key, self._lines, self.understand, worst)
+        known = await self._insist(lambda: self.store.job(self.batch.job))
+        member = await self._insist(lambda: self.store.member(self.batch.member))
+        faults = list(found.faults)
+        if member is None or member.state is not MemberState.ACTIVE:
+            faults = [LineFault("account_frozen", "The account is frozen or closed: nothing new begins.")]
+        if not faults and known is None and not self.cancel_why:  # no wait from here to its opening
             try:
-                if await self.store.job(order.id) is None:  # else a restart came between this and the end
-                    self.parts.open(order)
-                    await self.parts.pool.ticker.committed()
+                self.parts.open(self._order(found))
+                await self.parts.pool.ticker.committed()
             except Refusal as refusal:
                 faults = [LineFault(refusal.code, refusal.message)]
-        if faults:
-            await self._move(BatchState.FAILED, faults=tuple(faults), total=total)
-        elif self.cancel_why:
-            await self._move(BatchState.CANCELLED, total=total)
+        if faults and known is None:
+            await self._move(BatchState.FAILED, faults=tuple(faults), total=found.total)
+        elif known is None and self.parts.whole(self.batch.job) is None and self._ended is None:
+            await self._move(BatchState.CANCELLED, total=found.total)
         else:
-            await self._move(BatchState.IN_PROGRESS, total=total, model=order.model)
-        return not (faults or self.batch.ended)
+            await self._move(BatchState.IN_PROGRESS, total=found.total, model=found.model)
+        return not self.batch.ended
+
+    async def _lines(self) -> AsyncIterator[tuple[int, bytes]]:
+        async for number, line in lines_of(self.path, self.parts.pool.settings.body_bytes_max):
+            yield number, line
 
     def _order(self, found: Checked) -> Order:
         return Order(
@@ -160,9 +179,9 @@ class Run:
 
     async def _work(self) -> None:
         """Keep a window of lines in the pool until all have ended, or the batch has."""
-        made = await self._count()
-        failures = await self.store.failures(self.batch.id)
-        async for number, line in lines_of(self.path):
+        made = await self._insist(self._count)
+        failures = await self._insist(lambda: self.store.failures(self.batch.id))
+        async for number, line in self._lines():
             if number in made or number in failures:
                 continue
             if not await self._room():
@@ -170,10 +189,11 @@ class Run:
             await self._submit(number, line)
         while (whole := self.parts.whole(self.batch.job)) is not None and whole.parts:
             await self._wait()
-        if whole is not None:
+        await self.parts.pool.ticker.committed()  # whoever ended until now is counted after that
+        if self.parts.whole(self.batch.job) is not None:
             self.parts.end(self.batch.job, _EVENTS[self._outcome()], why=self._why(), code=self._code())
         while self._ended is None:  # until that is on the disk; after a restart it may be already
-            job = await self.store.job(self.batch.job)
+            job = await self._insist(lambda: self.store.job(self.batch.job))
             if job is not None and job.ended:
                 self._ended = job
             else:
@@ -196,10 +216,18 @@ class Run:
         while (whole := self.parts.whole(self.batch.job)) is not None:
             if self.parts.pool.now() >= self.batch.expires_at:
                 return False
-            if len(whole.parts) < self._window() and not self.parts.busy():
+            if len(whole.parts) < self._window() and not self.parts.busy() and await self._may():
                 return True
             await self._wait()
         return False
+
+    async def _may(self) -> bool:
+        """Whether its member may spend; a frozen account's lines wait. Looked at now and then."""
+        if self.parts.pool.now() >= self._looked_at + LOOK_S:
+            self._looked_at = self.parts.pool.now()
+            member = await self._insist(lambda: self.store.member(self.batch.member))
+            self._active = member is not None and member.state is MemberState.ACTIVE
+        return self._active
 
     def _window(self) -> int:
         fleet = self.parts.pool.engine.fleet
@@ -296,7 +324,7 @@ class Run:
         parts: dict[int, Job] = {}
         results: dict[JobId, bytes] = {}
         read = 0
-        async for number, line in lines_of(self.path):
+        async for number, line in self._lines():
             if number > read:
                 page = await self.store.parts(self.batch.job, after=read, limit=RESULTS_AT_ONCE)
                 parts = {part.part: part for part in page}
@@ -310,7 +338,10 @@ class Run:
     # -- on the disk -----------------------------------------------------------------------------
 
     async def _move(self, state: BatchState, **changes: Any) -> None:
-        moments = {**self.batch.moments, state.value: self.parts.pool.now()}
+        if self.cancel_why and state in (BatchState.IN_PROGRESS, BatchState.FINALIZING):
+            changes["moments"] = {**self.batch.moments, state.value: self.parts.pool.now()}
+            state = BatchState.CANCELLING
+        moments = {**changes.pop("moments", self.batch.moments), state.value: self.parts.pool.now()}
         self.batch = replace(
             self.batch,
             state=state,

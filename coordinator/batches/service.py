@@ -20,6 +20,7 @@ from coordinator.refusal import Refusal
 from coordinator.store import Store
 
 OPEN_MAX: Final = 50  # of one member
+CHECKED_AT_ONCE: Final = 4
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class Batches:
     understand: Understand
     runs: dict[str, Run] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _checking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKED_AT_ONCE))
 
     def __post_init__(self) -> None:
         self.files.users.append(self._user)
@@ -49,36 +51,40 @@ class Batches:
     ) -> Batch:
         """`batch_id`: derived from the request's Idempotency-Key. Raises Refusal."""
         self.parts.pool.accounts.check_open()
-        if batch_id is not None and (known := await self.store.batch(batch_id)) is not None:
-            return self._again(known, input_file, endpoint)
-        if sum(run.member.id == member.id for run in self.runs.values()) >= OPEN_MAX:
-            message = f"You have {OPEN_MAX} open batches, the most at once. Wait for one to end."
-            raise Refusal(429, "too_many_batches", message, type="rate_limit_error")
-        batch_id, now = batch_id or new_id("batch"), self.parts.pool.now()
-        batch = Batch(
-            id=batch_id,
-            job=JobId("job_" + batch_id.removeprefix("batch_")),
-            member=member.id,
-            key=key.id,
-            input_file=input_file,
-            endpoint=endpoint,
-            window_s=window_s,
-            created_at=now,
-            expires_at=now + window_s,
-            metadata=metadata,
-        )
-        async with self.files.deciding:  # the file is not deleted before it is known to be used
+        # Until it runs: the file is not deleted, and the same request that comes again finds it.
+        async with self.files.deciding:
+            if batch_id is not None and (known := await self.store.batch(batch_id)) is not None:
+                return self._again(known, input_file, endpoint, window_s, metadata)
+            if sum(run.member.id == member.id for run in self.runs.values()) >= OPEN_MAX:
+                message = f"You have {OPEN_MAX} open batches, the most at once. Wait for one to end."
+                raise Refusal(429, "too_many_batches", message, type="rate_limit_error")
             file = await self.files.get(member.id, input_file)
             if file.purpose is not Purpose.BATCH:
                 message = f"{file.id} was uploaded for {file.purpose.value}; a batch needs the purpose batch."
                 raise Refusal(400, "wrong_purpose", message, param="input_file_id")
+            batch_id, now = batch_id or new_id("batch"), self.parts.pool.now()
+            batch = Batch(
+                id=batch_id,
+                job=JobId("job_" + batch_id.removeprefix("batch_")),
+                member=member.id,
+                key=key.id,
+                input_file=input_file,
+                endpoint=endpoint,
+                window_s=window_s,
+                created_at=now,
+                expires_at=now + window_s,
+                metadata=metadata,
+            )
             path = self.files.path(file)
             await self.store.put_batch(batch)
-        self._start(batch, member, key, path)
+            self._start(batch, member, key, path)
         return batch
 
-    def _again(self, known: Batch, input_file: str, endpoint: str) -> Batch:
-        if (known.input_file, known.endpoint) != (input_file, endpoint):
+    def _again(
+        self, known: Batch, input_file: str, endpoint: str, window_s: int, metadata: Mapping[str, str]
+    ) -> Batch:
+        before = (known.input_file, known.endpoint, known.window_s, dict(known.metadata))
+        if before != (input_file, endpoint, window_s, dict(metadata)):
             message = f"This Idempotency-Key was used for another request (batch {known.id})."
             raise Refusal(409, "idempotency_conflict", message)
         return self.now(known)
@@ -92,17 +98,17 @@ class Batches:
         return replace(run.batch, completed=tally.completed, failed=tally.failed)
 
     async def cancel(self, batch: Batch, why: str) -> Batch:
-        """Raises Refusal 409 if it has ended."""
+        """Raises Refusal 409 if it has ended, or all of it is done."""
         run = self.runs.get(batch.id)
-        if run is None:
-            raise Refusal(409, "batch_ended", f"{batch.id} has ended: it is {batch.state.value}.")
-        run.cancel(why)
+        if run is None or not await run.cancel(why):
+            state = batch.state if run is None else run.batch.state
+            raise Refusal(409, "batch_ended", f"{batch.id} has ended: all of it is done ({state.value}).")
         await self.parts.pool.ticker.committed()
-        moments = {**run.batch.moments, BatchState.CANCELLING.value: self.parts.pool.now()}
-        return replace(self.now(batch), state=BatchState.CANCELLING, moments=moments)
+        return self.now(run.batch)
 
     async def resume(self) -> None:
         """Go on where the coordinator stopped."""
+        await self.store.forget_ended_texts()
         members = {member.id: member for member in await self.store.members()}
         for batch in await self.store.open_batches():
             member = members[batch.member]
@@ -123,7 +129,17 @@ class Batches:
         return None if batch is None else f"the batch {batch}"
 
     def _start(self, batch: Batch, member: Member, key: ApiKey, path: Path) -> None:
-        run = Run(batch, member, key, path, self.parts, self.store, self.files, self.understand)
+        run = Run(
+            batch,
+            member,
+            key,
+            path,
+            self.parts,
+            self.store,
+            self.files,
+            self.understand,
+            checking=self._checking,
+        )
         self.runs[batch.id] = run
         task = asyncio.create_task(self._watched(run))
         self._tasks.add(task)
