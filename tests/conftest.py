@@ -44,13 +44,16 @@ def group_of(item: pytest.Item) -> str:
     return item.path.stem if shared else ""
 
 
+def place_of(item: pytest.Item) -> int:
+    group = group_of(item)
+    return HEAVY.index(group) if group in HEAVY else len(HEAVY) + (not group)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """The long groups begin first, each beside the other; what is short fills up whoever ends sooner."""
-    order = {}
     for item in items:
         if group := group_of(item):
             item.add_marker(pytest.mark.xdist_group(group))
-        order[item] = HEAVY.index(group) if group in HEAVY else len(HEAVY) + (not group)
     yield  # names get their groups, and pytest its own order
-    items.sort(key=lambda item: order[item])
+    items.sort(key=place_of)

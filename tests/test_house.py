@@ -253,6 +253,13 @@ def test_continuous_integration_runs_what_people_run() -> None:
     ]
 
 
+@pytest.mark.xdist_group("together")
+def test_groups_reach_those_who_share_the_work(request: pytest.FixtureRequest) -> None:
+    """A pair of versions that does not know each other forgets the groups and says nothing."""
+    grouped: bool = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@together") == grouped
+
+
 def test_the_readme_names_the_two_commands_and_its_tree_is_the_folders() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "scripts/demo" in readme
