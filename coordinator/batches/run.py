@@ -213,13 +213,14 @@ class Run:
 
     async def _room(self) -> bool:
         """Wait until another line may be queued. False: the batch has ended, or its time is over."""
-        while (whole := self.parts.whole(self.batch.job)) is not None:
-            if self.parts.pool.now() >= self.batch.expires_at:
+        while True:
+            may = await self._may()  # first: it may take a while, and what follows must hold when it returns
+            whole = self.parts.whole(self.batch.job)
+            if whole is None or self.parts.pool.now() >= self.batch.expires_at:
                 return False
-            if len(whole.parts) < self._window() and not self.parts.busy() and await self._may():
+            if may and len(whole.parts) < self._window() and not self.parts.busy():
                 return True
             await self._wait()
-        return False
 
     async def _may(self) -> bool:
         """Whether its member may spend; a frozen account's lines wait. Looked at now and then."""
