@@ -55,13 +55,18 @@ def test_a_batch_from_the_command_line(real_pool: RealPool) -> None:
     job_id = left.stdout.strip()
     assert job_id.startswith("job_")
     watched = potluck(real_pool, carol, "jobs", "watch", job_id)
-    assert (watched.returncode, f"{LINES} of {LINES} lines have an answer" in watched.stdout) == (0, True)
+    assert (watched.returncode, f"{job_id} succeeded" in watched.stdout) == (0, True)
     result = potluck(real_pool, carol, "jobs", "result", job_id, "-o", "json")
     assert len(json.loads(result.stdout)) == LINES
     (folder / "bad.jsonl").write_bytes(lines() + b'{"custom_id"\n')
     bad = potluck(real_pool, carol, "submit", "batch", str(folder / "bad.jsonl"), "--wait")
     assert bad.returncode == 100
     assert f"line {LINES + 1}: The body is not valid JSON" in bad.stderr
+    broken = potluck(real_pool, carol, "submit", "batch", str(folder / "bad.jsonl"))
+    seen = potluck(real_pool, carol, "jobs", "watch", broken.stdout.strip())
+    assert (seen.returncode, f"line {LINES + 1}" in seen.stderr) == (100, True), (
+        "it has no job, only its faults"
+    )
     (folder / "none.jsonl").write_bytes(b"nonsense\n")
     none = potluck(real_pool, carol, "submit", "batch", str(folder / "none.jsonl"))
     assert (none.returncode, "the first line is no request" in none.stderr) == (5, True)

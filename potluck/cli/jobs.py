@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from potluck.batching import Batch
 from potluck.cli.batch import TimeoutOption, batch_of, ended, fetch, follow_batch
 from potluck.cli.session import Session, command, group
-from potluck.errors import ExitCode, JobNotFinished
+from potluck.errors import ExitCode, InvalidRequest, NotFound
 from potluck.pool import succeeded
 from potluck.results import Job
 from potluck.signed import Receipt
@@ -66,12 +67,12 @@ def show(session: Session, job_id: JobArgument) -> None:
 @command(app, "watch", example="potluck jobs watch job_4fa2 --timeout 60")
 def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) -> None:
     """Follow a job to its end; exit codes: 100 failed, 101 not finished, 103 cancelled."""
-    if session.pool.job(job_id).kind == "batch":
-        done = follow_batch(session, batch_of(job_id), timeout)
-        said = f"{done.request_counts.completed} of {done.request_counts.total} lines have an answer."
-        session.printer.show(done, lambda: session.printer.line(f"{job_id} {done.status}: {said}"))
-        return
-    follow(session, job_id, timeout)
+    try:
+        follow(session, job_id, timeout)
+    except NotFound:  # a batch has no job before it was checked, and none if it could not begin
+        if (batch := _batch(session, job_id)) is None:
+            raise
+        follow_batch(session, batch.id, timeout)
 
 
 @command(app, "cancel", example="potluck jobs cancel job_4fa2")
@@ -85,14 +86,14 @@ def cancel(session: Session, job_id: JobArgument) -> None:
 def result(session: Session, job_id: JobArgument) -> None:
     """What a stored job answered, of a batch a line for each. Exit codes: 100 failed, 101 not finished, 103
     cancelled."""
-    if session.pool.job(job_id).kind == "batch":
-        found_batch = session.pool.batch(batch_of(job_id))
-        if not found_batch.ended:
-            raise JobNotFinished(f"Job {job_id} is still {found_batch.status}: potluck jobs watch {job_id}")
-        fetch(session, found_batch, None)
-        ended(found_batch)
+    try:
+        found = session.pool.result(job_id)
+    except (InvalidRequest, NotFound):
+        if (batch := _batch(session, job_id)) is None or not batch.ended:
+            raise
+        fetch(session, batch, None)
+        ended(batch)
         return
-    found = session.pool.result(job_id)
     session.printer.show(found, lambda: session.printer.line(result_text(found)))
     said = (found.get("usage") or {}).get("potluck") or {}
     if said.get("state") == "cancelled":
@@ -106,6 +107,8 @@ def follow(session: Session, job_id: str, timeout_s: float | None, *, quiet: boo
     for job in session.pool.follow(job_id, timeout_s=timeout_s):
         if printer.text:
             _changed(session, job, quiet=quiet)
+            if job.kind == "batch" and not job.ended:
+                follow_batch(session, batch_of(job_id), timeout_s)
         elif printer.output == "jsonl" and not quiet:
             printer.json(job)
     assert job is not None  # follow yields at least once
@@ -126,6 +129,14 @@ def _message_text(message: Mapping[str, Any]) -> str:
     """The content, and a line of JSON for each call of a tool."""
     calls = [json.dumps(call.get("function"), ensure_ascii=False) for call in message.get("tool_calls") or ()]
     return "\n".join(text for text in (message.get("content"), *calls) if text)
+
+
+def _batch(session: Session, job_id: str) -> Batch | None:
+    """The batch whose job it is; None if it is no batch's."""
+    try:
+        return session.pool.batch(batch_of(job_id))
+    except NotFound:
+        return None
 
 
 def _changed(session: Session, job: Job, *, quiet: bool) -> None:
