@@ -261,7 +261,8 @@ async def test_lines_for_own_workers_set_nothing_aside(stand: Stand) -> None:
     assert (whole["quote"], whole["charge"]) == (0, 0)
 
 
-async def test_a_frozen_account_begins_no_batch(stand: Stand) -> None:
+async def test_a_frozen_account_begins_no_batch(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen while its lines are checked: what it is is asked just before the hold."""
     file_id = await uploaded(stand, text([line(0)]))
     hangs, go_on = asyncio.Event(), asyncio.Event()
     really = stand.context.store.member
@@ -271,14 +272,12 @@ async def test_a_frozen_account_begins_no_batch(stand: Stand) -> None:
         await go_on.wait()
         return await really(member_id)
 
-    stand.context.store.member = slowly  # type: ignore[method-assign]  # asked just before the hold
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(stand.context.store, "member", slowly)
         batch = await stand.openai().batches.create(
             input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
         )
         await asyncio.wait_for(hangs.wait(), 30)
-    finally:
-        stand.context.store.member = really  # type: ignore[method-assign]
     response = await stand.ask(
         "POST", "/pool/v1/members/alice/freeze", by="admin", json={"reason": "a quarrel"}
     )
