@@ -95,7 +95,7 @@ def parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise JsonlError("it is not a JSON object: {...}")
     # The cheap tests first: nesting that deep needs that many brackets, and a surrogate its escape.
-    if text.count("[") + text.count("{") > DEPTH_MAX and _deeper_than(value, DEPTH_MAX):
+    if text.count("[") + text.count("{") > DEPTH_MAX and deeper_than(value, DEPTH_MAX):
         raise JsonlError(f"it is nested deeper than {DEPTH_MAX} levels")
     if "\\u" in text:
         _refuse_surrogates(value)
@@ -131,7 +131,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _deeper_than(value: Any, depth_max: int) -> bool:
+def deeper_than(value: Any, depth_max: int) -> bool:
     """Level by level, so that it needs no recursion."""
     level = [value]
     for _ in range(depth_max):

@@ -12,6 +12,7 @@ import orjson
 from starlette.requests import Request
 
 from coordinator.api.errors import ApiError
+from potluck.jsonl import deeper_than
 
 DEPTH_MAX = 32
 BODY_S_MAX = 60.0
@@ -97,24 +98,10 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "invalid_json", "The body must be a JSON object: {...}.")
     # The cheap test first: nesting that deep needs that many brackets.
-    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and _deeper_than(value, DEPTH_MAX):
+    if raw.count(b"[") + raw.count(b"{") > DEPTH_MAX and deeper_than(value, DEPTH_MAX):
         raise ApiError(400, "invalid_json", f"The body is nested deeper than {DEPTH_MAX} levels.")
     _refuse_duplicates(raw)
     return value
-
-
-def _deeper_than(value: Any, depth_max: int) -> bool:
-    """Level by level, so that it needs no recursion."""
-    level = [value]
-    for _ in range(depth_max):
-        below: list[Any] = []
-        for node in level:
-            children = node.values() if isinstance(node, dict) else node
-            below.extend(child for child in children if isinstance(child, (dict, list)))
-        if not below:
-            return False
-        level = below
-    return True
 
 
 def _refuse_duplicates(raw: bytes) -> None:
