@@ -14,6 +14,7 @@ UNITS_PER_FLOP = 2_000
 UNITS_PER_MICROCREDIT = UNITS_PER_FLOP * 1_000_000
 EMBEDDING = "embedding"
 EMBEDDING_WEIGHT_PERMILLE = 1_000
+DPO = "dpo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,27 @@ class Tariff:
 
 
 @dataclass(frozen=True, slots=True)
+class Training:
+    """Part of a fine-tune: real tokens, no padding, nothing computed twice.
+
+    `square_tokens`: the sum of the squares of the sequences' lengths, which attention costs. Those of the
+    validation are read forward only. A preference pair is two sequences.
+    """
+
+    method: str  # sft | dpo
+    adapter_parameters: int  # P
+    tokens: int
+    square_tokens: int
+    valid_tokens: int = 0
+    valid_square_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a job asks for. `prompts`: the token counts of its prompts (several only for an embedding).
 
     `exact`: they are counted; otherwise they are upper bounds, since the model's tokenizer is not known.
+    `training`: at its most, until a worker has said what it came to.
     """
 
     kind: str  # of the job: chat, completion, embedding
@@ -46,6 +64,7 @@ class Demand:
     max_tokens: int = 0
     choices: int = 1
     exact: bool = True
+    training: Training | None = None  # of a part of a fine-tune, and of nothing else
 
     @property
     def prompt_tokens(self) -> int:
@@ -78,6 +97,23 @@ def output_units(demand: Demand, start: int, tokens: int) -> int:
     return UNITS_PER_FLOP * (2 * demand.shape.active_parameters * tokens + demand.shape.attention * positions)
 
 
+def training_units(shape: Shape, training: Training) -> int:
+    """LoRA: forward, backward through frozen weights, forward and backward of the adapter, attention."""
+    each = 4 * shape.active_parameters + 6 * training.adapter_parameters
+    units = UNITS_PER_FLOP * each * training.tokens
+    units += UNITS_PER_FLOP * 3 * shape.attention * training.square_tokens // 2
+    valid = forward_units(shape, training.valid_tokens, training.valid_square_tokens)
+    if training.method != DPO:
+        return units + valid
+    return units + forward_units(shape, training.tokens, training.square_tokens) + 2 * valid
+
+
+def forward_units(shape: Shape, tokens: int, square_tokens: int) -> int:
+    """Of sequences that are read and nothing more, by the frozen reference of DPO as well."""
+    body = UNITS_PER_FLOP * 2 * shape.active_parameters * tokens
+    return body + UNITS_PER_FLOP * shape.attention * square_tokens // 2
+
+
 def microcredits(units: int) -> int:
     """Rounded up."""
     return -(-units // UNITS_PER_MICROCREDIT)
@@ -85,6 +121,8 @@ def microcredits(units: int) -> int:
 
 def quote(demand: Demand, tariff: Tariff) -> int:
     """The most the job can cost, in microcredits."""
+    if demand.training is not None:
+        return microcredits(training_units(demand.shape, demand.training))
     output = demand.choices * output_units(demand, 0, demand.max_tokens)
     return microcredits(prompt_units(demand, tariff) + output)
 
@@ -96,7 +134,11 @@ def charge_units(
 
     `finisher` is the attempt that ended the job with success; it is paid for the prompt of an answer that
     has no tokens. Nothing delivered and nobody finished: nothing is owed. Remainders go to the last.
+
+    Training is paid to who finished it: it ends with a checkpoint, or was for nothing.
     """
+    if demand.training is not None:
+        return {} if finisher is None else {finisher: training_units(demand.shape, demand.training)}
     units: dict[int, int] = {}
     tokens: dict[int, int] = {}
     for segment in segments:

@@ -22,19 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from potluck.v1 import work_pb2 as potluck_dot_v1_dot_work__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apotluck/v1/artifacts.proto\x12\npotluck.v1\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"<\n\rDownloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x32W\n\x0f\x41rtifactService\x12\x44\n\x08\x44ownload\x12\x1b.potluck.v1.DownloadRequest\x1a\x19.potluck.v1.DownloadChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1apotluck/v1/artifacts.proto\x12\npotluck.v1\x1a\x15potluck/v1/work.proto\"1\n\x0f\x44ownloadRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"<\n\rDownloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05total\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"R\n\x0bUploadBegin\x12$\n\x07\x61ttempt\x18\x01 \x01(\x0b\x32\x13.potluck.v1.Attempt\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"Q\n\rUploadRequest\x12(\n\x05\x62\x65gin\x18\x01 \x01(\x0b\x32\x17.potluck.v1.UploadBeginH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"-\n\x0cUploadAnswer\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x08\x32\x9a\x01\n\x0f\x41rtifactService\x12\x44\n\x08\x44ownload\x12\x1b.potluck.v1.DownloadRequest\x1a\x19.potluck.v1.DownloadChunk0\x01\x12\x41\n\x06Upload\x12\x19.potluck.v1.UploadRequest\x1a\x18.potluck.v1.UploadAnswer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'potluck.v1.artifacts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DOWNLOADREQUEST']._serialized_start=42
-  _globals['_DOWNLOADREQUEST']._serialized_end=91
-  _globals['_DOWNLOADCHUNK']._serialized_start=93
-  _globals['_DOWNLOADCHUNK']._serialized_end=153
-  _globals['_ARTIFACTSERVICE']._serialized_start=155
-  _globals['_ARTIFACTSERVICE']._serialized_end=242
+  _globals['_DOWNLOADREQUEST']._serialized_start=65
+  _globals['_DOWNLOADREQUEST']._serialized_end=114
+  _globals['_DOWNLOADCHUNK']._serialized_start=116
+  _globals['_DOWNLOADCHUNK']._serialized_end=176
+  _globals['_UPLOADBEGIN']._serialized_start=178
+  _globals['_UPLOADBEGIN']._serialized_end=260
+  _globals['_UPLOADREQUEST']._serialized_start=262
+  _globals['_UPLOADREQUEST']._serialized_end=343
+  _globals['_UPLOADANSWER']._serialized_start=345
+  _globals['_UPLOADANSWER']._serialized_end=390
+  _globals['_ARTIFACTSERVICE']._serialized_start=393
+  _globals['_ARTIFACTSERVICE']._serialized_end=547
 # @@protoc_insertion_point(module_scope)

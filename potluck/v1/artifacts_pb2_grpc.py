@@ -39,6 +39,11 @@ class ArtifactServiceStub:
                 request_serializer=potluck_dot_v1_dot_artifacts__pb2.DownloadRequest.SerializeToString,
                 response_deserializer=potluck_dot_v1_dot_artifacts__pb2.DownloadChunk.FromString,
                 _registered_method=True)
+        self.Upload = channel.stream_stream(
+                '/potluck.v1.ArtifactService/Upload',
+                request_serializer=potluck_dot_v1_dot_artifacts__pb2.UploadRequest.SerializeToString,
+                response_deserializer=potluck_dot_v1_dot_artifacts__pb2.UploadAnswer.FromString,
+                _registered_method=True)
 
 
 class ArtifactServiceServicer:
@@ -50,6 +55,15 @@ class ArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upload(self, request_iterator, context):
+        """What an attempt made: a checkpoint, an adapter, an update. Only from the worker that runs the attempt.
+        The first message up is UploadBegin, answered by the offset from which the bytes are wanted; then the
+        bytes, then the end of the stream, answered by `whole`. A call that breaks off is begun again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ArtifactServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +71,11 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
                     servicer.Download,
                     request_deserializer=potluck_dot_v1_dot_artifacts__pb2.DownloadRequest.FromString,
                     response_serializer=potluck_dot_v1_dot_artifacts__pb2.DownloadChunk.SerializeToString,
+            ),
+            'Upload': grpc.stream_stream_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=potluck_dot_v1_dot_artifacts__pb2.UploadRequest.FromString,
+                    response_serializer=potluck_dot_v1_dot_artifacts__pb2.UploadAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +105,33 @@ class ArtifactService:
             '/potluck.v1.ArtifactService/Download',
             potluck_dot_v1_dot_artifacts__pb2.DownloadRequest.SerializeToString,
             potluck_dot_v1_dot_artifacts__pb2.DownloadChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/potluck.v1.ArtifactService/Upload',
+            potluck_dot_v1_dot_artifacts__pb2.UploadRequest.SerializeToString,
+            potluck_dot_v1_dot_artifacts__pb2.UploadAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,11 +32,21 @@ class ArtifactServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArtifactServiceAsyncStub: ...
     Download: _grpc.UnaryStreamMultiCallable[_artifacts_pb2.DownloadRequest, _artifacts_pb2.DownloadChunk]
+    Upload: _grpc.StreamStreamMultiCallable[_artifacts_pb2.UploadRequest, _artifacts_pb2.UploadAnswer]
+    """What an attempt made: a checkpoint, an adapter, an update. Only from the worker that runs the attempt.
+    The first message up is UploadBegin, answered by the offset from which the bytes are wanted; then the
+    bytes, then the end of the stream, answered by `whole`. A call that breaks off is begun again.
+    """
 
 @_typing.type_check_only
 class ArtifactServiceAsyncStub(ArtifactServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Download: _aio.UnaryStreamMultiCallable[_artifacts_pb2.DownloadRequest, _artifacts_pb2.DownloadChunk]  # type: ignore[assignment]
+    Upload: _aio.StreamStreamMultiCallable[_artifacts_pb2.UploadRequest, _artifacts_pb2.UploadAnswer]  # type: ignore[assignment]
+    """What an attempt made: a checkpoint, an adapter, an update. Only from the worker that runs the attempt.
+    The first message up is UploadBegin, answered by the offset from which the bytes are wanted; then the
+    bytes, then the end of the stream, answered by `whole`. A call that breaks off is begun again.
+    """
 
 class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -45,5 +55,16 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.DownloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_artifacts_pb2.DownloadChunk], _abc.AsyncIterator[_artifacts_pb2.DownloadChunk]]: ...
+
+    @_abc_1.abstractmethod
+    def Upload(
+        self,
+        request_iterator: _MaybeAsyncIterator[_artifacts_pb2.UploadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_artifacts_pb2.UploadAnswer], _abc.AsyncIterator[_artifacts_pb2.UploadAnswer]]:
+        """What an attempt made: a checkpoint, an adapter, an update. Only from the worker that runs the attempt.
+        The first message up is UploadBegin, answered by the offset from which the bytes are wanted; then the
+        bytes, then the end of the stream, answered by `whole`. A call that breaks off is begun again.
+        """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

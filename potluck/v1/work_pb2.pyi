@@ -515,16 +515,17 @@ class TrainingWork(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     SECONDS_MAX_FIELD_NUMBER: _builtins.int
     VALIDATE_FIELD_NUMBER: _builtins.int
+    VALIDATED_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     """of this segment, from 0"""
     last_step: _builtins.int
     """exclusive"""
     delta: _builtins.bool
-    """of a round: answer what changed, in int8, and no state"""
+    """of a round: answer what changed, in int8 (potluck.deltas), and no state"""
     seconds_max: _builtins.int
-    """a segment ends then at the latest, whatever its last step was to be"""
+    """a segment ends then at the latest, whatever its last step was to be; 0: none"""
     validate: _builtins.bool
-    """at the end, on all of `validation`"""
+    """at the end, on `validated`. Without steps, it is all that is done"""
     @_builtins.property
     def plan(self) -> Global___TrainingPlan: ...
     @_builtins.property
@@ -545,7 +546,13 @@ class TrainingWork(_message.Message):
 
     @_builtins.property
     def leased(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """of a round: the examples of this share, by their lines from 0"""
+        """Of a round: the examples of this share, by their lines from 0, in the order in which they are trained.
+        Empty: those that the plan's seed gives for these steps (potluck.shuffle).
+        """
+
+    @_builtins.property
+    def validated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """lines of `validation` from 0; empty: all"""
 
     def __init__(
         self,
@@ -561,10 +568,11 @@ class TrainingWork(_message.Message):
         delta: _builtins.bool = ...,
         seconds_max: _builtins.int = ...,
         validate: _builtins.bool = ...,
+        validated: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "examples", b"examples", "plan", b"plan", "state", b"state", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delta", b"delta", "examples", b"examples", "first_step", b"first_step", "last_step", b"last_step", "leased", b"leased", "plan", b"plan", "seconds_max", b"seconds_max", "state", b"state", "validate", b"validate", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "delta", b"delta", "examples", b"examples", "first_step", b"first_step", "last_step", b"last_step", "leased", b"leased", "plan", b"plan", "seconds_max", b"seconds_max", "state", b"state", "validate", b"validate", "validated", b"validated", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,6 +586,7 @@ class Work(_message.Message):
     COMPLETION_FIELD_NUMBER: _builtins.int
     EMBEDDING_FIELD_NUMBER: _builtins.int
     TRAINING_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chat(self) -> Global___ChatWork: ...
     @_builtins.property
@@ -586,6 +595,10 @@ class Work(_message.Message):
     def embedding(self) -> Global___EmbeddingWork: ...
     @_builtins.property
     def training(self) -> Global___TrainingWork: ...
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """as the pool keeps the work; in an Assign it stands beside"""
+
     def __init__(
         self,
         *,
@@ -593,10 +606,11 @@ class Work(_message.Message):
         completion: Global___CompletionWork | None = ...,
         embedding: Global___EmbeddingWork | None = ...,
         training: Global___TrainingWork | None = ...,
+        adapter: Global___Adapter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "chat", b"chat", "completion", b"completion", "embedding", b"embedding", "kind", b"kind", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["chat", "completion", "embedding", "training"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -661,15 +675,23 @@ class Trained(_message.Message):
     SQUARE_TOKENS_FIELD_NUMBER: _builtins.int
     VALID_LOSS_FIELD_NUMBER: _builtins.int
     VALID_ACCURACY_FIELD_NUMBER: _builtins.int
+    VALID_TOKENS_FIELD_NUMBER: _builtins.int
+    VALID_SQUARE_TOKENS_FIELD_NUMBER: _builtins.int
+    VALID_TARGET_TOKENS_FIELD_NUMBER: _builtins.int
     first_step: _builtins.int
     steps: _builtins.int
     """done in this segment"""
     tokens: _builtins.int
-    """real ones"""
+    """real ones, of both answers of a preference pair"""
     square_tokens: _builtins.int
-    """the sum of the squares of the examples' lengths: what attention costs"""
+    """the sum of the squares of the sequences' lengths: what attention costs"""
     valid_loss: _builtins.float
     valid_accuracy: _builtins.float
+    valid_tokens: _builtins.int
+    """read for the validation, real ones"""
+    valid_square_tokens: _builtins.int
+    valid_target_tokens: _builtins.int
+    """those that the loss is the mean of"""
     @_builtins.property
     def adapter(self) -> Global___Artifact:
         """or the delta"""
@@ -687,10 +709,13 @@ class Trained(_message.Message):
         square_tokens: _builtins.int = ...,
         valid_loss: _builtins.float | None = ...,
         valid_accuracy: _builtins.float | None = ...,
+        valid_tokens: _builtins.int = ...,
+        valid_square_tokens: _builtins.int = ...,
+        valid_target_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy", "_valid_loss", b"_valid_loss", "adapter", b"adapter", "state", b"state", "valid_accuracy", b"valid_accuracy", "valid_loss", b"valid_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy", "_valid_loss", b"_valid_loss", "adapter", b"adapter", "first_step", b"first_step", "square_tokens", b"square_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "valid_accuracy", b"valid_accuracy", "valid_loss", b"valid_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy", "_valid_loss", b"_valid_loss", "adapter", b"adapter", "first_step", b"first_step", "square_tokens", b"square_tokens", "state", b"state", "steps", b"steps", "tokens", b"tokens", "valid_accuracy", b"valid_accuracy", "valid_loss", b"valid_loss", "valid_square_tokens", b"valid_square_tokens", "valid_target_tokens", b"valid_target_tokens", "valid_tokens", b"valid_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__valid_accuracy: _TypeAlias = _typing.Literal["valid_accuracy"]  # noqa: Y015
     _WhichOneofArgType__valid_accuracy: _TypeAlias = _typing.Literal["_valid_accuracy", b"_valid_accuracy"]  # noqa: Y015
