@@ -127,14 +127,18 @@ class Files:
         stored: Stored,
         *,
         expires_s: float | None = None,
+        file_id: FileId | None = None,
     ) -> File:
         """The record of bytes that `put` has kept. What the pool itself made is never refused for a quota.
 
+        `file_id`: derived from its cause, so that what is made again after a crash is there once.
         Raises Refusal 403 if the member's files would be too many or too large, 503 if the bytes are gone.
         """
         now, longest = self.now(), self.settings.file_days * DAY_S
+        if file_id is not None and (known := await self.store.file(file_id, member=member)) is not None:
+            return known
         file = File(
-            id=FileId(new_file_id()),
+            id=file_id or FileId(new_file_id()),
             member=member,
             purpose=purpose,
             filename=filename,

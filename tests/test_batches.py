@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -10,7 +11,10 @@ import pytest
 from fixtures_api import MODEL, Said, Stand, chat_body, error_of, saying
 from openai.types import Batch
 
+from coordinator.batches.batch import BatchState
+from coordinator.core.jobs import JobId
 from coordinator.core.ledger import Code
+from coordinator.store import Store
 from potluck.v1 import session_pb2, work_pb2
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -183,6 +187,51 @@ async def test_a_cancelled_batch_keeps_what_it_had(stand: Stand) -> None:
     assert stand.available()["reserved"] == 0
     with pytest.raises(openai.ConflictError, match="has ended"):
         await stand.openai().batches.cancel(batch.id)
+
+
+async def test_a_line_that_is_cancelled_by_itself_says_so(stand: Stand) -> None:
+    """The others go on, and the batch is no cancelled one."""
+    hangs = asyncio.Event()
+
+    async def script(assign: session_pb2.Assign) -> AsyncIterator[Said]:
+        if not assign.attempt.job_id.endswith(".2"):
+            async for said in saying("Hello", "!")(assign):
+                yield said
+            return
+        hangs.set()
+        await asyncio.Event().wait()
+
+    stand.bench.script = script
+    batch = await made(stand, [line(n) for n in range(3)])
+    async with asyncio.timeout(30):
+        await hangs.wait()
+    job_id = (batch.model_extra or {})["potluck"]["job_id"]
+    answer = await stand.ask("POST", f"/pool/v1/jobs/{job_id}.2/cancel")
+    assert answer.json()["cancelled"]
+    batch = await ended(stand, batch)
+    assert batch.status == "completed"
+    (error,) = await lines_of(stand, batch.error_file_id)
+    assert (error["custom_id"], error["error"]["code"]) == ("line-1", "line_cancelled")
+    assert len(await lines_of(stand, batch.output_file_id)) == 2
+
+
+async def test_files_that_are_written_down_again_after_a_crash_are_there_once(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator died between the output file and the batch's last state, with the texts still there."""
+
+    async def never(_store: Store, _job: JobId) -> None: ...
+
+    monkeypatch.setattr(Store, "forget_texts", never)
+    batch = await ended(stand, await made(stand, [line(0)]))
+    kept = await stand.context.store.batch(batch.id)
+    assert kept is not None
+    await stand.context.store.put_batch(replace(kept, state=BatchState.FINALIZING, output_file=None))
+    await stand.context.batches.resume()
+    again = await ended(stand, await stand.openai().batches.retrieve(batch.id))
+    assert again.output_file_id == batch.output_file_id
+    outputs = await stand.openai().files.list(purpose="batch_output")
+    assert [file.id for file in outputs.data] == [batch.output_file_id]
 
 
 async def test_short_lines_that_end_together_are_all_counted(stand: Stand) -> None:

@@ -14,6 +14,7 @@ PIECE_BYTES: Final = 256 << 10
 NOT_DONE: Final = {
     JobState.CANCELLED: ("batch_cancelled", "The batch was cancelled before this line was done."),
 }
+LINE_CANCELLED: Final = ("line_cancelled", "This line was cancelled by itself before it was done.")
 EXPIRED: Final = ("batch_expired", "The batch's completion window ended before this line was done.")
 
 
@@ -30,9 +31,11 @@ def failed(line_id: str, custom_id: str, failure: Failure) -> bytes:
     return _line(f"batch_req_{line_id}", custom_id, response, None)
 
 
-def not_done(line_id: str, custom_id: str, state: JobState) -> bytes:
-    """A line of the error file: it was never asked, or not to its end."""
+def not_done(line_id: str, custom_id: str, state: JobState, *, alone: bool) -> bytes:
+    """A line of the error file: it was never asked, or not to its end. `alone`: the others went on."""
     code, message = NOT_DONE.get(state, EXPIRED)
+    if alone and state is JobState.CANCELLED:
+        code, message = LINE_CANCELLED
     return _line(f"batch_req_{line_id}", custom_id, None, {"code": code, "message": message})
 
 

@@ -23,7 +23,7 @@ from coordinator.core.jobs import Job, JobEvent, JobId, JobState, Kind, part_id
 from coordinator.core.wholes import NoRoom
 from coordinator.files import Files
 from coordinator.parts import Order, Parts
-from coordinator.records import ApiKey, Member, MemberState, Purpose
+from coordinator.records import ApiKey, FileId, Member, MemberState, Purpose
 from coordinator.refusal import Refusal
 from coordinator.store import Store
 from coordinator.store_errors import StoreUnavailable
@@ -294,7 +294,10 @@ class Run:
             if not stored.size_bytes:
                 return None
             filename = f"{self.batch.id}_{name}.jsonl"
-            file = await self.files.add(self.member.id, Purpose.BATCH_OUTPUT, filename, stored)
+            file_id = FileId(f"file-{self.batch.id.removeprefix('batch_')}-{name}")
+            file = await self.files.add(
+                self.member.id, Purpose.BATCH_OUTPUT, filename, stored, file_id=file_id
+            )
             return str(file.id)
 
         return await self._insist(make)
@@ -315,7 +318,7 @@ class Run:
                 yield outputs.failed(line_id, custom_id, outputs.failure_of(part))
             else:
                 ended = part.state if part is not None else state
-                yield outputs.not_done(line_id, custom_id, ended)
+                yield outputs.not_done(line_id, custom_id, ended, alone=ended is not state)
 
     async def _results(
         self,
