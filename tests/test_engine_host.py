@@ -11,6 +11,8 @@ import pytest
 from fixtures_engine import Heard, chat, hosted, start
 
 from potluck.v1 import engine_pb2, work_pb2
+from worker.engines.engine import RUNTIME_DIR
+from worker.engines.runner import variables
 from worker.hosts.host import EngineStartError
 from worker.hosts.process import EngineHost
 
@@ -149,3 +151,21 @@ async def test_a_command_above_the_limit_is_refused_before_anything_is_sent() ->
             host.send(start(chat("x" * (pipe.MESSAGE_BYTES_MAX + 1))))
         host.send(start(chat(max_tokens=3)))
         assert (await heard.ended()).HasField("done")
+
+
+async def test_an_engine_sees_only_the_cards_that_its_owner_shares() -> None:
+    """As the process itself finds it in its environment."""
+    wanted = load()
+    wanted.gpus.extend([1, 3])
+    async with hosted(wanted) as (host, _):
+        environment = psutil.Process(host.pid).environ()
+    assert environment["CUDA_VISIBLE_DEVICES"] == environment["HIP_VISIBLE_DEVICES"] == "1,3"
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_a_server_of_the_owner_may_fetch_its_own_models(tmp_path: Path) -> None:
+    """Our engines load verified files alone; what is set for them does not reach a server that is not ours."""
+    ours, bridge = (variables(engine_pb2.Load(engine=name), tmp_path) for name in ("torch", "openai"))
+    assert ours["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in bridge
+    assert bridge[RUNTIME_DIR] == str(tmp_path)

@@ -4,10 +4,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from potluck import collector
 from potluck.v1 import engine_pb2
 from worker.engines import engine
+
+BRIDGE: Final = "openai"
 
 
 class Runner:
@@ -53,8 +56,10 @@ class Runner:
 
 def variables(load: engine_pb2.Load, directory: Path) -> dict[str, str]:
     """What the engine's libraries must find in the environment before they are loaded."""
-    found = {
-        engine.RUNTIME_DIR: str(directory),
+    found = {engine.RUNTIME_DIR: str(directory)}
+    if load.engine == BRIDGE:
+        return found  # the rest would reach the owner's server, which may fetch what it likes
+    found |= {
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # a worker loads files it has verified and nothing else
         "TQDM_DISABLE": "1",  # bars belong to people, not to a log
@@ -62,6 +67,18 @@ def variables(load: engine_pb2.Load, directory: Path) -> dict[str, str]:
     if load.threads:
         found["OMP_NUM_THREADS"] = str(load.threads)
     return found
+
+
+def cards(load: engine_pb2.Load) -> dict[str, str]:
+    """What hides the cards that the owner keeps: CUDA's and ROCm's variables, in NVML's order."""
+    if not load.gpus:
+        return {}
+    listed = ",".join(map(str, load.gpus))
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": listed,
+        "HIP_VISIBLE_DEVICES": listed,
+    }
 
 
 def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engine:

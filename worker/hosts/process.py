@@ -11,7 +11,7 @@ from pathlib import Path
 
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
-from worker.engines.runner import variables
+from worker.engines.runner import cards, variables
 from worker.hosts.host import CLOSE_GRACE_S, EngineStartError, OneEngine, OnEvent, resident_bytes
 
 LOG_LINES_MAX = 50
@@ -49,7 +49,7 @@ class EngineHost(OneEngine):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=pipe.READ_BYTES_MAX,
-                env=os.environ | variables(load, directory),
+                env=os.environ | variables(load, directory) | cards(load),
             )
         except OSError as error:
             shutil.rmtree(directory, ignore_errors=True)
