@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from potluck.gguf import GgufError, read_header
+from potluck.linears import LINEARS_MAX, Linear
 from potluck.shape import ModelShape, ShapeError, shape_of_config, shape_of_gguf
 
 __all__ = [
@@ -147,11 +148,18 @@ class ModelEntry(_Model):
     context_tokens: Annotated[int, Field(ge=1, le=CONTEXT_TOKENS_MAX)]
     parameters: Annotated[int, Field(ge=1, le=1 << 50)]
     shape: ModelShape
+    linears: Annotated[tuple[Linear, ...], Field(max_length=LINEARS_MAX)] = ()  # of each of its layers
     template_overhead: TemplateOverhead = TemplateOverhead()
     tokenizer: File | None = (
         None  # a tokenizer.json, where the weights are too large to fetch for their vocabulary
     )
     variants: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=VARIANTS_MAX)]
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        if len({linear.target for linear in self.linears}) < len(self.linears):
+            raise ValueError("two linears have one name")
+        return self
 
     @property
     def engines(self) -> tuple[str, ...]:

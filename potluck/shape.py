@@ -50,7 +50,7 @@ class ModelShape(BaseModel):
         return 2 * self.layers * self.heads * (self.d_qk + self.d_v)
 
 
-class _Config:
+class Config:
     """A config.json from which only sane integers come out."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class _Config:
 def shape_of_config(values: Mapping[str, Any]) -> ModelShape:
     """From a Hugging Face config.json. Raises ShapeError; an unknown family is never guessed at."""
     family = values.get("model_type")
-    config = _Config(values)
+    config = Config(values)
     if family in MLA_FAMILIES:
         return _mla(config)
     if family not in DENSE_FAMILIES | MOE_FAMILIES:
@@ -104,14 +104,14 @@ def shape_of_config(values: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def _layers(config: _Config) -> int:
+def _layers(config: Config) -> int:
     layers = config("num_hidden_layers")
     if layers > LAYERS_MAX:
         raise ShapeError(f"config: {layers} layers; {LAYERS_MAX} are allowed")
     return layers
 
 
-def _experts(config: _Config, family: str, hidden: int, layers: int) -> int:
+def _experts(config: Config, family: str, hidden: int, layers: int) -> int:
     """Active feed-forward weights of all layers of a mixture with softmax routing."""
     if family == "mixtral":
         experts = config("num_local_experts")
@@ -126,7 +126,7 @@ def _experts(config: _Config, family: str, hidden: int, layers: int) -> int:
     return hidden * (sparse * each + (layers - sparse) * 3 * config("intermediate_size"))
 
 
-def _mla(config: _Config) -> ModelShape:
+def _mla(config: Config) -> ModelShape:
     """Multi-head latent attention (arXiv 2405.04434), with shared and routed experts."""
     hidden, layers, heads = config("hidden_size"), _layers(config), config("num_attention_heads")
     d_rope, d_v = config("qk_rope_head_dim"), config("v_head_dim")
@@ -159,7 +159,7 @@ def shape_of_gguf(path: Path) -> ModelShape:
         for key, value in header.metadata.items()
         if key.startswith(f"{family}.")
     }
-    config = _Config(facts)
+    config = Config(facts)
     layers = config("block_count") - config("nextn_predict_layers", default=0, least=0)
     heads = config("attention.head_count")
     d_head = max(1, config("embedding_length") // heads)
