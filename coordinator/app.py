@@ -26,7 +26,7 @@ from coordinator.clock import SteadyClock
 from coordinator.core import entries
 from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Worker
-from coordinator.core.jobs import WHOLES
+from coordinator.core.jobs import WHOLES, Kind
 from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
 from coordinator.core.rules import Rules
@@ -254,6 +254,8 @@ async def _remember(pool: Pool, loaded: Loaded) -> None:
         request = loaded.requests.get(job.id)
         if job.kind in WHOLES and job.whole is None:
             pool.engine.restore_whole(job)
+        elif job.kind is Kind.FINETUNE:  # its whole asks for the same steps again
+            pool.engine.abandon(job, pool.now())
         elif job.stored and request is not None and pool.catalogue().get(job.model) is not None:
             pool.restore(job, work_pb2.Work.FromString(request))
         else:

@@ -8,13 +8,15 @@ from typing import Protocol
 
 from coordinator.bounds import bounds_of
 from coordinator.core.engine import Impossible
-from coordinator.core.jobs import Job, JobEvent, JobId, Kind, part_id
+from coordinator.core.jobs import Job, JobEvent, JobId, JobState, Kind, part_id
 from coordinator.core.ledger import Overdrawn
+from coordinator.core.pricing import Demand, Training, quote
 from coordinator.core.wholes import Whole
 from coordinator.pool import Pool, impossible
 from coordinator.records import ApiKey, Member
 from coordinator.refusal import Refusal
 from coordinator.submission import Submission
+from potluck.v1 import work_pb2
 
 
 class Keeper(Protocol):
@@ -116,6 +118,44 @@ class Parts:
             pool.queue(part, replace(s, stored=True))
         except Impossible as reason:
             raise impossible(reason) from None
+        return part
+
+    def submit_training(
+        self,
+        whole: Job,
+        number: int,
+        work: work_pb2.Work,
+        bound: Training,
+        sequence_tokens: int,
+    ) -> Job:
+        """Queue a part of a fine-tune, which may cost what `bound` does: training at its most.
+
+        Raises Refusal 400 if nobody could ever run it, NoRoom if it was not quoted.
+        """
+        pool = self.pool
+        demand = Demand(Kind.FINETUNE, pool.shape(whole.model), (sequence_tokens,), training=bound)
+        worst = quote(demand, pool.tariff)
+        part = replace(
+            whole,
+            id=part_id(whole.id, number),
+            whole=whole.id,
+            part=number,
+            created_at=pool.now(),
+            quote=worst,
+            hold=0 if whole.own_only else worst,
+            prompt_tokens=bound.tokens,
+            max_tokens=0,
+            state=JobState.QUEUED,
+            settled=0,
+            settlements=0,
+            started_at=None,
+        )
+        try:
+            pool.enter(part, demand)
+        except Impossible as reason:
+            raise impossible(reason) from None
+        pool.works[part.id] = work
+        pool.ticker.wake()
         return part
 
     def worst(self, s: Submission) -> int:

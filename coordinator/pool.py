@@ -145,10 +145,10 @@ class Pool:
 
     def queue(self, job: Job, s: Submission) -> None:
         """Queue what is paid for elsewhere, whatever the limits. Raises Impossible, Overdrawn or NoRoom."""
-        self._enter(job, self.demand(s))
+        self.enter(job, self.demand(s))
         self._keep(job, s)
 
-    def _enter(self, job: Job, demand: Demand) -> None:
+    def enter(self, job: Job, demand: Demand) -> None:
         entry = self.catalogue().get(job.model)
         assert entry is not None, "the API resolves models before it submits"
         count, memory = self._count(job.model), _memory(entry)
@@ -216,11 +216,11 @@ class Pool:
             try:
                 if over := self.budgets.refuse_credits(bounds, job.hold, now):
                     raise self.over(over, s.member, s.key)
-                self._enter(job, demand)
+                self.enter(job, demand)
             except (Overdrawn, Refusal) as short:
                 job = replace(job, hold=0, own_only=True)
                 try:  # too poor for others' machines; one's own cost nothing
-                    self._enter(job, demand)
+                    self.enter(job, demand)
                 except Impossible:
                     raise short if isinstance(short, Refusal) else self.too_poor(job, short) from None
         except Impossible as reason:

@@ -15,6 +15,7 @@ from coordinator.core.pricing import (
     Segment,
     Shape,
     Tariff,
+    Training,
     charge_units,
     microcredits,
     output_units,
@@ -201,6 +202,57 @@ def test_who_earned_less_than_a_microcredit_is_not_listed() -> None:
 def test_the_fee_is_rounded_down(amount: int, fee: int) -> None:
     [payment] = payments({1: amount * 2_000_000_000}, attempts_of({1: "b"}), account("a"), TARIFF)
     assert (payment.amount, payment.fee) == (amount, fee)
+
+
+def test_a_part_of_a_fine_tune_by_hand() -> None:
+    """(4 * 10e6 + 6 * 1000) * 500 + 3 * 1000 * 20000 / 2 FLOP trained, and 2 * 10e6 * 100 + 1000 * 3000 / 2 read
+    for the validation: 20003 + 30 + 2000 + 1.5 MFLOP.
+    """
+    wanted = trains("sft", 1_000, (500, 20_000), (100, 3_000))
+    assert quote(wanted, TARIFF) == 22_035
+    assert charge_units(wanted, TARIFF, [], 3) == {3: 22_034_500_000 * 2_000}
+
+
+def test_preferences_by_hand() -> None:
+    """As above, and what the frozen reference reads: 10000 + 10 MFLOP of the training, 2001.5 of the validation."""
+    assert quote(trains("dpo", 1_000, (500, 20_000), (100, 3_000)), TARIFF) == 34_046
+
+
+def test_training_that_nobody_finished_is_not_paid() -> None:
+    wanted = trains("sft", 1_000, (500, 20_000), (0, 0))
+    assert charge_units(wanted, TARIFF, [Segment(1, 0, 0, 500)], None) == {}
+
+
+@CHECKED
+@given(
+    st.lists(st.integers(1, 4_096), max_size=20),
+    st.lists(st.integers(1, 4_096), max_size=20),
+    st.sampled_from(["sft", "dpo"]),
+    st.integers(0, 100_000_000),
+    shapes,
+    tariffs,
+)
+def test_training_costs_what_the_table_of_the_design_says_of_its_sequences(
+    trained: list[int], read: list[int], method: str, adapter: int, shape: Shape, tariff: Tariff
+) -> None:
+    """Sequence by sequence; at the bound the charge is the quote, whatever the tariff asks for prompts."""
+    n, a = shape.active_parameters, shape.attention
+    total = Fraction(0)
+    for length in trained:
+        total += length * (4 * n + 6 * adapter + Fraction(3 * a * length, 2))
+    for length in [*read, *(read + trained) * (method == "dpo")]:
+        total += length * (2 * n + Fraction(a * length, 2))
+    counts = [(sum(lengths), sum(length**2 for length in lengths)) for lengths in (trained, read)]
+    wanted = trains(method, adapter, *counts, shape=shape)
+    units = charge_units(wanted, tariff, [], 1)
+    assert Fraction(units[1], 2_000) == total
+    assert microcredits(units[1]) == quote(wanted, tariff)
+
+
+def trains(
+    method: str, adapter: int, tokens: tuple[int, int], valid: tuple[int, int], *, shape: Shape = SHAPE
+) -> Demand:
+    return Demand(Kind.FINETUNE, shape, (4_096,), training=Training(method, adapter, *tokens, *valid))
 
 
 def test_the_shape_of_these_tests() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from coordinator.core.entries import Payment
 from coordinator.core.jobs import AccountId, Job
 from coordinator.core.ledger import Bucket
-from coordinator.core.pricing import Demand, Segment, Tariff
+from coordinator.core.pricing import Demand, Segment, Tariff, Training
 
 
 def written(**facts: Any) -> str:
@@ -45,9 +45,11 @@ def of_work(
     """Of a close with a charge: the arguments of `pricing.charge_units` and what came of them.
 
     `shape` is [N, H, a], `tariff` [permille of a prompt's work, permille of the fee], a segment
-    [attempt, choice, start, tokens].
+    [attempt, choice, start, tokens]. `training` stands there only for a part of a fine-tune, whose segment
+    is what was trained.
     """
     shape, attempts = demand.shape, {attempt.number: attempt for attempt in job.attempts}
+    trained = {} if demand.training is None else {"training": _training(demand.training)}
     return written(
         kind=job.kind.value,
         model=job.model,
@@ -68,7 +70,19 @@ def of_work(
             }
             for p in paid
         ],
+        **trained,
     )
+
+
+def _training(done: Training) -> dict[str, Any]:
+    return {
+        "method": done.method,
+        "adapter_parameters": done.adapter_parameters,
+        "tokens": done.tokens,
+        "square_tokens": done.square_tokens,
+        "valid_tokens": done.valid_tokens,
+        "valid_square_tokens": done.valid_square_tokens,
+    }
 
 
 def of_transfer(sender: AccountId, to: AccountId, note: str) -> str:

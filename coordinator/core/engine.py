@@ -145,8 +145,9 @@ class Engine(Reports):
                 number=number, worker=worker.id, owner=worker.account, assigned_at=now, why=decision.why
             )
             self._change(live, jobs.assign(live.job, attempt, now=now))
-            live.heard_at = live.progressed_at = now
-            live.acknowledged, live.stage, live.load_began = 0, "", None
+            live.heard_at = now
+            live.delivered("", now)
+            live.acknowledged, live.load_began = 0, None
             live.numerics = worker.models[live.job.model].numerics
             self.fleet.began(worker, (live.job.id, number), class_of(live.job), now)
             del self.queue[live.job.id]
@@ -174,8 +175,8 @@ class Engine(Reports):
                 if not braking:
                     self.fleet.miss(worker, now)
                     self._lose(live, "the worker fell silent", now)
-            elif now >= live.progressed_at + patience.stall_s:
-                why = f"no progress for {patience.stall_s:.0f} s"
+            elif now >= live.progressed_at + (stall_s := patience.stalled(job.kind)):
+                why = f"no progress for {stall_s:.0f} s"
                 self._after_fault(live, worker.id, AttemptEvent.FAILED, "worker", "stalled", why, now)
             else:
                 self._acknowledge(live, worker.id)

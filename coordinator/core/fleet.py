@@ -26,9 +26,14 @@ class Patience:
     closed_grace_s: float = 0.5
     forgiven_s: float = 5.0
     stall_s: float = 300.0  # an attempt that beats but shows no progress
+    step_s_max: float = 1_800.0  # as above, of a training, in which one step may take minutes
     brake_workers_min: int = 10
     brake_share: float = 0.3
     brake_s: float = 15.0
+
+    def stalled(self, kind: Kind) -> float:
+        """How long an attempt at such a job may show no progress."""
+        return self.step_s_max if kind is Kind.FINETUNE else self.stall_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from coordinator.core import jobs
 from coordinator.core.fleet import LOADING, Fleet, LoadMark, load_of
 from coordinator.core.jobs import AttemptEvent, Job, JobState, Loading, WorkerId
 from coordinator.core.output import Output
-from coordinator.core.pricing import Demand
+from coordinator.core.pricing import Demand, Training
 from coordinator.core.rules import Rules
 from coordinator.core.schedule import Waiting
 
@@ -28,6 +28,7 @@ class Live:
     waiting_since: float  # without anybody who works on it
     heard_at: float = 0.0  # of the running attempt
     progressed_at: float = 0.0
+    delivered_at: float = 0.0  # the last output of the running attempt, or its begin
     acknowledged: int = 0
     stage: str = ""
     load_began: LoadMark | None = None  # of the model on the running attempt's worker
@@ -76,6 +77,30 @@ class Live:
         moved = jobs.move_attempt(attempt, AttemptEvent.ACCEPTED, now=now)
         self.job = jobs.with_attempt(self.job, moved)  # not worth a commit of its own
         return True
+
+    def delivered(self, stage: str, now: float) -> None:
+        self.stage, self.progressed_at, self.delivered_at = stage, now, now
+
+    def train(self, done: Training) -> None:
+        """What the running attempt came to, by its worker's count and at most what was quoted.
+
+        No sequence is longer than the longest that was asked for, which bounds what its square adds.
+        """
+        most, longest, attempt = self.demand.training, max(self.demand.prompts, default=0), self.job.attempt
+        assert most is not None, f"{self.job.id} is no training"
+        assert attempt is not None, f"nobody has {self.job.id}"
+        tokens, valid_tokens = min(done.tokens, most.tokens), min(done.valid_tokens, most.valid_tokens)
+        training = replace(
+            most,
+            tokens=tokens,
+            square_tokens=min(done.square_tokens, most.square_tokens, tokens * longest),
+            valid_tokens=valid_tokens,
+            valid_square_tokens=min(
+                done.valid_square_tokens, most.valid_square_tokens, valid_tokens * longest
+            ),
+        )
+        self.demand = replace(self.demand, training=training)
+        self.output.trained(attempt.number, tokens)
 
     def believe(self, counts: Sequence[int]) -> None:
         """Where our own count is only a bound, the worker's is believed up to it: it lowers, never raises."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from coordinator.core.fairness import JobClass
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, Kind, WorkerId
 
@@ -45,8 +46,15 @@ def graded(expected_s: float) -> int:
     return round(math.log(expected_s, GRADE))
 
 
-def slots_of(worker: Worker, served: Served) -> int:
-    return min(worker.slots, max(1, served.slots))
+def slots_of(worker: Worker, served: Served, kind: Kind) -> int:
+    """Training takes no slot: it has one place of its own on a worker, whatever the models, beside them."""
+    return 1 if kind is Kind.FINETUNE else min(worker.slots, max(1, served.slots))
+
+
+def used_of(worker: Worker, kind: Kind) -> int:
+    """How many of them are taken."""
+    training = worker.classes[JobClass.FINETUNE]
+    return training if kind is Kind.FINETUNE else len(worker.running) - training
 
 
 Candidate = tuple[int, float, WorkerId]  # grade of the expected time, since when it was idle, who
@@ -93,16 +101,20 @@ class Offers:
             del self.ready[account]
 
     def _count(self, worker: Worker, served: Served) -> None:
-        slots = slots_of(worker, served)
+        slots = slots_of(worker, served, self.kind)
         self.slots += slots
-        used = tuple(worker.classes) if worker.running else ()
+        used = self._by_class(worker) if worker.running else ()
         for class_, n in enumerate(used):
             self.used[class_] += n
         self._counted[worker.id] = worker.account, slots, used
-        if len(worker.running) >= slots:
+        if used_of(worker, self.kind) >= slots:
             return
         candidate = graded(seconds(worker, served, self.policy)), worker.busy_since, worker.id
         self.newest[worker.id] = candidate
         heapq.heappush(self.heap, candidate)
         if served.state == "ready":
             self.ready.setdefault(worker.account, {})[worker.id] = candidate
+
+    def _by_class(self, worker: Worker) -> tuple[int, ...]:
+        interactive, batch, training = worker.classes
+        return (0, 0, training) if self.kind is Kind.FINETUNE else (interactive, batch, 0)

@@ -99,9 +99,13 @@ class Output:
             if piece.finish_reason:
                 ended.add(piece.choice)
 
+    def trained(self, attempt: int, tokens: int) -> None:
+        """Of a training, which has no text: what it came to counts as one piece."""
+        if tokens:
+            self.segments.append(Segment(attempt, 0, 0, tokens))
+
     def settle(self, attempt: int) -> int:
         """Close the running attempt's segments; how many tokens it delivered, never above the limit."""
-        delivered = 0
         for index, choice in enumerate(self.choices):
             tokens = choice.open_ids + (self.count("".join(choice.open_text)) if choice.open_text else 0)
             tokens = min(tokens, self.max_tokens - choice.tokens)
@@ -109,9 +113,8 @@ class Output:
                 self.segments.append(Segment(attempt, index, choice.tokens, tokens))
             choice.tokens += tokens
             choice.open_ids, choice.open_text = 0, []
-            delivered += tokens
         self.sequence = 0
-        return delivered
+        return sum(segment.tokens for segment in self.segments if segment.attempt == attempt)
 
     @property
     def finished(self) -> bool:

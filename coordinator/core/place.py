@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from coordinator.core.fairness import Shares
 from coordinator.core.fleet import Fleet, Served, Worker
-from coordinator.core.jobs import AccountId, JobId, MemberId
+from coordinator.core.jobs import AccountId, JobId, Kind, MemberId
 from coordinator.core.line import Line
-from coordinator.core.offers import Policy, seconds, slots_of
+from coordinator.core.offers import Policy, seconds, slots_of, used_of
 from coordinator.core.schedule import Waiting, allowed
 from coordinator.core.turns import Asked, Group
 
@@ -51,8 +51,9 @@ def place_of(
         why = max(sorted(set(refusals)), key=refusals.count)
         return Place(place, of, None, f"no worker that is here may take it: {why}")
     may = [pair for pair, refusal in zip(serving, refusals, strict=True) if not refusal]
-    slots = sum(slots_of(worker, served) for worker, served in may)
-    start_s = _start_s(place, may, policy)
+    kind = asked.want[0]
+    slots = sum(slots_of(worker, served, kind) for worker, served in may)
+    start_s = _start_s(place, may, policy, kind)
     if place == 1:
         taken = f"all {slots} slots that could serve it are taken" if slots > 1 else "the only slot is taken"
         return Place(place, of, start_s, f"it is the next: {taken}" if start_s else "it is the next")
@@ -116,12 +117,12 @@ def _ahead(line: Line, group: Group, asked: Asked, start: float, shares: Shares)
     return ahead
 
 
-def _start_s(place: int, may: list[tuple[Worker, Served]], policy: Policy) -> float:
+def _start_s(place: int, may: list[tuple[Worker, Served]], policy: Policy, kind: Kind) -> float:
     """Seconds until so many jobs were taken, if each takes as long as a typical one."""
     free, rate = 0, 0.0
     for worker, served in may:
-        slots = slots_of(worker, served)
-        free += max(0, slots - len(worker.running))
+        slots = slots_of(worker, served, kind)
+        free += max(0, slots - used_of(worker, kind))
         rate += slots / seconds(worker, served, policy)
     return round(max(0, place - free) / rate, 1)
 

@@ -15,6 +15,9 @@ from coordinator.core.live import FOREVER, Live
 from coordinator.core.messages import SendCancel
 from coordinator.core.open_jobs import OpenJobs
 from coordinator.core.output import Misbehaviour, Piece
+from coordinator.core.pricing import Training
+
+TEXTLESS = {Kind.EMBEDDING: "an embedding", Kind.FINETUNE: "a fine-tune"}
 
 
 @dataclass(slots=True)
@@ -124,13 +127,18 @@ class Reports(OpenJobs):
             self._after_fault(live, worker_id, AttemptEvent.FAILED, "worker", "protocol", why, now)
 
     def progress(self, worker_id: WorkerId, job_id: JobId, number: int, stage: str, now: float) -> bool:
-        """A sign of life before the first output: from then on only output shows progress."""
+        """A sign of life before the first output: from then on only output shows progress.
+
+        A step of training may take minutes, and what was made is sent after the last one: there, each step
+        is a beginning.
+        """
         live = self._current(worker_id, job_id, number, now)
         if live is None or live.job.attempt is None:
             return False
         live.begin(now)
         longest = self.rules.stored_start_s_max if live.job.stored else self.rules.start_s_max
-        if not live.output.sequence and now < live.job.attempt.assigned_at + longest:
+        trains = live.job.kind is Kind.FINETUNE
+        if (trains or not live.output.sequence) and now < live.delivered_at + longest:
             live.stage, live.progressed_at = stage, now
         return True
 
@@ -153,8 +161,8 @@ class Reports(OpenJobs):
         if live is None:
             return ()
         try:
-            if live.job.kind is Kind.EMBEDDING:
-                raise Misbehaviour("text for an embedding")
+            if live.job.kind in TEXTLESS:
+                raise Misbehaviour(f"text for {TEXTLESS[live.job.kind]}")
             fresh = live.output.take(sequence, pieces)
         except Misbehaviour as wrong:
             self.misbehaved(worker_id, job_id, number, str(wrong), now)
@@ -162,7 +170,7 @@ class Reports(OpenJobs):
         if not fresh:
             return ()
         live.begin(now)
-        live.stage, live.progressed_at = "decode", now
+        live.delivered("decode", now)
         if live.prompt is None and prompt is not None:
             live.prompt = prompt
             live.believe((prompt_tokens,))
@@ -188,7 +196,8 @@ class Reports(OpenJobs):
         if live is None:
             return False
         if live.job.kind is not Kind.EMBEDDING:
-            self.misbehaved(worker_id, job_id, number, "done before every choice had ended", now)
+            why = "vectors for a fine-tune" if live.demand.training else "done before every choice had ended"
+            self.misbehaved(worker_id, job_id, number, why, now)
             return False
         if vectors != len(live.demand.prompts):
             why = f"{vectors} vectors for {len(live.demand.prompts)} inputs"
@@ -198,6 +207,42 @@ class Reports(OpenJobs):
         live.believe(prompt_tokens)
         self._succeed(live, worker_id, now)
         return True
+
+    def steps(self, worker_id: WorkerId, job_id: JobId, number: int, sequence: int, now: float) -> bool:
+        """Steps of a training were done. True: they are the next, and new."""
+        live = self._trains(worker_id, job_id, number, "training steps", now)
+        if live is None:
+            return False
+        try:
+            fresh = live.output.take(sequence, ())
+        except Misbehaviour as wrong:
+            self.misbehaved(worker_id, job_id, number, str(wrong), now)
+            return False
+        if fresh:
+            live.begin(now)
+            live.delivered("training", now)
+        return fresh
+
+    def trained(self, worker_id: WorkerId, job_id: JobId, number: int, done: Training, now: float) -> bool:
+        """The worker's part of a training is done, and what it made is here and was looked at.
+
+        Its counts are believed up to what was quoted.
+        """
+        live = self._trains(worker_id, job_id, number, "something trained", now)
+        if live is None:
+            return False
+        live.begin(now)
+        live.train(done)
+        self._succeed(live, worker_id, now)
+        return True
+
+    def _trains(self, worker_id: WorkerId, job_id: JobId, number: int, what: str, now: float) -> Live | None:
+        """As `_current`, of a training; None also if the worker sent it for another kind of job."""
+        live = self._current(worker_id, job_id, number, now)
+        if live is None or live.demand.training is not None:
+            return live
+        self.misbehaved(worker_id, job_id, number, f"{what} for a job of kind {live.job.kind}", now)
+        return None
 
     def unsent(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> None:
         """The assignment could not be put on the worker's stream: as if it had never been made."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from coordinator.core.fleet import Fleet, Served, Worker
 from coordinator.core.jobs import AccountId, JobId, Kind, MemberId, WorkerId
 from coordinator.core.line import Line, Room
-from coordinator.core.offers import Candidate, Offers, Policy, graded, seconds, slots_of
+from coordinator.core.offers import Candidate, Offers, Policy, graded, seconds, slots_of, used_of
 from coordinator.core.order import Order
 from coordinator.core.turns import Asked, Want
 
@@ -82,14 +82,14 @@ class _Ranking:
     """The offers of one kind and model during one tick. A taken worker goes back with its new load."""
 
     offers: Offers
-    taken: dict[WorkerId, int]  # of all kinds and models
+    taken: dict[WorkerId, int]  # of all kinds and models, or of training alone
     own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
     able: dict[Narrow, list[Candidate]] = field(default_factory=dict)  # for jobs that not everybody may take
     left: int = 0  # of the heap, without the stale ones
 
     def room(self, worker: Worker, served: Served) -> int:
-        used = len(worker.running) + self.taken.get(worker.id, 0)
-        return slots_of(worker, served) - used
+        kind = self.offers.kind
+        return slots_of(worker, served, kind) - used_of(worker, kind) - self.taken.get(worker.id, 0)
 
     def take(self, job: Waiting) -> Assign | None:
         """An own worker that is ready and not much slower than the best of all, else the best of all."""
@@ -235,16 +235,18 @@ class Planner:
         line.tidy()
         self.catch_up()
         taken: dict[WorkerId, int] = {}
+        trains: dict[WorkerId, int] = {}
         turns, shares = dict(running), line.shares()
         rankings: dict[Want, _Ranking] = {}
         orders: dict[Want, Order] = {}
         for want in sorted(line.wants):
             if want[1] in self.fleet.by_model and (offers := self._offers(want)).newest:
-                rankings[want] = _Ranking(offers, taken, left=len(offers.newest))
+                by = trains if want[0] is Kind.FINETUNE else taken
+                rankings[want] = _Ranking(offers, by, left=len(offers.newest))
                 room = Room(offers.slots, list(offers.used))
                 orders[want] = Order(line, want, room, shares, turns, now)
         decisions = _deal(line, rankings, orders, self.policy.assignments_max, waiting)
-        for worker_id in taken:
+        for worker_id in taken | trains:
             self.fleet.changed(self.fleet.workers[worker_id])
         return decisions
 
