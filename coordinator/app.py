@@ -47,6 +47,7 @@ from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
 from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
@@ -138,8 +139,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        await tidy(pool, context.files)
-        stack.push_async_callback(_background(keep_tidy(pool, context.files), failed))
+        await tidy(pool, context.files, context.uploads)
+        stack.push_async_callback(_background(keep_tidy(pool, context.files, context.uploads), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
@@ -182,6 +183,7 @@ async def _context(
         clock=Clock(now=clock.now),
         heads=Heads(pool.store, ca.sign, clock.now),
         files=files,
+        uploads=Uploads(files),
         batches=batch_keeper(pool, pool.store, files, lambda: context),
     )
     return context

@@ -1,4 +1,6 @@
-"""What is done at the start and about hourly: time ends invitations and files, crashes leave things to do."""
+"""What is done at the start and about hourly: time ends invitations, files and uploads, and crashes leave
+things to do.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,17 +11,19 @@ from coordinator.files import Files
 from coordinator.pool import Pool
 from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreConflict, StoreError
+from coordinator.uploads.service import Uploads
 
 log = structlog.get_logger(__name__)
 
 EVERY_S = 3_600.0
 
 
-async def tidy(pool: Pool, files: Files) -> None:
+async def tidy(pool: Pool, files: Files, uploads: Uploads) -> None:
     """Once. What cannot be done now is done the next time."""
     try:
         await pool.invitations.resume(pool.now())
         await pool.membership.resume()
+        await uploads.sweep()
         await files.sweep()
     except StoreConflict:
         raise  # memory and disk disagree: a bug, as in the tick
@@ -28,9 +32,9 @@ async def tidy(pool: Pool, files: Files) -> None:
 
 
 async def keep_tidy(
-    pool: Pool, files: Files, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    pool: Pool, files: Files, uploads: Uploads, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> None:
     """Until cancelled."""
     while True:
         await sleep(EVERY_S)
-        await tidy(pool, files)
+        await tidy(pool, files, uploads)

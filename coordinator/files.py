@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import structlog
 
@@ -38,6 +38,7 @@ FILES_MAX: Final = 10_000  # of one member
 UPLOADS_AT_ONCE: Final = 4  # of one member
 DAY_S: Final = 86_400.0
 
+T = TypeVar("T")
 Validator = Callable[[Path], list[Problem]]
 User = Callable[[FileId], Awaitable[str | None]]
 
@@ -134,34 +135,55 @@ class Files:
         `file_id`: derived from its cause, so that what is made again after a crash is there once.
         Raises Refusal 403 if the member's files would be too many or too large, 503 if the bytes are gone.
         """
-        now, longest = self.now(), self.settings.file_days * DAY_S
         if file_id is not None and (known := await self.store.file(file_id, member=member)) is not None:
             return known
-        file = File(
+        file = self.record(member, Description(purpose, filename, expires_s), stored, file_id)
+        free = purpose in MADE_BY_POOL
+        most = None if free else self.settings.files_bytes_max
+        try:
+            await self.claim(
+                stored.sha256,
+                lambda: self.store.add_file(file, files_max=None if free else FILES_MAX, bytes_max=most),
+            )
+        except FilesTooMany as error:
+            raise self.over_quota(str(error), error.used, file.bytes) from None
+        return file
+
+    def record(
+        self, member: MemberId, said: Description, stored: Stored, file_id: FileId | None = None
+    ) -> File:
+        """A new one, made now, which is written nowhere yet."""
+        now, longest = self.now(), self.settings.file_days * DAY_S
+        return File(
             id=file_id or FileId(new_file_id()),
             member=member,
-            purpose=purpose,
-            filename=filename,
+            purpose=said.purpose,
+            filename=said.filename,
             bytes=stored.size_bytes,
             sha256=stored.sha256,
             created_at=now,
-            expires_at=now + (longest if expires_s is None else min(expires_s, longest)),
+            expires_at=now + (longest if said.expires_s is None else min(said.expires_s, longest)),
         )
-        free = purpose in MADE_BY_POOL
+
+    async def claim(self, sha256: str, write: Callable[[], Awaitable[T]]) -> T:
+        """Write down who has bytes that `put` has kept; if that fails, those that nobody has are removed.
+
+        Raises Refusal 503 if they were deleted since, and what `write` raises.
+        """
         async with self.deciding:
-            if not await asyncio.to_thread(self._has, stored.sha256):
+            if not await asyncio.to_thread(self._has, sha256):
                 message = "The same bytes were deleted in this moment. Send them again."
                 raise Refusal(503, "file_gone", message, type="server_error", retry_after_s=1)
             try:
-                await self.store.add_file(
-                    file,
-                    files_max=None if free else FILES_MAX,
-                    bytes_max=None if free else self.settings.files_bytes_max,
-                )
-            except FilesTooMany as error:
-                await self._discard(stored.sha256)
-                raise self._over_quota(str(error), error.used, file.bytes) from None
-        return file
+                return await write()
+            except BaseException:
+                await self._discard(sha256)
+                raise
+
+    async def release(self, sha256: str) -> None:
+        """Remove bytes that nobody has any more."""
+        async with self.deciding:
+            await self._discard(sha256)
 
     async def upload(
         self, member: MemberId, chunks: AsyncIterator[bytes], described: Callable[[], Description]
@@ -170,27 +192,29 @@ class Files:
 
         Raises Refusal: 400 invalid, 403 over the quota, 413 too large, 429 too many at once, 507 disk full.
         """
-        with self._counted(member):
-            used = await self.store.bytes_of_files(member)
+        with self.counted(member):
+            used = await self.store.bytes_of_files(member, self.now())
             left = self.settings.files_bytes_max - used
             if left <= 0:
-                raise self._over_quota("no room is left for files of yours", used, 0)
+                raise self.over_quota("no room is left for files of yours", used, 0)
 
-            def check(path: Path) -> None:
-                if (validator := self.validators.get(described().purpose)) is not None:
-                    refuse_problems(validator(path))
-
+            most = min(left, self.settings.file_bytes_max)
             try:
                 stored = await self.put(
-                    chunks, bytes_max=min(left, self.settings.file_bytes_max), check=check
+                    chunks, bytes_max=most, check=lambda path: self.validate(path, described().purpose)
                 )
             except Refusal as refusal:
                 if refusal.status == 413 and left < self.settings.file_bytes_max:
                     sentence = f"the file is larger than the {left:,} bytes that are left for files of yours"
-                    raise self._over_quota(sentence, used, None) from None
+                    raise self.over_quota(sentence, used, None) from None
                 raise
             said = described()
             return await self.add(member, said.purpose, said.filename, stored, expires_s=said.expires_s)
+
+    def validate(self, path: Path, purpose: Purpose) -> None:
+        """For a thread. Raises Refusal 400 if its purpose could not use it."""
+        if (validator := self.validators.get(purpose)) is not None:
+            refuse_problems(validator(path))
 
     async def delete(self, file: File) -> None:
         """Raises Refusal 409 while something open uses it."""
@@ -233,7 +257,8 @@ class Files:
         return True
 
     @contextmanager
-    def _counted(self, member: MemberId) -> Iterator[None]:
+    def counted(self, member: MemberId) -> Iterator[None]:
+        """One of the few uploads that a member may have at once. Raises Refusal 429."""
         if self._uploading[member] >= UPLOADS_AT_ONCE:
             message = f"A member may upload {UPLOADS_AT_ONCE} files at once. Wait for one of them to end."
             raise Refusal(429, "too_many_uploads", message, type="rate_limit_error", retry_after_s=5)
@@ -245,21 +270,21 @@ class Files:
             if not self._uploading[member]:
                 del self._uploading[member]
 
-    def _over_quota(self, sentence: str, used: int, wanted: int | None) -> Refusal:
+    def over_quota(self, sentence: str, used: int, wanted: int | None) -> Refusal:
         limit = self.settings.files_bytes_max
         message = (
-            f"{sentence[:1].upper()}{sentence[1:]}. You have {used:,} of {limit:,} bytes in use:"
-            " `potluck files list` shows them, `potluck files delete ID` makes room."
+            f"{sentence[:1].upper()}{sentence[1:]}. You have {used:,} of {limit:,} bytes in use, open uploads"
+            " included: `potluck files list` shows your files, `potluck files delete ID` makes room."
         )
         extra = {"potluck": {"used": used, "limit": limit, "bytes": wanted}}
         return Refusal(403, "file_quota_exceeded", message, type="permission_error", extra=extra)
 
 
-def too_large(bytes_max: int) -> Refusal:
+def too_large(bytes_max: int, *, param: str = "file") -> Refusal:
     message = (
         f"The file is larger than {bytes_max:,} bytes, this pool's limit. Split it, or ask the pool's admin."
     )
-    return Refusal(413, "file_too_large", message, param="file")
+    return Refusal(413, "file_too_large", message, param=param)
 
 
 def refuse_problems(problems: list[Problem]) -> None:

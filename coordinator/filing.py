@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, or_, select
+from sqlalchemy import Row, and_, func, or_, select, union
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import file_tables as tables
 from coordinator.core.jobs import MemberId
@@ -10,21 +11,25 @@ from coordinator.database import Database
 from coordinator.records import File, FileId, Purpose
 from coordinator.store_errors import FilesTooMany
 from coordinator.table_base import table_of
+from coordinator.uploads import tables as upload_tables
+from coordinator.uploads.upload import UploadState
 
 SWEPT_AT_ONCE = 1_000
 _FILES = table_of(tables.File)
+_UPLOADS = table_of(upload_tables.Upload)
+_PARTS = table_of(upload_tables.UploadPart)
 
 
 class Filing(Database):
     async def add_file(self, file: File, *, files_max: int | None, bytes_max: int | None) -> None:
         """Keep the record, if its member then has no more files and bytes than this. Raises FilesTooMany."""
         async with self.writing() as connection:
-            count, used = tuple((await connection.execute(_totals(file.member))).one())
+            count, used = await totals(connection, file.member, file.created_at)
             if files_max is not None and count >= files_max:
                 raise FilesTooMany(f"a member has at most {files_max:,} files: delete some first", used)
             if bytes_max is not None and used + file.bytes > bytes_max:
                 raise FilesTooMany(f"all files of a member may have {bytes_max:,} bytes together", used)
-            await connection.execute(_FILES.insert().values(**_values(file)))
+            await put_file(connection, file)
 
     async def file(self, file_id: FileId, *, member: MemberId | None = None) -> File | None:
         """With `member`, only one of that member."""
@@ -70,25 +75,40 @@ class Filing(Database):
         async with self.writing() as connection:
             await connection.execute(_FILES.delete().where(_FILES.c.id == file_id))
 
-    async def bytes_of_files(self, member: MemberId) -> int:
+    async def bytes_of_files(self, member: MemberId, now: float) -> int:
+        """With what open uploads have set aside."""
         async with self.reading() as connection:
-            return int((await connection.execute(_totals(member))).one()[1])
+            return (await totals(connection, member, now))[1]
 
     async def is_claimed(self, sha256: str) -> bool:
-        """Does anybody's file have these bytes?"""
-        wanted = select(_FILES.c.id).where(_FILES.c.sha256 == sha256).limit(1)
+        """Has anybody's file these bytes, or a part of an upload?"""
         async with self.reading() as connection:
-            return (await connection.execute(wanted)).first() is not None
+            for table in (_FILES, _PARTS):
+                wanted = select(table.c.id).where(table.c.sha256 == sha256).limit(1)
+                if (await connection.execute(wanted)).first() is not None:
+                    return True
+            return False
 
     async def claimed(self) -> set[str]:
-        """The digests of everybody's files."""
+        """The digests of everybody's files, and of the parts of uploads."""
+        wanted = union(select(_FILES.c.sha256), select(_PARTS.c.sha256))
         async with self.reading() as connection:
-            return set(await connection.scalars(select(_FILES.c.sha256).distinct()))
+            return set(await connection.scalars(wanted))
 
 
-def _totals(member: MemberId) -> Select[Any]:
-    size = func.coalesce(func.sum(_FILES.c.bytes), 0)
-    return select(func.count(), size).where(_FILES.c.member_id == member)
+async def totals(connection: AsyncConnection, member: MemberId, now: float) -> tuple[int, int]:
+    """How many files the member has and their bytes, those that open uploads will make included."""
+    files = select(func.count(), func.coalesce(func.sum(_FILES.c.bytes), 0))
+    coming = select(func.count(), func.coalesce(func.sum(_UPLOADS.c.bytes), 0))
+    pending = (_UPLOADS.c.state == UploadState.PENDING.value, _UPLOADS.c.expires_at > now)
+    here = (await connection.execute(files.where(_FILES.c.member_id == member))).one()
+    aside = (await connection.execute(coming.where(_UPLOADS.c.member_id == member, *pending))).one()
+    return here[0] + aside[0], int(here[1] + aside[1])
+
+
+async def put_file(connection: AsyncConnection, file: File) -> None:
+    """Within a transaction."""
+    await connection.execute(_FILES.insert().values(**_values(file)))
 
 
 def _values(file: File) -> dict[str, Any]:

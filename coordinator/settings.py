@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     file_bytes_max: int = Field(10**9, ge=1, le=64 << 30, description="of one file of a member")
     files_bytes_max: int = Field(10 * 10**9, ge=0, le=2**53, description="of all files of one member")
     file_days: int = Field(30, ge=1, le=3_650, description="before a file is deleted, at the latest")
+    upload_s: float = Field(3_600, ge=1, le=2_592_000, description="without a part: an upload expires")
     connections_max: int = Field(2_000, ge=1, le=2**20, description="of members at once")
     requests_per_minute: int = Field(600, ge=1, le=2**31, description="of one member")
     concurrent_jobs: int = Field(64, ge=1, le=2**20, description="of one member")

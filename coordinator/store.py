@@ -48,6 +48,7 @@ from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
 from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
+from coordinator.uploads.rows import Uploads
 from potluck.chain import GENESIS
 
 _ACCOUNTS = table_of(tables.Account)
@@ -71,6 +72,7 @@ class Store(
     Registry,
     Spending,
     Filing,
+    Uploads,
     Proofs,
     Batches,
     Audit,

@@ -83,3 +83,11 @@ class FilesTooMany(StoreError):  # noqa: N818 -- named for what happened
     def __init__(self, sentence: str, used: int) -> None:
         super().__init__(sentence)
         self.used = used
+
+
+class UploadEnded(StoreError):  # noqa: N818 -- named for what happened
+    """The upload was completed, cancelled, or its time is over."""
+
+
+class UploadFull(StoreError):  # noqa: N818 -- named for what happened
+    """More parts or bytes than the upload may have, or more uploads than a member."""

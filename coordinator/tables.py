@@ -25,6 +25,8 @@ from coordinator.records import HeadReason, MemberState, Role
 from coordinator.table_base import Base as Base  # noqa: PLC0414 -- for whoever wants all of them
 from coordinator.table_base import check, integer, key, one_of, text_column
 from coordinator.table_base import table_of as table_of  # noqa: PLC0414 -- likewise
+from coordinator.uploads.tables import Upload as Upload  # noqa: PLC0414 -- one of the tables
+from coordinator.uploads.tables import UploadPart as UploadPart  # noqa: PLC0414 -- one of the tables
 
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")

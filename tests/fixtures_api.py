@@ -39,6 +39,7 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
 from potluck.v1 import session_pb2, work_pb2
@@ -329,6 +330,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             clock=Clock(now=clock.now),
             heads=Heads(store, ca.sign, clock.now),
             files=files,
+            uploads=Uploads(files),
             batches=batches,
         )
         url = await stack.enter_async_context(serving(create_api(context)))

@@ -37,6 +37,7 @@ from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRe
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
+from coordinator.api.uploads import CompleteRequest, UploadRequest, uploads_router
 from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreUnavailable
 from potluck.version import version
@@ -51,6 +52,8 @@ SCHEMAS: tuple[type[Schema], ...] = (
     EmbeddingRequest,
     JobRequest,
     BatchRequest,
+    UploadRequest,
+    CompleteRequest,
     MemberRequest,
     KeyRequest,
     LimitsRequest,
@@ -87,6 +90,7 @@ def create_api(context: Context) -> FastAPI:
         embeddings_router,
         openai_models_router,
         files_router,
+        uploads_router,
         account_router,
         statement_router,
         jobs_router,

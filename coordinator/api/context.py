@@ -13,6 +13,7 @@ from coordinator.pool import Pool
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tokens import TokenCounter
+from coordinator.uploads.service import Uploads
 from potluck.catalogue import Catalogue
 
 
@@ -47,6 +48,7 @@ class Context:
     clock: Clock
     heads: Heads
     files: Files
+    uploads: Uploads
     batches: Batches
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop

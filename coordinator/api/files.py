@@ -171,10 +171,10 @@ def expires_after(anchor: str | None, seconds: int) -> float:
     return float(seconds)
 
 
-def filename_of(text: str) -> str:
+def filename_of(text: str, param: str = "file") -> str:
     """The last part of a path: what else an upload calls its file is nobody's affair. Raises ApiError 400."""
     name = text.replace("\\", "/").rpartition("/")[2].strip()
     if not name or not name.isprintable() or len(name) > FILENAME_CHARS_MAX or name in {".", ".."}:
-        message = f"file: a name of 1 to {FILENAME_CHARS_MAX} characters that can be printed is needed."
-        raise ApiError(400, "invalid_value", message, param="file")
+        message = f"{param}: a name of 1 to {FILENAME_CHARS_MAX} characters that can be printed is needed."
+        raise ApiError(400, "invalid_value", message, param=param)
     return name

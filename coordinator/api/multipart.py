@@ -22,10 +22,11 @@ BOUNDARY_CHARS_MAX: Final = 70  # RFC 2046
 
 
 class Form:
-    """`fields` and `filename` are as far as has been read; the file is the part named `file`."""
+    """`fields` and `filename` are as far as has been read; the file is the part named `named`."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, named: str = "file") -> None:
         """Raises ApiError 415 if the body is no form."""
+        self._named = named
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self._request = request
@@ -69,7 +70,17 @@ class Form:
         if not self._form_over:
             raise _broken("it ends too early")
         if self.filename is None:
-            raise ApiError(400, "missing_required_parameter", "file: a file is needed.", param="file")
+            message = f"{self._named}: a file is needed."
+            raise ApiError(400, "missing_required_parameter", message, param=self._named)
+
+    async def alone(self) -> AsyncIterator[bytes]:
+        """`file` of a form that has nothing else. Raises ApiError 400, 408."""
+        async for chunk in self.file():
+            yield chunk
+        if self.fields:
+            shown = next(iter(self.fields))[:64]
+            message = f"{shown}: there is no such parameter; only {self._named} is known."
+            raise ApiError(400, "unknown_parameter", message, param=shown)
 
     async def drop(self) -> None:
         """Read what is left for a while, since who is still writing would not see the answer."""
@@ -115,15 +126,15 @@ class Form:
     def _headers_ended(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name in self.fields or (self._name == "file" and self.filename is not None):
+        if self._name in self.fields or (self._name == self._named and self.filename is not None):
             raise ApiError(400, "invalid_form", f"{self._name[:64]}: it stands twice in the form.")
-        if self._name == "file":
+        if self._name == self._named:
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
         elif len(self.fields) >= FIELDS_MAX:
             raise _broken(f"it has more than {FIELDS_MAX} fields")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
+        if self._name == self._named:
             self._file += data[start:end]
             return
         self._field += data[start:end]
@@ -131,7 +142,7 @@ class Form:
             raise _broken(f"the field {self._name[:64]} has more than {FIELD_BYTES_MAX} bytes")
 
     def _part_ended(self) -> None:
-        if self._name != "file":
+        if self._name != self._named:
             self.fields[self._name] = self._field.decode("utf-8", "replace")
 
     def _ended(self) -> None:

@@ -1,0 +1,1 @@
+"""Files that come in parts, as `/v1/uploads` of the OpenAI API has them."""
