@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from coordinator.api import create_api
 from coordinator.api.batches import keeper as batch_keeper
 from coordinator.api.context import Clock, Context
-from coordinator.artifacts import ArtifactServicer
+from coordinator.artifact_service import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
 from coordinator.chores import keep_tidy, tidy
@@ -47,6 +47,7 @@ from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.training_uploads import TrainingUploads
 from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
@@ -145,7 +146,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
         context.listening.grpc = grpc_address = await _serve_grpc(
-            stack, settings, store, ca, pool, counter, models, clock
+            stack, settings, store, ca, pool, context.files, models, clock
         )
         http_address = await _serve_http(stack, settings, api, http_socket, failed)
         running = Coordinator(
@@ -270,7 +271,7 @@ async def _serve_grpc(
     store: Store,
     ca: CertificateAuthority,
     pool: Pool,
-    counter: TokenCounter,
+    files: Files,
     models: Models,
     clock: SteadyClock,
 ) -> str:
@@ -281,7 +282,7 @@ async def _serve_grpc(
         pool=pool,
         store=store,
         ticker=pool.ticker,
-        counter=counter,
+        counter=pool.counter,
         now=clock.now,
         pool_name=settings.pool_name,
         catalogue_json=models.catalogue.to_wire,
@@ -289,7 +290,15 @@ async def _serve_grpc(
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
-    artifacts = ArtifactServicer(models.artifacts, who)
+    made = pool.training_store.artifacts
+    await asyncio.to_thread(made.sweep)
+    artifacts = ArtifactServicer(
+        models.artifacts,
+        who,
+        private=(made, files.artifacts),
+        named_by=pool.named_by,
+        uploads=TrainingUploads(pool.training_store, reports.uploading),
+    )
     artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     certificate = ca.server_certificate(clock.now())
     credentials = grpc.ssl_server_credentials(

@@ -1,4 +1,4 @@
-"""The pool's artifact store: immutable bytes under their sha256, and the service that hands them to workers.
+"""The pool's artifact store: immutable bytes under their sha256.
 
 A name is a digest, matched strictly before it touches a path. What has a name is whole: bytes are written to
 a temporary file, flushed to the disk and renamed only when their digest is known.
@@ -10,27 +10,18 @@ import os
 import re
 import secrets
 import shutil
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import grpc
-
-from coordinator.core.jobs import WorkerId
-from coordinator.sessions import Unwelcome
 from potluck.home import PUBLIC_MODE, make_folder, sync_folder
-from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc
 
-CHUNK_BYTES: Final = 256 << 10
 PUT_CHUNK_BYTES_MAX: Final = 4 << 20
 ARTIFACT_BYTES_MAX: Final = 64 << 30
 RESERVE_BYTES: Final = 256 << 20  # stays free: the ledger's database lies on the same disk
-DOWNLOADS_MAX: Final = 4  # at once, for each worker
+INCOMING: Final = ".incoming-"
 _NAME = re.compile(r"[0-9a-f]{64}")
-_INCOMING: Final = ".incoming-"
 
 
 class ArtifactError(Exception):
@@ -82,10 +73,10 @@ class ArtifactStore:
         for a digest that is none, OSError; nothing is left behind then.
         """
         if sha256 is not None:
-            self._path(sha256)
+            self.check_name(sha256)
         limit = self.bytes_max if bytes_max is None else min(bytes_max, self.bytes_max)
         await asyncio.to_thread(make_folder, self.folder)
-        incoming = self.folder / f"{_INCOMING}{secrets.token_hex(8)}"
+        incoming = self.folder / f"{INCOMING}{secrets.token_hex(8)}"
         digest, size = hashlib.sha256(), 0
         try:
             with await asyncio.to_thread(_create, incoming) as file:
@@ -110,6 +101,17 @@ class ArtifactStore:
         finally:
             incoming.unlink(missing_ok=True)
         return Stored(found, size)
+
+    def adopt(self, path: Path, sha256: str) -> None:
+        """A file of this folder whose digest is known to be right gets its name. Raises OSError."""
+        with path.open("r+b") as file:
+            _flush(file)
+        _rename(path, self._path(sha256))
+        path.unlink(missing_ok=True)  # the same was here already
+
+    def check_name(self, sha256: str) -> None:
+        """Raises NoSuchArtifact for what is no digest."""
+        self._path(sha256)
 
     def path(self, sha256: str) -> Path:
         """The artifact's file, only to be read. Raises NoSuchArtifact."""
@@ -144,7 +146,7 @@ class ArtifactStore:
 
     def sweep(self) -> int:
         """Remove what a crash left half written; how many. For the start, before anything is put."""
-        leftovers = list(self.folder.glob(f"{_INCOMING}*")) if self.folder.is_dir() else []
+        leftovers = list(self.folder.glob(f"{INCOMING}*")) if self.folder.is_dir() else []
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)
@@ -175,56 +177,3 @@ def _rename(incoming: Path, path: Path) -> None:
         return  # the same bytes: keep the file that others may be reading (Windows could not replace it)
     incoming.replace(path)
     sync_folder(path.parent)
-
-
-class ArtifactServicer(artifacts_pb2_grpc.ArtifactServiceServicer):
-    """Downloads for enrolled workers.
-
-    `identify` gives the worker's id from the peer's certificate, or raises Unwelcome.
-    """
-
-    def __init__(self, store: ArtifactStore, identify: Callable[[Any], Awaitable[WorkerId]]) -> None:
-        self._store = store
-        self._identify = identify
-        self._running: Counter[WorkerId] = Counter()
-
-    async def Download(  # noqa: N802 -- the RPC's name
-        self, request: artifacts_pb2.DownloadRequest, context: Any
-    ) -> AsyncIterator[artifacts_pb2.DownloadChunk]:
-        """From `offset` on. Who has everything already gets one empty message that says the total."""
-        try:
-            worker = await self._identify(context)
-            with self._counted(worker), await asyncio.to_thread(self._open, request) as file:
-                total, offset = os.fstat(file.fileno()).st_size, request.offset
-                if offset > total:
-                    raise Unwelcome(
-                        grpc.StatusCode.OUT_OF_RANGE, f"it has {total} bytes; {offset} is behind its end"
-                    )
-                file.seek(offset)
-                if offset == total:
-                    yield artifacts_pb2.DownloadChunk(offset=offset, total=total)
-                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    yield artifacts_pb2.DownloadChunk(offset=offset, total=total, data=data)
-                    offset += len(data)
-        except Unwelcome as verdict:
-            await context.abort(verdict.code, verdict.sentence)
-
-    def _open(self, request: artifacts_pb2.DownloadRequest) -> BinaryIO:
-        try:
-            return self._store.open(request.sha256)
-        except NoSuchArtifact as error:
-            raise Unwelcome(grpc.StatusCode.NOT_FOUND, str(error)) from error
-
-    @contextmanager
-    def _counted(self, worker: WorkerId) -> Iterator[None]:
-        if self._running[worker] >= DOWNLOADS_MAX:
-            raise Unwelcome(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a worker may have {DOWNLOADS_MAX} downloads at once"
-            )
-        self._running[worker] += 1
-        try:
-            yield
-        finally:
-            self._running[worker] -= 1
-            if not self._running[worker]:
-                del self._running[worker]

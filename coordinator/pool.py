@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from coordinator import translate
+from coordinator import training_store, translate
 from coordinator.accounts import Accounts
 from coordinator.answers import Answers
+from coordinator.artifacts import ArtifactStore
 from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
 from coordinator.chatwork import callable_names, counts_of, needs
 from coordinator.core.budgets import Budgets, Exceeded, tokens_of
@@ -21,14 +22,15 @@ from coordinator.core.engine import Engine, Impossible
 from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
 from coordinator.core.ledger import Overdrawn
 from coordinator.core.live import Live
-from coordinator.core.messages import Send, SendAck, SendAssign
+from coordinator.core.messages import Send, SendAck
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.giving import Giving
 from coordinator.invitations import Invitations
 from coordinator.membership import Membership
+from coordinator.outgoing import Outgoing
 from coordinator.receipts import Receipts
-from coordinator.records import ApiKey, Member, ReceiptRow, RecordedReceipt
+from coordinator.records import ApiKey, Member, ReceiptRow
 from coordinator.refusal import Refusal, credits_of
 from coordinator.relay import JobEvent, Relay, ended
 from coordinator.sessions import Sessions
@@ -37,6 +39,8 @@ from coordinator.store import Store
 from coordinator.submission import Submission, Ticket, job_id_of
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.training_store import TrainingStore
+from coordinator.trainings import Nobody, Trainings
 from coordinator.transcripts import Transcripts
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue, ModelEntry
@@ -65,6 +69,9 @@ class Pool:
     invitations: Invitations = field(init=False)
     membership: Membership = field(init=False)
     answers: Answers = field(init=False)
+    outgoing: Outgoing = field(init=False)
+    training_store: TrainingStore = field(init=False)
+    training: Trainings = field(default_factory=Nobody)  # the composition root knows who
     relay: Relay = field(default_factory=Relay)
     transcripts: Transcripts = field(default_factory=Transcripts)
     budgets: Budgets = field(default_factory=Budgets)
@@ -82,7 +89,12 @@ class Pool:
             self.ticker.extras.receipts.append(row)
 
         self.answers = Answers(self.transcripts)
-        self.receipts = Receipts(self.engine, self.store, self.acknowledge, keep, since=self.now())
+        self.outgoing = Outgoing(
+            self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker
+        )
+        self.training_store = TrainingStore(ArtifactStore(self.settings.folder / training_store.FOLDER))
+        self.followers.append(lambda job: self.training_store.ended(job.id))
+        self.receipts = Receipts(self.engine, self.store, self.outgoing.acknowledge, keep, since=self.now())
         self.accounts = Accounts(self.engine, self.store, lambda: self.ticker, self.now)
         self.giving = Giving(self.accounts, self.settings.transfer_day_max)
         self.invitations = Invitations(self.accounts, self.settings.invite_credit_line, self.sign)
@@ -292,6 +304,12 @@ class Pool:
         self.sessions.expel(worker_id, "this worker was revoked; ask the pool's admin")
         self.ticker.wake()
 
+    def named_by(self, worker_id: WorkerId) -> frozenset[str]:
+        """The artifacts that the work of its attempts names: those it may have beside the catalogue's."""
+        worker = self.engine.fleet.workers.get(worker_id)
+        works = [self.works.get(job_id) for job_id, _ in worker.running] if worker else []
+        return frozenset().union(*(translate.digests(work) for work in works if work is not None))
+
     def deliver(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
         """Output that the core has taken, to whoever waits for it."""
         if (transcript := self.transcripts.open.get(job_id)) is not None:
@@ -315,33 +333,9 @@ class Pool:
     # -- the ticker's hands --------------------------------------------------------------------------
 
     def send(self, send: Send) -> None:
-        message = session_pb2.CoordinatorMessage()
-        attempt = translate.attempt(send.job, send.number)
-        if isinstance(send, SendAssign):
-            live = self.engine.lives.get(send.job)
-            if live is None or live.job.attempt is None or live.job.attempt.number != send.number:
-                return  # ended while the commit ran
-            work, member = self.works[send.job], self.names.get(live.job.member, "")
-            message.assign.CopyFrom(translate.assign(live, send.number, send.why, work, member))
-            if not self.sessions.send(send.worker, message):
-                self.engine.unsent(send.worker, send.job, send.number, self.now())
-                self.ticker.wake()
-            return
-        if isinstance(send, SendAck):
-            message.ack.CopyFrom(session_pb2.Ack(attempt=attempt, sequence=send.sequence))
-        else:
-            message.cancel.CopyFrom(session_pb2.Cancel(attempt=attempt, why=send.why))
-        self.sessions.send(send.worker, message)
-
-    def acknowledge(self, row: ReceiptRow, recorded: RecordedReceipt | None = None) -> None:
-        """`recorded`: its place in the chain, which the worker may keep; none if it was not worth one."""
-        ack = session_pb2.ReceiptAck(
-            attempt=translate.attempt(row.job_id, row.attempt), state=row.state.value, why=row.why
-        )
-        if recorded is not None:
-            ack.number, ack.at, ack.previous = recorded.number, recorded.at, recorded.previous
-            ack.hash, ack.countersignature = recorded.hash, recorded.countersignature
-        self.sessions.send(row.worker_id, session_pb2.CoordinatorMessage(receipt_ack=ack))
+        self.outgoing.send(send)
+        if not isinstance(send, SendAck):  # an attempt has begun or ended
+            self.training_store.prune(self.engine.holds)
 
     def tell(self, job: Job) -> None:
         self.works.pop(job.id, None)

@@ -10,7 +10,7 @@ import structlog
 from coordinator import translate
 from coordinator.core.engine import Engine
 from coordinator.core.fleet import Served, Worker
-from coordinator.core.jobs import WorkerId
+from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.live import Live
 from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
@@ -34,7 +34,7 @@ FRAMES_MAX = 1_024  # in one message
 BUNDLE_MAX = 1_024  # messages
 VECTOR_VALUES_MAX = 65_536
 RUNNING_MAX = 4_096
-STAGES = {"downloading", "loading", "prefill", "decode"}
+STAGES = {"downloading", "loading", "prefill", "decode", "training", "uploading"}
 
 
 @dataclass(slots=True)
@@ -98,6 +98,10 @@ class WorkerReports:
             catalogue=self.catalogue_json(),
             bundles=True,
         )
+
+    def uploading(self, worker: WorkerId, job_id: JobId, number: int) -> bool:
+        """Bytes of what it made arrive, beside its stream: whether it still holds the attempt."""
+        return self.engine.progress(worker, job_id, number, "uploading", self.now())
 
     def gone(self, worker: WorkerId) -> None:
         self.engine.disconnect(worker, self.now())

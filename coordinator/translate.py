@@ -151,11 +151,22 @@ def form(prompt: work_pb2.RenderedPrompt) -> Format:
     return Format(prompt.format.reasoning, prompt.format.reasoning_open, prompt.format.tools)
 
 
+def digests(work: work_pb2.Work) -> frozenset[str]:
+    """Of the artifacts that whoever does this work has to have."""
+    training, adapter = work.training, work.adapter
+    files = (training.examples, training.validation, training.adapter, training.state)
+    found = {file.sha256 for file in files} | {adapter.weights_sha256, adapter.config_sha256}
+    return frozenset(found - {""})
+
+
 def assign(live: Live, number: int, why: str, work: work_pb2.Work, member: str) -> session_pb2.Assign:
     """The job for its newest attempt; from the second one on with what was delivered already."""
     message = session_pb2.Assign(
         attempt=attempt(live.job.id, number), model=live.job.model, work=work, why=why, member=member
     )
+    if work.HasField("adapter"):
+        message.adapter.CopyFrom(work.adapter)
+        message.work.ClearField("adapter")
     if live.prompt is not None and (live.prompt.text or live.prompt.ids):  # else it was too long to be told
         message.continuation.prompt.CopyFrom(live.prompt)
     if live.output.begun:

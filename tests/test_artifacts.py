@@ -11,13 +11,11 @@ import grpc
 import pytest
 
 from coordinator import artifacts
+from coordinator.artifact_service import CHUNK_BYTES, DOWNLOADS_MAX, ArtifactServicer
 from coordinator.artifacts import (
-    CHUNK_BYTES,
-    DOWNLOADS_MAX,
     PUT_CHUNK_BYTES_MAX,
     RESERVE_BYTES,
     ArtifactMismatch,
-    ArtifactServicer,
     ArtifactStore,
     ArtifactTooLarge,
     NoSuchArtifact,

@@ -25,7 +25,8 @@ from fixtures_worker import EMULATOR, FakeCa, FakeCoordinator, working
 from structlog.testing import capture_logs
 from test_worker_files import served
 
-from coordinator.artifacts import ArtifactServicer, ArtifactStore
+from coordinator.artifact_service import ArtifactServicer
+from coordinator.artifacts import ArtifactStore
 from coordinator.core.jobs import WorkerId
 from coordinator.models import Models, ModelsError
 from coordinator.records import Role

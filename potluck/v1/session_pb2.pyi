@@ -450,7 +450,7 @@ class ServedModel(_message.Message):
     """until READY, while downloading or loading; 0: unknown"""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """chat | completion | embedding"""
+        """chat | completion | embedding | finetune"""
 
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -796,7 +796,7 @@ Global___Result: _TypeAlias = Result  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """A running attempt's sign of life before its first frame: what is being loaded or prefilled."""
+    """A running attempt's sign of life between its frames: what is being fetched, loaded, prefilled or sent."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -805,7 +805,7 @@ class Progress(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """downloading | loading | prefill | decode"""
+    """downloading | loading | prefill | decode | training | uploading"""
     done: _builtins.int
     total: _builtins.int
     @_builtins.property
