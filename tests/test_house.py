@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ("potluck", "coordinator", "worker", "tests", "benchmarks", "examples")
-SHARED_BY_CORE = ("potluck.chain", "potluck.pricing")  # as pure as the core itself
+SHARED_BY_CORE = ("potluck.chain", "potluck.pricing", "potluck.shuffle")  # as pure as the core itself
 PURE_OF_WORKER = (
     *("core", "limits", "attempt", "attempts", "liveness", "farewell", "offers", "outstanding", "messages"),
     *("policy", "hours", "budget"),
@@ -26,7 +26,9 @@ PURE = [
     *(ROOT / "worker" / f"{name}.py" for name in PURE_OF_WORKER),
     *(ROOT / (module.replace(".", "/") + ".py") for module in SHARED_BY_CORE),
 ]
-PURE_MAY_IMPORT = {"collections", "dataclasses", "enum", "hashlib", "heapq", "json", "math", "re", "typing"}
+PURE_MAY_IMPORT = {
+    *("collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "json", "math", "re", "typing")
+}
 PURE_MAY_IMPORT_ALSO = {"worker/hours.py": {"datetime"}}  # calendars, without their clock
 CLOCKS = {"now", "today", "utcnow"}
 FUNCTION_LINES_MAX = 70
