@@ -115,6 +115,9 @@ def _asked(told: Telling) -> str:
         if told.entry.code is Code.CLOSE and len(told.entry.postings) == 2:
             return f"returned: {one_line(str(why or 'nothing was charged'))}"
         return f"asked {_model(told)}{part}: job {told.entry.job}"
+    if isinstance(trained := details.get("training"), dict):
+        verb, tokens = _trained(trained)
+        return f"{verb} {_model(told)}{part}: {tokens}"
     segments, prompts = details["segments"], details.get("prompts", [])
     out, prompt = sum(s[3] for s in segments), sum(prompts)
     own = sum(s[3] for s in segments if told.owner(s[0]) == told.reader)
@@ -134,6 +137,14 @@ def _asked(told: Telling) -> str:
     return f"asked {_model(told)}{where}{part}: {tokens}{also}{', free' if free else ''}{end}"
 
 
+def _trained(training: Mapping[str, Any]) -> tuple[str, str]:
+    """What was done in a part of a fine-tune, and with how much."""
+    trained, read = training.get("tokens", 0), training.get("valid_tokens", 0)
+    if not trained:
+        return "evaluated", f"{read} tokens"
+    return "trained", f"{trained} tokens, {read} read to evaluate" if read else f"{trained} tokens"
+
+
 def _part(entry: Entry) -> str:
     return f", part {entry.id.rpartition('/')[2]} of {entry.job}" if entry.code is Code.SETTLE else ""
 
@@ -151,7 +162,11 @@ def _served(told: Telling) -> str:
     listed = [f"attempt {number} on {told.worker(number)}" for number in tries]
     unproven = dict.fromkeys(told.worker(p.get("attempt", 0)) for p in paid if p.get("held"))
     back = f", held back until {' and '.join(unproven)} {_is(unproven)} proven" if unproven else ""
-    return f"served {tokens} tokens of {_model(told)} {whose} ({', '.join(listed)}){back}"
+    did = f"served {tokens} tokens of {_model(told)}"
+    if isinstance(trained := details.get("training"), dict):
+        verb, amount = _trained(trained)
+        did = f"{verb} {_model(told)} with {amount}"
+    return f"{did} {whose} ({', '.join(listed)}){back}"
 
 
 def _is(several: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from coordinator.ca import CertificateAuthority
 from coordinator.core import details, entries
 from coordinator.core.jobs import Attempt, AttemptState, Job, JobEvent, Kind, move, part_id, with_attempt
 from coordinator.core.ledger import Bucket, Entry
-from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, payments, quote
+from coordinator.core.pricing import Demand, Segment, Shape, Tariff, Training, charge_units, payments, quote
 from coordinator.core.receipts import ReceiptState
 from coordinator.exports import exported
 from coordinator.heads import Heads
@@ -75,6 +75,10 @@ class Books(World):
         """A line that this worker answers; the whole as it is afterwards."""
         demand = Demand(Kind.CHAT, SHAPE, (100,), tokens)
         part = replace(whole, id=part_id(whole.id, number), kind=Kind.CHAT, whole=whole.id, part=number)
+        return await self._settled(whole, part, demand, worker, tokens)
+
+    async def _settled(self, whole: Job, part: Job, demand: Demand, worker: int, tokens: int) -> Job:
+        number = part.part
         part = replace(part, hold=quote(demand, TARIFF), settled=0, settlements=0)
         part, paid, said = self._charged(part, demand, [(worker, tokens)])
         charge = sum(p.amount for p in paid)
@@ -84,6 +88,22 @@ class Books(World):
         await self.store.commit(self.batch([self.record(entry)], [whole, ended]))
         await self.receipt(part, 1, worker, tokens)
         return whole
+
+    async def fine_tune(self, member: int, bounds: Sequence[Training]) -> Job:
+        """Its hold is enough for parts with these bounds."""
+        worst = sum(quote(self._trains(bound), TARIFF) for bound in bounds)
+        job = replace(self.job(member), kind=Kind.FINETUNE, stored=True, quote=worst, hold=worst)
+        job = move(job, JobEvent.ASSIGNED, now=NOW)
+        await self.store.commit(self.batch([self.record(entries.hold(job, details.of_hold(job)))], [job]))
+        return job
+
+    async def trained(self, whole: Job, number: int, done: Training, worker: int) -> Job:
+        """A part of it that this worker did; the whole as it is afterwards."""
+        part = replace(whole, id=part_id(whole.id, number), whole=whole.id, part=number, settled=0)
+        return await self._settled(whole, part, self._trains(done), worker, done.tokens)
+
+    def _trains(self, done: Training) -> Demand:
+        return Demand(Kind.FINETUNE, SHAPE, (64,), training=done)
 
     async def close_whole(self, whole: Job) -> None:
         entry = entries.close(whole, [], details.of_rest(whole, ""))
@@ -103,7 +123,8 @@ class Books(World):
                 ended_at=NOW, tokens=tokens,
             )  # fmt: skip
             job = with_attempt(job, attempt)
-            segments.append(Segment(number, 0, start, tokens))
+            if tokens or demand.training is None:
+                segments.append(Segment(number, 0, start, tokens))
             start += tokens
         finisher = len(delivered) or None
         units = charge_units(demand, TARIFF, segments, finisher)

@@ -9,7 +9,7 @@ from coordinator.core import details, entries
 from coordinator.core.entries import Payment
 from coordinator.core.jobs import AccountId, Attempt, AttemptState, Job, JobId, Kind, MemberId, WorkerId
 from coordinator.core.ledger import COMMONS, LINES, Account, Bucket, Code, Entry
-from coordinator.core.pricing import Demand, Segment, Shape, Tariff
+from coordinator.core.pricing import Demand, Segment, Shape, Tariff, Training
 from coordinator.movements import Known
 from coordinator.wording import NOTE_CHARS_MAX, Telling
 
@@ -102,6 +102,39 @@ def test_own_machines_are_free_and_a_part_of_a_long_job_is_a_part() -> None:
     assert told(worked(1, settled=True), ALICE) == "asked tiny, part 3 of job_1: 7 tokens in, 10 out"
     assert told(worked(1, settled=True), BOB).startswith("served 10 tokens of tiny for alice's job job_1")
     assert told(worked(1, settled=True), COMMONS) == "fee for alice's job job_1"
+
+
+@pytest.mark.parametrize(
+    ("training", "asked", "served"),
+    [
+        (
+            Training("sft", 9, 400, 9_000),
+            "trained tiny, part 3 of job_1: 400 tokens",
+            "trained tiny with 400 tokens",
+        ),
+        (
+            Training("dpo", 9, 400, 9_000, 90, 800),
+            "trained tiny, part 3 of job_1: 400 tokens, 90 read to evaluate",
+            "trained tiny with 400 tokens, 90 read to evaluate",
+        ),
+        (
+            Training("sft", 9, 0, 0, 90, 800),
+            "evaluated tiny, part 3 of job_1: 90 tokens",
+            "evaluated tiny with 90 tokens",
+        ),
+    ],
+)
+def test_a_part_of_a_fine_tune_says_what_was_trained_and_read(
+    training: Training, asked: str, served: str
+) -> None:
+    job = replace(new_job(), kind=Kind.FINETUNE)
+    demand = Demand(Kind.FINETUNE, Shape(1, 0, 0), (64,), training=training)
+    paid = [Payment(1, BOB, 100, 2)]
+    segments = [Segment(1, 0, 0, training.tokens)] if training.tokens else []
+    entry = entries.settle(job, 3, paid, details.of_work(job, demand, Tariff(), segments, 1, paid))
+    assert told(entry, ALICE) == asked
+    assert told(entry, BOB) == f"{served} for alice's job job_1.3 (attempt 1 on a worker)"
+    assert told(entry, COMMONS) == "fee for alice's job job_1"
 
 
 def test_what_returns_says_why() -> None:

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from potluck.pricing import Demand, Segment, Shape, Tariff, amounts, charge_units, fee_of
+from potluck.pricing import DPO, Demand, Segment, Shape, Tariff, Training, amounts, charge_units, fee_of
 from potluck.proof.lines import INTEGER_MAX, decoded, shown
 
 PARTS: Final = frozenset({"kind", "prompts", "shape", "tariff", "segments", "finisher", "paid"})
+FINETUNE: Final = "finetune"
+METHODS: Final = ("sft", DPO)
+COUNTS: Final = ("adapter_parameters", "tokens", "square_tokens", "valid_tokens", "valid_square_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ def recomputed(details: str, *, payer: str, left: int, owners: Mapping[str, str]
         raise ValueError(f"has details without {', '.join(sorted(missing))}")
     demand, tariff, segments, finisher = _arguments(said)
     _check_segments(segments)
+    if demand.training is not None:
+        _check_training(demand, demand.training, segments, finisher)
     tokens: dict[int, int] = {}
     for segment in segments:
         tokens[segment.attempt] = tokens.get(segment.attempt, 0) + segment.tokens
@@ -76,7 +81,16 @@ def _arguments(said: Mapping[str, Any]) -> tuple[Demand, Tariff, list[Segment], 
         (finisher,) = _integers([finisher], 1, "finisher")
     if type(kind) is not str:
         raise ValueError("has details whose `kind` is no text")
-    return Demand(kind, shape, prompts), tariff, segments, finisher
+    if (kind == FINETUNE) != ("training" in said):
+        raise ValueError(f"has details of a {kind} {'without' if kind == FINETUNE else 'with'} `training`")
+    training = _training(said["training"]) if kind == FINETUNE else None
+    return Demand(kind, shape, prompts, training=training), tariff, segments, finisher
+
+
+def _training(said: Any) -> Training:
+    if not isinstance(said, dict) or said.get("method") not in METHODS or set(said) != {"method", *COUNTS}:
+        raise ValueError(f"has details whose `training` does not say method, {', '.join(COUNTS)}")
+    return Training(said["method"], *_integers([said[name] for name in COUNTS], len(COUNTS), "training"))
 
 
 def _check_segments(segments: Sequence[Segment]) -> None:
@@ -89,6 +103,22 @@ def _check_segments(segments: Sequence[Segment]) -> None:
                 f" {ends.get(segment.choice, 0)} is next"
             )
         ends[segment.choice] = segment.start + segment.tokens
+
+
+def _check_training(
+    demand: Demand, training: Training, segments: Sequence[Segment], finisher: int | None
+) -> None:
+    """What was trained is one piece, of who finished it; no sequence is longer than the longest."""
+    whole = [Segment(finisher or 0, 0, 0, training.tokens)] if training.tokens else []
+    if list(segments) != whole:
+        raise ValueError(f"trains {training.tokens} tokens, of which its segments are no one piece")
+    longest = max(demand.prompts, default=0)
+    for what, tokens, squares in (
+        ("trains", training.tokens, training.square_tokens),
+        ("reads", training.valid_tokens, training.valid_square_tokens),
+    ):
+        if squares > tokens * longest:
+            raise ValueError(f"{what} {tokens} tokens in sequences that would be longer than {longest}")
 
 
 def _check_paid(
