@@ -32,6 +32,7 @@ from coordinator.core.pricing import Tariff
 from coordinator.core.rules import Rules
 from coordinator.core.standing import HOUR_S, Proof
 from coordinator.files import Files
+from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
 from coordinator.lately import line_of, recall
 from coordinator.lock import FileLock
@@ -145,6 +146,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(_background(context.heads.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
+        await context.finetunes.resume()
+        stack.push_async_callback(context.finetunes.close)
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, context.files, models, clock
         )
@@ -186,6 +189,7 @@ async def _context(
         files=files,
         uploads=Uploads(files),
         batches=batch_keeper(pool, pool.store, files, lambda: context),
+        finetunes=finetune_keeper(pool, pool.store, files),
     )
     return context
 

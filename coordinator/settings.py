@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     files_bytes_max: int = Field(10 * 10**9, ge=0, le=2**53, description="of all files of one member")
     file_days: int = Field(30, ge=1, le=3_650, description="before a file is deleted, at the latest")
     upload_s: float = Field(3_600, ge=1, le=2_592_000, description="without a part: an upload expires")
+    checkpoint_s: float = Field(
+        90.0, ge=1, le=3_600, description="of training: what a dead worker loses at most"
+    )
     connections_max: int = Field(2_000, ge=1, le=2**20, description="of members at once")
     requests_per_minute: int = Field(600, ge=1, le=2**31, description="of one member")
     concurrent_jobs: int = Field(64, ge=1, le=2**20, description="of one member")

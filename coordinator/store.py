@@ -21,6 +21,7 @@ from coordinator.core.standing import Standing
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.filing import Filing
+from coordinator.finetunes.rows import Finetunes
 from coordinator.history import History, with_attempts
 from coordinator.invites import Invites
 from coordinator.lately import Lately
@@ -48,6 +49,7 @@ from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
 from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
+from coordinator.tuned.rows import Tuned
 from coordinator.uploads.rows import Uploads
 from potluck.chain import GENESIS
 
@@ -75,6 +77,8 @@ class Store(
     Uploads,
     Proofs,
     Batches,
+    Finetunes,
+    Tuned,
     Audit,
     Database,
 ):

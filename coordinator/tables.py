@@ -21,10 +21,15 @@ from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState
 from coordinator.dialect import append_only
 from coordinator.file_tables import File as File  # noqa: PLC0414 -- one of the tables
+from coordinator.finetunes.tables import Finetune as Finetune  # noqa: PLC0414 -- one of the tables
+from coordinator.finetunes.tables import FinetuneCheckpoint as FinetuneCheckpoint  # noqa: PLC0414 -- likewise
+from coordinator.finetunes.tables import FinetuneEvent as FinetuneEvent  # noqa: PLC0414 -- likewise
+from coordinator.finetunes.tables import FinetuneProgress as FinetuneProgress  # noqa: PLC0414 -- likewise
 from coordinator.records import HeadReason, MemberState, Role
 from coordinator.table_base import Base as Base  # noqa: PLC0414 -- for whoever wants all of them
 from coordinator.table_base import check, integer, key, one_of, text_column
 from coordinator.table_base import table_of as table_of  # noqa: PLC0414 -- likewise
+from coordinator.tuned.tables import TunedModel as TunedModel  # noqa: PLC0414 -- one of the tables
 from coordinator.uploads.tables import Upload as Upload  # noqa: PLC0414 -- one of the tables
 from coordinator.uploads.tables import UploadPart as UploadPart  # noqa: PLC0414 -- one of the tables
 

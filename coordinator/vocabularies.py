@@ -50,11 +50,11 @@ class Vocabularies:
         entry = self.catalogue().get(model)
         assert entry is not None, "looked up a moment ago"
         try:
-            await self.counter.prepare(entry, self._obtain)
+            await self.counter.prepare(entry, self.obtain)
         except (TokenizerUnavailable, FetchError) as error:
             log.warning("tokens are bounded by bytes", action="count_inexact", model=model, why=str(error))
 
-    async def _obtain(self, file: File) -> Path:
+    async def obtain(self, file: File) -> Path:
         """Out of the pool's own store if it is there: nothing else has what came from a path."""
         try:
             return self.artifacts.path(file.sha256)

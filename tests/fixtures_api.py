@@ -30,6 +30,7 @@ from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import Book
 from coordinator.files import Files
+from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.records import Issued, Member, Role
@@ -54,11 +55,11 @@ NO_AUTHORITIES = ssl.SSLContext(
 SERVED = session_pb2.ServedModel(
     name=MODEL,
     engine="emulator",
-    kinds=["chat", "completion", "embedding"],
+    kinds=["chat", "completion", "embedding", "finetune"],
     state=session_pb2.MODEL_STATE_READY,
     slots=64,
     context_tokens=8_192,
-    features=["tools", "json_schema", "reasoning"],
+    features=["tools", "json_schema", "reasoning", "lora"],
 )
 
 # What a script says of an assignment: lists of deltas or frames (numbered here), or the end.
@@ -320,6 +321,8 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         context: Context
         batches = keeper(pool, store, files, lambda: context)
         stack.push_async_callback(batches.close)
+        finetunes = finetune_keeper(pool, store, files)
+        stack.push_async_callback(finetunes.close)
         context = Context(
             pool=pool,
             store=store,
@@ -332,6 +335,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
             files=files,
             uploads=Uploads(files),
             batches=batches,
+            finetunes=finetunes,
         )
         url = await stack.enter_async_context(serving(create_api(context)))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S, verify=NO_AUTHORITIES))

@@ -20,6 +20,8 @@ from coordinator.api.docs import describe
 from coordinator.api.embeddings import embeddings_router
 from coordinator.api.errors import ApiError
 from coordinator.api.files import files_router
+from coordinator.api.finetune_request import FineTuningRequest
+from coordinator.api.finetunes import finetunes_router
 from coordinator.api.limits import Gauge
 from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
@@ -54,6 +56,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     BatchRequest,
     UploadRequest,
     CompleteRequest,
+    FineTuningRequest,
     MemberRequest,
     KeyRequest,
     LimitsRequest,
@@ -95,6 +98,7 @@ def create_api(context: Context) -> FastAPI:
         statement_router,
         jobs_router,
         batches_router,
+        finetunes_router,
         ledger_router,
         workers_router,
         members_router,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from coordinator.batches.service import Batches
 from coordinator.ca import CertificateAuthority
 from coordinator.files import Files
+from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.settings import Settings
@@ -50,6 +51,7 @@ class Context:
     files: Files
     uploads: Uploads
     batches: Batches
+    finetunes: Finetunes
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

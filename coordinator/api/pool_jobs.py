@@ -12,12 +12,13 @@ from coordinator.api import prepare
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
+from coordinator.api.finetune_bodies import job_body as finetune_body
 from coordinator.api.pool_account import JobRequest
 from coordinator.api.query import boolean, integer, word
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.shapes import batch_body, job_body, receipt_body
-from coordinator.core.jobs import WHOLES, Job, JobId, JobState
+from coordinator.core.jobs import WHOLES, Job, JobId, JobState, Kind
 from coordinator.records import Scope
 from coordinator.refusal import Refusal
 from coordinator.views import queue
@@ -84,7 +85,7 @@ class Jobs:
         """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid.
 
         While it waits for a worker, `queue` says where it stands, when it may start, and why it waits. Of a
-        batch, `batch` is what /v1/batches says.
+        batch, `batch` is what /v1/batches says, of a fine-tune `finetune` what /v1/fine_tuning/jobs does.
         """
         caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
@@ -93,6 +94,10 @@ class Jobs:
             body |= queue(self._desk.context.pool, live)
         if (batch := await self._desk.context.store.batch_of(job.id)) is not None:
             body["batch"] = batch_body(self._desk.context.batches.now(batch))
+        if (finetune := await self._desk.context.store.finetune_of(job.id)) is not None:
+            finetunes, pool_name = self._desk.context.finetunes, self._desk.context.settings.pool_name
+            finetune = finetunes.now(finetune)
+            body["finetune"] = finetune_body(finetune, finetunes.progress(finetune), pool_name)
         receipts = await self._desk.context.store.receipts_of(job.id)
         return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
 
@@ -104,7 +109,8 @@ class Jobs:
         caller = await self._desk.auth.look(request, *ASKER)
         job = await self._find(caller, request)
         if job.kind in WHOLES:
-            message = f"The answers of {job.id} are files: `batch.output_file_id` of the job names them."
+            where = "batch.output_file_id" if job.kind is Kind.BATCH else "finetune.result_files"
+            message = f"What {job.id} left is in files: `{where}` of the job names them."
             raise ApiError(409, "result_is_a_file", message, retry=False)
         if not job.stored:
             message = f"{job.id} was interactive: its answer went to whoever asked and is kept nowhere."
