@@ -319,10 +319,9 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         ca = CertificateAuthority.open(folder, config.pool_name, clock.now())
         files = await Files.open(store, config, clock.now)
         context: Context
-        batches = keeper(pool, store, files, lambda: context)
-        stack.push_async_callback(batches.close)
-        finetunes = finetune_keeper(pool, store, files)
-        stack.push_async_callback(finetunes.close)
+        batches, finetunes = keeper(pool, store, files, lambda: context), finetune_keeper(pool, store, files)
+        for service in (batches, finetunes):
+            stack.push_async_callback(service.close)
         context = Context(
             pool=pool,
             store=store,

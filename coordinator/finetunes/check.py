@@ -83,20 +83,28 @@ class Checks:
         return known
 
     def worst(self, plan: Plan, model: str, training: Lengths, validation: Lengths | None) -> int:
-        """Every example in every epoch, and as many looks at the validation file as there may be."""
+        """Every example in every epoch, and the validation file as often as it may be read."""
         tokens, squares = training.sums(plan.sequence_tokens)
-        valid, valid_squares = (0, 0)
-        if validation is not None:
-            valid, valid_squares = validation.sums(plan.sequence_tokens, plan.validated_lines())
+        valid, valid_squares = _validations(plan, validation)
         bound = Training(
             method=plan.method,
             adapter_parameters=plan.parameters,
             tokens=tokens * plan.epochs,
             square_tokens=squares * plan.epochs,
-            valid_tokens=valid * plan.validations,
-            valid_square_tokens=valid_squares * plan.validations,
+            valid_tokens=valid,
+            valid_square_tokens=valid_squares,
         )
         return priced(self.pool, model, plan, bound) + ROUNDING
+
+
+def _validations(plan: Plan, validation: Lengths | None) -> tuple[int, int]:
+    """Tokens and squares: of the sample again and again, of all of it once, at the end."""
+    if validation is None:
+        return 0, 0
+    course = plan.course()
+    tokens, squares = validation.sums(plan.sequence_tokens, course.sample)
+    all_tokens, all_squares = validation.sums(plan.sequence_tokens)
+    return course.samples_max * tokens + all_tokens, course.samples_max * squares + all_squares
 
 
 def priced(pool: Pool, model: str, plan: Plan, bound: Training) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from potluck import pricing, shuffle
+from coordinator.core.course import Course, steps_of
+from potluck import pricing
 from potluck.v1 import work_pb2
 
 EPOCHS_MAX: Final = 50
@@ -33,8 +34,7 @@ WARMUP_SHARE: Final = 0.05
 WARMUP_MAX: Final = 100
 SCHEDULE: Final = "cosine"
 GRADIENT_NORM_MAX: Final = 1.0
-VALIDATED_MAX: Final = 256  # examples of the validation file that are read, each time
-VALIDATIONS_AN_EPOCH: Final = 4
+ROUND_S: Final = 1_800.0  # who has not sent its share of a round by then is closed out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +59,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is done. `steps` are optimizer steps: of all of it, or in rounds of each worker.
-
-    `validated`: how many examples are read for one validation; 0: there is none.
-    """
+    """What is done. `steps` are optimizer steps: of all of it, or in rounds of each worker."""
 
     method: str
     seed: int
@@ -83,31 +80,22 @@ class Plan:
     workers: int
     local_steps: int
     checkpoint_s: float
-    validated: int = 0
-    validation: int = 0  # examples of that file
+    validation: int = 0  # examples of that file; 0: there is none
 
-    @property
-    def rounds(self) -> bool:
-        return self.workers > 1
-
-    @property
-    def batches(self) -> int:
-        """Optimizer steps that one worker would take for all of it."""
-        return self.epochs * shuffle.steps_in_epoch(self.examples, self.batch_size)
-
-    @property
-    def validations(self) -> int:
-        """How often the validation file is read, at the most: what is paid for, and so what is done."""
-        if not self.validated:
-            return 0
-        if self.rounds:
-            rounds = -(-self.steps // self.local_steps)
-            return 2 * rounds + 1  # some are done again
-        return min(self.steps, VALIDATIONS_AN_EPOCH * self.epochs) + 1
-
-    def validated_lines(self) -> tuple[int, ...]:
-        """Which examples of the validation file are read: the same each time, or the losses were no curve."""
-        return shuffle.order(self.seed, 0, self.validation)[: self.validated]
+    def course(self) -> Course:
+        """As the state machine wants it."""
+        return Course(
+            examples=self.examples,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            seed=self.seed,
+            workers=self.workers,
+            local_steps=self.local_steps,
+            validation=self.validation,
+            segment_s=self.checkpoint_s,
+            round_s=ROUND_S,
+        )
 
     def to_wire(self) -> work_pb2.TrainingPlan:
         return work_pb2.TrainingPlan(
@@ -146,8 +134,7 @@ def planned(
     batch_size = wanted.batch_size or batch_for(examples)
     usual = LEARNING_RATE[wanted.method]
     learning_rate = wanted.learning_rate or usual * (wanted.multiplier or 1.0)
-    batches = epochs * shuffle.steps_in_epoch(examples, batch_size)
-    steps = -(-batches // wanted.workers)
+    steps = steps_of(examples, epochs, batch_size, wanted.workers)
     sequence_tokens = wanted.sequence_tokens or min(SEQUENCE_AUTO, context_tokens)
     return Plan(
         method=wanted.method,
@@ -169,7 +156,6 @@ def planned(
         workers=wanted.workers,
         local_steps=wanted.local_steps,
         checkpoint_s=wanted.checkpoint_s or checkpoint_s,
-        validated=min(validation, VALIDATED_MAX),
         validation=validation,
     )
 
