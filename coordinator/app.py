@@ -293,6 +293,7 @@ async def _serve_grpc(
         receipts=pool.receipts,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
+    stack.push_async_callback(reports.close)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
     made = pool.training_store.artifacts
     await asyncio.to_thread(made.sweep)

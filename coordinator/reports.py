@@ -10,7 +10,7 @@ import structlog
 from coordinator import translate
 from coordinator.core.engine import Engine
 from coordinator.core.fleet import Served, Worker
-from coordinator.core.jobs import JobId, WorkerId
+from coordinator.core.jobs import JobId, Kind, WorkerId
 from coordinator.core.live import Live
 from coordinator.core.messages import SendAck
 from coordinator.core.output import Piece
@@ -21,6 +21,7 @@ from coordinator.sessions import Unwelcome
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.training_reports import TrainingReports
 from potluck.v1 import session_pb2, work_pb2
 from potluck.version import version
 
@@ -51,6 +52,13 @@ class WorkerReports:
     catalogue_json: Callable[[], bytes]
     receipts: Receipts
     beats: dict[WorkerId, float] = field(default_factory=dict)  # when each was last heard to beat
+    training: TrainingReports = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.training = TrainingReports(self.engine, self.pool, self.ticker, self.now)
+
+    async def close(self) -> None:
+        await self.training.close()
 
     async def enrolled(self, worker: WorkerId) -> EnrolledWorker:
         """Raises Unwelcome if the worker was shut out after its certificate was looked at."""
@@ -137,6 +145,8 @@ class WorkerReports:
             return _worth(self.engine.accepted(worker, *translate.fence(message.accepted.attempt), now))
         self.ticker.wake()
         if body == "receipt":
+            if self.training.defers(worker, message.receipt):
+                return 0
             return await self.receipts.receive(worker, message.receipt)
         if body == "refused":
             job_id, number = translate.fence(message.refused.attempt)
@@ -164,12 +174,15 @@ class WorkerReports:
         if not self.engine.holds(worker, job_id, number):
             return False  # late, or another's: not worth a look
         live = self.engine.lives[job_id]
+        if frame.ByteSize() > FRAME_BYTES_MAX:
+            why = f"a frame of {frame.ByteSize()} bytes; {FRAME_BYTES_MAX} are allowed"
+            return self._misbehaved(worker, frame, why, now)
+        if frame.steps or self._trains(job_id):
+            return self.training.frame(worker, frame, now)
         pieces = translate.pieces(frame.deltas)
         prompt = frame.prompt if frame.HasField("prompt") else None
         if why := self._wrong(live, frame, pieces):
-            self.engine.misbehaved(worker, job_id, number, why, now)
-            self.ticker.wake()
-            return False
+            return self._misbehaved(worker, frame, why, now)
         first = live.prompt is None and not live.output.begun
         before, said = live.output.sequence, len(frame.prompt.ids)
         taken = self.engine.frame(
@@ -182,10 +195,13 @@ class WorkerReports:
             self.ticker.wake()
         return bool(taken) or live.output.sequence > before
 
+    def _misbehaved(self, worker: WorkerId, frame: session_pb2.Frame, why: str, now: float) -> bool:
+        self.engine.misbehaved(worker, *translate.fence(frame.attempt), why, now)
+        self.ticker.wake()
+        return False
+
     def _wrong(self, live: Live, frame: session_pb2.Frame, pieces: list[Piece]) -> str:
         """Empty, or what is wrong with the frame. Ids must decode to the text that comes with them."""
-        if frame.ByteSize() > FRAME_BYTES_MAX:
-            return f"a frame of {frame.ByteSize()} bytes; {FRAME_BYTES_MAX} are allowed"
         if frame.sequence <= live.output.sequence:
             return ""
         if not pieces and not frame.HasField("prompt"):
@@ -204,12 +220,15 @@ class WorkerReports:
     def _result(self, worker: WorkerId, result: session_pb2.Result, now: float) -> bool:
         """Whether it was news. That of a text never is: a text ends with its last frame."""
         job_id, number = translate.fence(result.attempt)
+        holds = self.engine.holds(worker, job_id, number)
+        if holds and result.completed.HasField("trained") and self._trains(job_id):
+            return self.training.result(worker, result, now)
         # Acknowledged with the commit of what it led to; a stale one too, so that nobody keeps it.
         self.engine.effects.sends.append(SendAck(worker, job_id, number, result.sequence))
         if result.WhichOneof("outcome") != "completed":
             fault, code, why = _failure(result.failed)
             return self.engine.failed(worker, job_id, number, fault, code, why, now)
-        if not self.engine.holds(worker, job_id, number):
+        if not holds:
             return False
         embedding = result.completed.embedding
         vectors = [list(e.values) for e in embedding.embeddings]
@@ -223,6 +242,9 @@ class WorkerReports:
         if done:
             self.pool.deliver_vectors(job_id, vectors)
         return done
+
+    def _trains(self, job_id: JobId) -> bool:
+        return self.engine.lives[job_id].job.kind is Kind.FINETUNE
 
     def _heartbeat(self, worker: WorkerId, beat: session_pb2.Heartbeat, now: float) -> int:
         often = now - self.beats.get(worker, -math.inf) < HEARTBEAT_S_MIN

@@ -27,7 +27,7 @@ from coordinator.settings import Settings
 from coordinator.spelling import proquint
 from potluck.identity import WorkerIdentity
 from potluck.receipts import ReceiptBody
-from potluck.v1 import session_pb2, work_pb2
+from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc, session_pb2, work_pb2
 
 MODEL = "emulator-small"
 WAIT_S = 20.0
@@ -154,6 +154,27 @@ class RawWorker:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for _ in range(times):
                 await self.send(message)
+
+    async def upload(self, attempt: work_pb2.Attempt, data: bytes) -> artifacts_pb2.UploadAnswer:
+        """Bytes that this attempt made, over the session's connection. Raises AioRpcError."""
+        assert self.channel is not None
+        call = artifacts_pb2_grpc.ArtifactServiceStub(self.channel).Upload()
+        sha256 = hashlib.sha256(data).hexdigest()
+        begin = artifacts_pb2.UploadBegin(attempt=attempt, sha256=sha256, bytes=len(data))
+        await call.write(artifacts_pb2.UploadRequest(begin=begin))
+        answers = aiter(call)
+        offset = (await asyncio.wait_for(anext(answers), WAIT_S)).offset
+        for start in range(offset, len(data), 65_536):
+            await call.write(artifacts_pb2.UploadRequest(data=data[start : start + 65_536]))
+        await call.done_writing()
+        return await asyncio.wait_for(anext(answers), WAIT_S)
+
+    async def download(self, sha256: str) -> bytes:
+        """Raises AioRpcError."""
+        assert self.channel is not None
+        stub: Any = artifacts_pb2_grpc.ArtifactServiceStub(self.channel)
+        call = stub.Download(artifacts_pb2.DownloadRequest(sha256=sha256))
+        return b"".join([chunk.data async for chunk in call])
 
     async def close(self) -> None:
         if self.channel is not None:
