@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ from potluck.errors import InvalidRequest, Unreachable
 from potluck.home import replacing
 from potluck.results import read
 from potluck.transport import Transport, path_of
+from potluck.uploading import IN_PARTS_BYTES, Progress, Sending
 
 PAGE: Final = 1_000
 
 Purpose = Literal["fine-tune", "batch"]
-Progress = Callable[[int, int], None]  # bytes done, of how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,8 @@ class PoolFile:
 class FileCalls:
     """Every method raises PotluckError and nothing else."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: Transport, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._transport, self._sleep = transport, sleep
 
     def upload(
         self,
@@ -45,16 +46,34 @@ class FileCalls:
         *,
         expires_s: int | None = None,
         progress: Progress | None = None,
+        in_parts: bool | None = None,
+        went_on: Progress | None = None,
     ) -> PoolFile:
-        """Send a file, a piece at a time. `expires_s`: it is deleted so long after it was made."""
-        fields: dict[str, str] = {"purpose": purpose}
-        if expires_s is not None:
-            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_s)}
+        """Send a file, a piece at a time. `expires_s`: it is deleted so long after it was made.
+
+        `in_parts` (None: if it is larger than 64 MiB): when it is cut, the same call goes on where it was, in
+        another process with the same POTLUCK_HOME too; `went_on` is told how many bytes of all were there.
+        """
         path = Path(path)
         try:
+            size = path.stat().st_size
+            if size and (size > IN_PARTS_BYTES if in_parts is None else in_parts):
+                sending = Sending(
+                    transport=self._transport,
+                    path=path,
+                    purpose=purpose,
+                    expires_s=expires_s,
+                    progress=progress or _ignored,
+                    went_on=went_on or _ignored,
+                    sleep=self._sleep,
+                )
+                return _read(sending.run())
             file = path.open("rb")
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.") from None
+        fields: dict[str, str] = {"purpose": purpose}
+        if expires_s is not None:
+            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_s)}
         with file:
             watched = _Watched(file, progress)
             return _read(self._transport.upload("/v1/files", fields, path.name, watched))
@@ -126,6 +145,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+def _ignored(_done: int, _total: int) -> None:
+    """Nobody asked."""
 
 
 def _read(data: Any) -> PoolFile:

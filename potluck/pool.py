@@ -89,7 +89,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
         self._transport = Transport(
             self.url, found.secret, timeout_s=timeout_s, retries_max=retries_max, sleep=sleep
         )
-        self.files = FileCalls(self._transport)
+        self.files = FileCalls(self._transport, sleep)
 
     def __enter__(self) -> Self:
         return self

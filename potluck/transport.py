@@ -89,9 +89,11 @@ class Transport:
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._answer("PUT", path, content=encoded(body), headers=_post_headers(None))
 
-    def upload(self, path: str, fields: Mapping[str, str], filename: str, file: Any) -> Any:
-        """The JSON answer to a form. `file` is read as it is sent; its `fileno` gives its size."""
-        files = {"file": (filename, file, "application/octet-stream")}
+    def upload(
+        self, path: str, fields: Mapping[str, str], filename: str, file: Any, *, name: str = "file"
+    ) -> Any:
+        """The JSON answer to a form. `file` is read as it is sent; its `fileno` or its end gives its size."""
+        files = {name: (filename, file, "application/octet-stream")}
         return self._answer("POST", path, data=dict(fields), files=files)
 
     @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from potluck.batching import Batch
+from potluck.cli.sending import send
 from potluck.cli.session import Session
 from potluck.cli.shown import Shown
 from potluck.errors import InvalidRequest, JobCancelled, JobFailed, UsageError
@@ -45,8 +46,7 @@ def batch(
     endpoint = _endpoint(path)
     if answers is not None and answers.exists() and not force:
         raise UsageError(f"{answers} is there already. Choose another place, or give --force.")
-    with Shown("bytes sent", shown=printer.text) as progress:
-        file = pool.files.upload(path, "batch", progress=progress)
+    file = send(session, path, "batch")
     made = pool.create_batch(file.id, endpoint, window_hours=hours, idempotency_key=idempotency_key)
     job_id = made.potluck.job_id
     if not wait:

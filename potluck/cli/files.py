@@ -8,6 +8,7 @@ import typer
 
 from potluck import training_data
 from potluck.cli.durations import seconds_of
+from potluck.cli.sending import send
 from potluck.cli.session import Session, command, group
 from potluck.cli.shown import Shown
 from potluck.errors import InvalidRequest, UsageError
@@ -28,12 +29,17 @@ def upload(
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="TIME", help="When it is deleted: 12h, 7d.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="In parts, that can go on after a cut; large files are anyway.")
+    ] = False,
 ) -> None:
-    """Send a file to the pool. Training data is checked on this machine first."""
+    """Send a file to the pool. Training data is checked on this machine first.
+
+    A file of more than 64 MiB goes in parts: after Ctrl-C or a cut connection, the same command goes on.
+    """
     if purpose == "fine-tune":
         _check(path)
-    with Shown("bytes sent", shown=session.printer.text) as progress:
-        made = session.pool.files.upload(path, purpose, expires_s=seconds_of(expires), progress=progress)
+    made = send(session, path, purpose, expires_s=seconds_of(expires), resume=resume)
     session.printer.show(made, lambda: session.printer.line(made.id))
     session.printer.note(f"{made.filename} has {made.bytes:,} bytes and stays until {_day(made.expires_at)}.")
 
