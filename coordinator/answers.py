@@ -19,6 +19,7 @@ from coordinator.transcripts import Transcripts
 
 @dataclass(slots=True)
 class Answer:
+    model: str  # as its member calls it
     parts: dict[int, list[Part]] = field(default_factory=dict)  # of one that is read
     reasons: bool = False
     texts: dict[int, list[str]] = field(default_factory=dict)
@@ -31,8 +32,8 @@ class Answers:
     transcripts: Transcripts
     open: dict[JobId, Answer] = field(default_factory=dict)
 
-    def expect(self, job_id: JobId) -> None:
-        self.open[job_id] = Answer()
+    def expect(self, job_id: JobId, model: str) -> None:
+        self.open[job_id] = Answer(model)
 
     def pieces(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
         if (answer := self.open.get(job_id)) is not None:
@@ -80,7 +81,7 @@ def _usage(job: Job) -> dict[str, Any]:
 def _embedding(job: Job, answer: Answer) -> dict[str, Any]:
     data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(answer.vectors)]
     usage = {k: v for k, v in _usage(job).items() if k != "completion_tokens"}
-    return {"object": "list", "model": job.model, "data": data, "usage": usage}
+    return {"object": "list", "model": answer.model, "data": data, "usage": usage}
 
 
 def _text(job: Job, answer: Answer, reasoning_tokens: int | None) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _text(job: Job, answer: Answer, reasoning_tokens: int | None) -> dict[str, A
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{job.id}",
         "object": "chat.completion" if chat else "text_completion",
         "created": int(job.created_at),
-        "model": job.model,
+        "model": answer.model,
         "choices": choices,
         "usage": _usage(job) | details_of(reasoning_tokens),
     }

@@ -49,6 +49,7 @@ from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.training_uploads import TrainingUploads
+from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
@@ -78,6 +79,7 @@ class Coordinator:
     store: Store
     pool: Pool
     ticker: Ticker
+    context: Context
     api: FastAPI
     http: str
     grpc: str
@@ -137,7 +139,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(vocabularies.close)
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        context = await _context(pool, ca, clock, lambda: catalogue)
+        context = await context_of(pool, ca, clock.now, lambda: catalogue)
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
@@ -157,6 +159,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             store=store,
             pool=pool,
             ticker=ticker,
+            context=context,
             api=api,
             http=http_address,
             grpc=grpc_address,
@@ -172,10 +175,13 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             await ticker.turn()
 
 
-async def _context(
-    pool: Pool, ca: CertificateAuthority, clock: SteadyClock, catalogue: Callable[[], Catalogue]
+async def context_of(
+    pool: Pool, ca: CertificateAuthority, now: Callable[[], float], catalogue: Callable[[], Catalogue]
 ) -> Context:
-    files = await Files.open(pool.store, pool.settings, clock.now)
+    """All that the API needs, put together around the pool. Nothing of it runs yet."""
+    files = await Files.open(pool.store, pool.settings, now)
+    tuned = TunedModels(pool, pool.store)
+    await tuned.load()
     context: Context
     context = Context(
         pool=pool,
@@ -184,13 +190,15 @@ async def _context(
         settings=pool.settings,
         counter=pool.counter,
         catalogue=catalogue,
-        clock=Clock(now=clock.now),
-        heads=Heads(pool.store, ca.sign, clock.now),
+        clock=Clock(now=now),
+        heads=Heads(pool.store, ca.sign, now),
         files=files,
         uploads=Uploads(files),
         batches=batch_keeper(pool, pool.store, files, lambda: context),
-        finetunes=finetune_keeper(pool, pool.store, files),
+        finetunes=finetune_keeper(pool, pool.store, files, tuned),
+        tuned=tuned,
     )
+    tuned.users.append(context.batches.uses_model)
     return context
 
 

@@ -112,9 +112,9 @@ def refusal_of(exceeded: Exceeded, owner: Owner, now: float) -> Refusal:
     return Refusal(402, "budget_exceeded", message, type="insufficient_credits", extra=extra)
 
 
-def check_model(key: ApiKey | None, model: str) -> None:
-    """Raises Refusal if the key is not for this model."""
-    if key is not None and key.models and model not in key.models:
+def check_model(key: ApiKey | None, model: str, base: str = "") -> None:
+    """Raises Refusal if the key is for neither this model nor the base that it was tuned from."""
+    if key is not None and key.models and model not in key.models and base not in key.models:
         message = f"Key {key.name} is not for {model}; it is for {', '.join(key.models)}."
         raise Refusal(403, "model_not_allowed", message, type="permission_error", param="model")
 

@@ -7,7 +7,7 @@ import json
 from coordinator.tokens import TokenCounter
 from potluck.v1 import work_pb2
 
-TOOLS, JSON_SCHEMA = "tools", "json_schema"  # of ServedModel.features
+TOOLS, JSON_SCHEMA, LORA = "tools", "json_schema", "lora"  # of ServedModel.features
 
 
 def counted(chat: work_pb2.ChatWork) -> list[str]:
@@ -43,15 +43,16 @@ def needs(work: work_pb2.Work) -> frozenset[str]:
     Whatever must hold of the answer (a schema, strict arguments, a call that is required) holds because the
     engine lets the model say nothing else: that is what `json_schema` stands for.
     """
+    adapted = frozenset((LORA,) * work.HasField("adapter"))
     if work.WhichOneof("kind") != "chat":
-        return frozenset()
+        return adapted
     chat = work.chat
     named = callable_names(work)
     held = chat.structure.kind or (
         named and (chat.tool_choice in ("required", "function") or any(tool.strict for tool in chat.tools))
     )
     talks_of_tools = named or any(message.tool_calls or message.tool_call_id for message in chat.messages)
-    return frozenset((TOOLS,) * bool(talks_of_tools) + (JSON_SCHEMA,) * bool(held))
+    return adapted | frozenset((TOOLS,) * bool(talks_of_tools) + (JSON_SCHEMA,) * bool(held))
 
 
 def counts_of(counter: TokenCounter, model: str, work: work_pb2.Work) -> tuple[int, ...]:

@@ -109,13 +109,13 @@ class Pool:
 
     def quote(self, submission: Submission) -> int:
         """Raises Refusal if the key is not for this model."""
-        check_model(submission.key, submission.model)
+        check_model(submission.key, submission.name, submission.model)
         return quote(self.demand(submission), self.tariff)
 
     async def submit(self, submission: Submission) -> Ticket:
         """Set the worst case aside and queue the job. Raises Refusal; nothing is held then."""
         s = submission
-        check_model(s.key, s.model)
+        check_model(s.key, s.name, s.model)
         self.accounts.check_open()
         if len(self.engine.lives) >= self.settings.queue_jobs_max:
             message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
@@ -169,7 +169,7 @@ class Pool:
     def _keep(self, job: Job, s: Submission) -> None:
         self.works[job.id] = s.work
         if s.stored:
-            self.answers.expect(job.id)
+            self.answers.expect(job.id, s.name)
             self.ticker.extras.requests[job.id] = s.work.SerializeToString()
         self.ticker.wake()
 
@@ -213,7 +213,7 @@ class Pool:
         demand = Demand(job.kind, self.shape(job.model), counts, job.max_tokens, job.choices, exact=exact)
         job = replace(job, needs=needs(work))
         self.works[job.id] = work
-        self.answers.expect(job.id)
+        self.answers.expect(job.id, work.adapter.name or job.model)
         entry = self.catalogue().get(job.model)
         memory = _memory(entry) if entry is not None else 0
         self.engine.restore(job, demand, count=self._count(job.model), memory_bytes=memory, now=self.now())

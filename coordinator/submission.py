@@ -15,7 +15,11 @@ from potluck.v1 import work_pb2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One job as the API understood it. The seed is drawn already; `model` is the catalogue's name."""
+    """One job as the API understood it. The seed is drawn already; `model` is the catalogue's name.
+
+    `tuned`: the name of the model that was asked for, where it is an adapter on top of `model`; the work then
+    names its files.
+    """
 
     kind: Kind
     model: str
@@ -31,6 +35,12 @@ class Submission:
     workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
     wait_s: float | None = None  # for a worker; the pool has a limit of its own
     idempotency_key: str | None = None
+    tuned: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the member calls the model."""
+        return self.tuned or self.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """What the pool shows of itself, in the shapes of the design, section 9. Amounts are microcredits."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from coordinator.chatwork import LORA
 from coordinator.clock import rfc3339
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import Kind
@@ -12,6 +14,7 @@ from coordinator.core.place import place_of
 from coordinator.core.pricing import Demand, quote
 from coordinator.core.standing import missing
 from coordinator.pool import Pool
+from coordinator.tuned.model import TunedModel
 from potluck.catalogue import ModelEntry
 from potluck.v1 import session_pb2
 from potluck.version import version
@@ -95,11 +98,25 @@ def models(pool: Pool) -> list[dict[str, Any]]:
     return [_model(pool, entry) for entry in pool.catalogue().entries]
 
 
-def _model(pool: Pool, entry: ModelEntry) -> dict[str, Any]:
+def tuned(pool: Pool, models: Iterable[TunedModel]) -> list[dict[str, Any]]:
+    """As their bases, where they are served with adapters; those whose base is gone are left out."""
+    catalogue, shown = pool.catalogue(), []
+    for model in models:
+        if (entry := catalogue.get(model.base)) is not None:
+            of_base = _model(pool, entry, frozenset({LORA}))
+            owner = pool.names.get(model.member, model.member)
+            shown.append(
+                of_base | {"name": model.name, "base": entry.name, "member": owner, "shared": model.shared}
+            )
+    return shown
+
+
+def _model(pool: Pool, entry: ModelEntry, needs: frozenset[str] = frozenset()) -> dict[str, Any]:
     serving = [
-        w.models[entry.name]
+        s
         for w in pool.engine.fleet.workers.values()
-        if _sharing(w) and entry.name in w.models and w.models[entry.name].state != "failed"
+        if _sharing(w) and (s := w.models.get(entry.name)) is not None and s.state != "failed"
+        if not s.lacks(needs)
     ]
     order = ["ready", "loading", "downloading", "present", "absent"]
     states = [s.state for s in serving]

@@ -18,9 +18,8 @@ import uvicorn
 from fixtures_store import new_database
 
 from coordinator.api import create_api
-from coordinator.api.batches import keeper
-from coordinator.api.context import Clock, Context
-from coordinator.app import rules_of
+from coordinator.api.context import Context
+from coordinator.app import context_of, rules_of
 from coordinator.artifacts import ArtifactStore
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
@@ -29,9 +28,6 @@ from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet
 from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import Book
-from coordinator.files import Files
-from coordinator.finetunes.service import keeper as finetune_keeper
-from coordinator.heads import Heads
 from coordinator.pool import Pool
 from coordinator.records import Issued, Member, Role
 from coordinator.reports import WorkerReports
@@ -40,7 +36,6 @@ from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
-from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
 from potluck.v1 import session_pb2, work_pb2
@@ -317,25 +312,9 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         for coroutine in (pool.ticker.run(), bench.run(worker, stream, reports)):
             stack.push_async_callback(_stop, asyncio.create_task(coroutine))
         ca = CertificateAuthority.open(folder, config.pool_name, clock.now())
-        files = await Files.open(store, config, clock.now)
-        context: Context
-        batches, finetunes = keeper(pool, store, files, lambda: context), finetune_keeper(pool, store, files)
-        for service in (batches, finetunes):
+        context = await context_of(pool, ca, clock.now, lambda: catalogue)
+        for service in (context.batches, context.finetunes):
             stack.push_async_callback(service.close)
-        context = Context(
-            pool=pool,
-            store=store,
-            ca=ca,
-            settings=config,
-            counter=counter,
-            catalogue=lambda: catalogue,
-            clock=Clock(now=clock.now),
-            heads=Heads(store, ca.sign, clock.now),
-            files=files,
-            uploads=Uploads(files),
-            batches=batches,
-            finetunes=finetunes,
-        )
         url = await stack.enter_async_context(serving(create_api(context)))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S, verify=NO_AUTHORITIES))
         opened = Stand(url, context, clock, pool.ticker, bench, worker, members, keys, http)

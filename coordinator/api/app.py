@@ -33,6 +33,7 @@ from coordinator.api.pool_keys import KeyRequest, keys_router
 from coordinator.api.pool_ledger import ledger_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
+from coordinator.api.pool_models import ShareRequest, tuned_router
 from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
 from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
@@ -57,6 +58,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     UploadRequest,
     CompleteRequest,
     FineTuningRequest,
+    ShareRequest,
     MemberRequest,
     KeyRequest,
     LimitsRequest,
@@ -92,6 +94,7 @@ def create_api(context: Context) -> FastAPI:
         completions_router,
         embeddings_router,
         openai_models_router,
+        tuned_router,
         files_router,
         uploads_router,
         account_router,

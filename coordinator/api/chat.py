@@ -46,7 +46,7 @@ class Chat:
             chunks = ChatChunks(
                 answer_id,
                 created,
-                submission.model,
+                submission.name,
                 choices=submission.choices,
                 usage=chat.include_usage,
                 logprobs=bool(chat.logprobs),
@@ -59,7 +59,7 @@ class Chat:
             choices = await collect_choices(running.events(), 1, submission.choices)
             heard_at = context.clock.now()
         body = body_of(
-            answer_id, created, submission.model, choices, running.usage, scored=bool(chat.logprobs)
+            answer_id, created, submission.name, choices, running.usage, scored=bool(chat.logprobs)
         )
         headers = {**running.headers, "x-potluck-overhead-ms": running.overhead_ms(heard_at)}
         return Json(body, headers=headers)

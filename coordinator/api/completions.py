@@ -35,7 +35,7 @@ class Completions:
         submissions = await prepare.completions(context, caller, completion, idempotency_key(request))
         running = await self._desk.run(request, caller, submissions)
         answer_id = f"cmpl-{running.job_ids[0].removeprefix('job_')}"
-        created, model, n = int(context.clock.now()), submissions[0].model, submissions[0].choices
+        created, model, n = int(context.clock.now()), submissions[0].name, submissions[0].choices
         echoes = echoes_of(completion, n)
         scored = completion.logprobs is not None
         if completion.stream:

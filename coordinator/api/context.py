@@ -14,6 +14,7 @@ from coordinator.pool import Pool
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tokens import TokenCounter
+from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
 from potluck.catalogue import Catalogue
 
@@ -52,6 +53,7 @@ class Context:
     uploads: Uploads
     batches: Batches
     finetunes: Finetunes
+    tuned: TunedModels
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

@@ -38,9 +38,7 @@ class Embeddings:
             running.watch(request.receive)
             vectors = await collect_vectors(running.events())
             heard_at = context.clock.now()
-        body = body_of(
-            submission.model, vectors, running.usage, encoded=embedding.encoding_format == "base64"
-        )
+        body = body_of(submission.name, vectors, running.usage, encoded=embedding.encoding_format == "base64")
         headers = {**running.headers, "x-potluck-overhead-ms": running.overhead_ms(heard_at)}
         return Json(body, headers=headers)
 

@@ -75,6 +75,9 @@ class FinetuneRoutes:
         """Raises ApiError 400, 404."""
         context = self._desk.context
         entry = context.catalogue().get(wanted.model)
+        if (tuned := context.tuned.get(wanted.model, caller.member.id)) is not None:
+            message = f"{tuned.name} is tuned already; a fine-tune begins with a base, here {tuned.base}."
+            raise ApiError(400, "model_not_trainable", message, param="model")
         if entry is None:
             raise unknown_model(context.catalogue(), wanted.model)
 

@@ -9,11 +9,13 @@ from starlette.responses import Response
 from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
+from coordinator.api.pool_models import tuned_body
 from coordinator.api.prepare import unknown_model
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.bounds import check_model
 from coordinator.refusal import Refusal
+from coordinator.tuned.model import TunedModel
 from potluck.catalogue import ModelEntry
 
 OWNER = "potluck"
@@ -31,25 +33,39 @@ class OpenAiModels:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """Every model that the key may ask; whether a worker serves it now is at /pool/v1/models."""
+        """Every model that the key may ask, also those that were tuned for the caller or are shared; whether
+        a worker serves it now is at /pool/v1/models.
+        """
         caller = await self._desk.auth.look(request, *ANY_SCOPE)
         allowed = caller.key.models
         entries = [e for e in self._desk.context.catalogue().entries if not allowed or e.name in allowed]
-        return Json({"object": "list", "data": [_body(entry) for entry in entries]})
+        tuned = self._desk.context.tuned.seen_by(caller.member.id)
+        own = [m for m in tuned if not allowed or m.name in allowed or m.base in allowed]
+        data = [*map(_body, entries), *(body for m in own if (body := self._tuned(m)) is not None)]
+        return Json({"object": "list", "data": data})
 
     async def show(self, request: Request) -> Response:
         """One model, by its name or an alias."""
         caller = await self._desk.auth.look(request, *ANY_SCOPE)
         catalogue = self._desk.context.catalogue()
         name = request.path_params["model"]
-        entry = catalogue.get(name)
+        tuned = self._desk.context.tuned.get(name, caller.member.id)
+        entry = catalogue.get(name if tuned is None else tuned.base)
         if entry is None:
             raise unknown_model(catalogue, name)
         try:
-            check_model(caller.key, entry.name)
+            check_model(caller.key, entry.name if tuned is None else tuned.name, entry.name)
         except Refusal as refusal:
             raise refused(refusal) from None
-        return Json(_body(entry))
+        return Json(_body(entry) if tuned is None else self._tuned(tuned))
+
+    def _tuned(self, model: TunedModel) -> dict[str, Any] | None:
+        """None if its base is no longer in the catalogue: nobody can serve it."""
+        context = self._desk.context
+        if (entry := context.catalogue().get(model.base)) is None:
+            return None
+        owner = context.pool.names.get(model.member, model.member)
+        return tuned_body(model, owner, list(entry.kinds), entry.context_tokens)
 
 
 def _body(entry: ModelEntry) -> dict[str, Any]:

@@ -77,20 +77,23 @@ class Account:
                 "quote": sum(quotes),
                 "prompt_tokens": sum(submission.prompt_tokens for submission in submissions),
                 "max_tokens": sum(submission.max_tokens * submission.choices for submission in submissions),
-                "model": submissions[0].model,
+                "model": submissions[0].name,
             }
         )
 
     async def models(self, request: Request) -> Response:
-        """The models that the key may ask, whether they are served now, and their price.
+        """The models that the key may ask, whether they are served now, and their price. Tuned ones have a
+        `base`, the `member` whose they are, and `shared`.
 
         `?format=catalogue`: all models of the pool, and all about them.
         """
         caller = await self._desk.auth.look(request, *ANY_SCOPE)
         if word(request, "format", ["catalogue"]) == "catalogue":
             return Response(self._desk.context.catalogue().to_wire(), media_type="application/json")
-        found, allowed = views.models(self._desk.context.pool), caller.key.models
-        return Json([model for model in found if not allowed or model["name"] in allowed])
+        context, allowed = self._desk.context, caller.key.models
+        found = views.models(context.pool)
+        found += views.tuned(context.pool, context.tuned.seen_by(caller.member.id))
+        return Json([m for m in found if not allowed or {m["name"], m.get("base")} & set(allowed)])
 
     async def status(self, request: Request) -> Response:
         """The pool at a glance; `ledger_sum` is 0 at every moment."""

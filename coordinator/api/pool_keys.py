@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator.api.auth import Caller
+from coordinator.api.context import Context
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_limits import KeyLimits
@@ -22,7 +23,6 @@ from coordinator.bounds import check_model
 from coordinator.records import Ancestor, Member, Scope
 from coordinator.refusal import Refusal
 from coordinator.store_errors import LastAdmin, LastKey, StoreConflict, StoreError, StoreUnavailable, Unknown
-from potluck.catalogue import Catalogue
 
 KEY_S_MAX = 10 * 366 * 86_400
 MODELS_MAX = 64
@@ -104,7 +104,7 @@ class Keys:
                 now,
                 expires_at=expires_at,
                 scopes=_scopes(caller, wanted.scopes),
-                models=_models(caller, wanted.models, context.catalogue()),
+                models=_models(caller, wanted.models, context),
                 limits=wanted.limits.limits.within(caller.key.limits),
                 within=_within(caller),
             )
@@ -151,19 +151,21 @@ def _scopes(caller: Caller, wanted: list[Scope] | None) -> frozenset[Scope]:
     return frozenset(wanted)
 
 
-def _models(caller: Caller, wanted: list[str] | None, catalogue: Catalogue) -> tuple[str, ...]:
-    """The catalogue's names, aliases resolved."""
+def _models(caller: Caller, wanted: list[str] | None, context: Context) -> tuple[str, ...]:
+    """The catalogue's names, aliases resolved, and those of tuned models."""
     if wanted is None:
         return caller.key.models
-    names: dict[str, None] = {}
-    for name in wanted:
-        if (entry := catalogue.get(name)) is None:
-            raise unknown_model(catalogue, name)
+    catalogue, names = context.catalogue(), dict[str, None]()
+    for asked in wanted:
+        tuned = context.tuned.get(asked, caller.member.id)
+        if (entry := catalogue.get(asked if tuned is None else tuned.base)) is None:
+            raise unknown_model(catalogue, asked)
+        name = entry.name if tuned is None else tuned.name
         try:
-            check_model(caller.key, entry.name)
+            check_model(caller.key, name, entry.name)
         except Refusal as refusal:
             raise refused(refusal) from None
-        names[entry.name] = None
+        names[name] = None
     return tuple(names)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coordinator.api.auth import Caller
@@ -21,7 +22,9 @@ from coordinator.api.schema import validated
 from coordinator.api.tools import text_of
 from coordinator.chatwork import counted
 from coordinator.core.jobs import Kind
+from coordinator.records import Member
 from coordinator.submission import Submission
+from coordinator.tuned.model import MARK, TunedModel
 from potluck.catalogue import Catalogue, ModelEntry
 from potluck.v1 import work_pb2
 
@@ -40,26 +43,46 @@ SCHEMA_BY_KIND: dict[Kind, type[ChatRequest] | type[CompletionRequest] | type[Em
 Result = TypeVar("Result")
 
 
-def find_model(context: Context, name: str, kind: Kind) -> ModelEntry:
-    """The catalogue's entry, aliases resolved. Raises ApiError 404 with the names that are close, or 400."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The catalogue's entry, and the tuned model on top of it where one was asked for."""
+
+    entry: ModelEntry
+    tuned: TunedModel | None = None
+
+    @property
+    def name(self) -> str:
+        return "" if self.tuned is None else self.tuned.name
+
+    def work(self, **kind: Any) -> work_pb2.Work:
+        """With the adapter's files."""
+        return work_pb2.Work(**kind, adapter=None if self.tuned is None else self.tuned.adapter)
+
+
+def find_model(context: Context, member: Member, name: str, kind: Kind) -> Found:
+    """Aliases are resolved. Raises ApiError 404 with the names that are close, or 400."""
     catalogue = context.catalogue()
-    entry = catalogue.get(name)
+    tuned = context.tuned.get(name, member.id)
+    entry = catalogue.get(name if tuned is None else tuned.base)
     if entry is None:
         raise unknown_model(catalogue, name)
     if kind.value not in entry.kinds:
         message = f"{entry.name} does not do {kind.value}; it does {', '.join(entry.kinds)}."
         raise ApiError(400, "model_does_not_serve_kind", message, param="model")
-    return entry
+    return Found(entry, tuned)
 
 
-async def _countable(context: Context, name: str, kind: Kind) -> ModelEntry:
+async def _countable(context: Context, caller: Caller, name: str, kind: Kind) -> Found:
     """The model, once its tokenizer is there, if that is on its way: a first request is not overcharged."""
-    entry = find_model(context, name, kind)
-    await context.pool.vocabularies.wait(entry.name)
-    return entry
+    found = find_model(context, caller.member, name, kind)
+    await context.pool.vocabularies.wait(found.entry.name)
+    return found
 
 
 def unknown_model(catalogue: Catalogue, name: str) -> ApiError:
+    if MARK in name:
+        message = f"There is no tuned model {name[:NAME_CHARS_SHOWN_MAX]!r} of yours, or shared with you."
+        return ApiError(404, "model_not_found", message, param="model")
     close = catalogue.closest(name[:NAME_CHARS_SHOWN_MAX])[:CLOSE_NAMES_MAX]
     hint = f" Close to it: {', '.join(close)}." if close else " `potluck models` lists what there is."
     message = f"This pool has no model {name[:NAME_CHARS_SHOWN_MAX]!r}.{hint}"
@@ -86,7 +109,8 @@ async def submissions_of(
 
 async def chat(context: Context, caller: Caller, request: ChatRequest, key: str | None) -> Submission:
     """`key` is the request's Idempotency-Key, which fixes the seed."""
-    entry = await _countable(context, request.model, Kind.CHAT)
+    found = await _countable(context, caller, request.model, Kind.CHAT)
+    entry = found.entry
     work = _chat_work(request)
     more = counted(work)
     characters = sum(len(message.content) for message in work.messages) + sum(map(len, more))
@@ -105,7 +129,8 @@ async def chat(context: Context, caller: Caller, request: ChatRequest, key: str 
         model=entry.name,
         member=caller.member,
         key=caller.key,
-        work=work_pb2.Work(chat=work),
+        tuned=found.name,
+        work=found.work(chat=work),
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
         choices=sampling.choices,
@@ -161,7 +186,8 @@ async def completions(
     context: Context, caller: Caller, request: CompletionRequest, key: str | None
 ) -> list[Submission]:
     """One submission for each prompt. The API echoes, so that an echo is never counted as output."""
-    entry = await _countable(context, request.model, Kind.COMPLETION)
+    found = await _countable(context, caller, request.model, Kind.COMPLETION)
+    entry = found.entry
     exact = context.counter.exact(entry.name)
     counts = await _count_each(context, entry, request.prompt)
     submissions = []
@@ -181,7 +207,8 @@ async def completions(
                 model=entry.name,
                 member=caller.member,
                 key=caller.key,
-                work=work_pb2.Work(completion=completion),
+                tuned=found.name,
+                work=found.work(completion=completion),
                 prompt_tokens=prompt_tokens,
                 max_tokens=max_tokens,
                 choices=sampling.choices,
@@ -194,7 +221,8 @@ async def completions(
 
 
 async def embedding(context: Context, caller: Caller, request: EmbeddingRequest) -> Submission:
-    entry = await _countable(context, request.model, Kind.EMBEDDING)
+    found = await _countable(context, caller, request.model, Kind.EMBEDDING)
+    entry = found.entry
     exact = context.counter.exact(entry.name)
     counts = await _count_each(context, entry, request.input)
     for index, tokens in enumerate(counts):
@@ -209,7 +237,8 @@ async def embedding(context: Context, caller: Caller, request: EmbeddingRequest)
         model=entry.name,
         member=caller.member,
         key=caller.key,
-        work=work_pb2.Work(embedding=work_pb2.EmbeddingWork(inputs=inputs)),
+        tuned=found.name,
+        work=found.work(embedding=work_pb2.EmbeddingWork(inputs=inputs)),
         prompt_tokens=sum(counts),
         max_tokens=0,
         choices=1,

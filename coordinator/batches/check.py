@@ -16,7 +16,8 @@ class Checked:
 
     faults: list[LineFault] = field(default_factory=list)
     total: int = 0
-    model: str = ""
+    model: str = ""  # as its member calls it
+    base: str = ""  # its name in the catalogue
     worst: int = 0
     prompt_tokens: int = 0
     max_tokens: int = 0
@@ -24,15 +25,16 @@ class Checked:
 
     def take(self, number: int, custom_id: str, submission: Submission, cost: int) -> None:
         """Raises LineRefused if it does not go with the lines before."""
-        if self.model and self.model != submission.model:
+        if self.model and self.model != submission.name:
             message = (
-                f"A batch asks one model; the lines before ask {self.model}, this one {submission.model}."
+                f"A batch asks one model; the lines before ask {self.model}, this one {submission.name}."
             )
             raise LineRefused(400, "mismatched_model", message, "body.model")
         if (first := self.seen.setdefault(custom_id, number)) != number:
             message = f"The custom_id {custom_id[:64]!r} stands in line {first} already."
             raise LineRefused(400, "duplicate_custom_id", message, "custom_id")
-        self.model = submission.model
+        self.model = submission.name
+        self.base = submission.model
         self.worst += cost
         self.prompt_tokens += submission.prompt_tokens
         self.max_tokens = max(self.max_tokens, submission.max_tokens)

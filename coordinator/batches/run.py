@@ -166,7 +166,7 @@ class Run:
         return Order(
             id=self.batch.job,
             kind=Kind.BATCH,
-            model=found.model,
+            model=found.base,
             member=self.member,
             key=self.key,
             worst=found.worst,
@@ -218,7 +218,7 @@ class Run:
             whole = self.parts.whole(self.batch.job)
             if whole is None or self.parts.pool.now() >= self.batch.expires_at:
                 return False
-            if may and len(whole.parts) < self._window() and not self.parts.busy():
+            if may and len(whole.parts) < self._window(whole.job.model) and not self.parts.busy():
                 return True
             await self._wait()
 
@@ -230,10 +230,10 @@ class Run:
             self._active = member is not None and member.state is MemberState.ACTIVE
         return self._active
 
-    def _window(self) -> int:
+    def _window(self, model: str) -> int:
         fleet = self.parts.pool.engine.fleet
-        serving = (fleet.workers[worker] for worker in fleet.by_model.get(self.batch.model, ()))
-        slots = sum(worker.models[self.batch.model].slots for worker in serving if worker.connected)
+        serving = (fleet.workers[worker] for worker in fleet.by_model.get(model, ()))
+        slots = sum(worker.models[model].slots for worker in serving if worker.connected)
         return min(WINDOW_MAX, max(WINDOW_MIN, AHEAD * slots))
 
     async def _wait(self) -> None:

@@ -124,6 +124,12 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def uses_model(self, name: str) -> str | None:
+        """An open batch whose lines ask it."""
+        asking = (run.batch.id for run in self.runs.values() if run.batch.model == name)
+        batch = next(asking, None)
+        return None if batch is None else f"the batch {batch}"
+
     async def _user(self, file_id: FileId) -> str | None:
         batch = await self.store.uses_file(file_id)
         return None if batch is None else f"the batch {batch}"

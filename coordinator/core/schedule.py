@@ -22,7 +22,11 @@ from coordinator.core.turns import Asked, Want
 __all__ = ["Assign", "Planner", "Policy", "Waiting", "allowed", "impossible", "plan", "seconds"]
 
 Narrow = tuple[frozenset[str], frozenset[WorkerId], AccountId | None]
-FEATURES = {"tools": "tool calls", "json_schema": "structured output (JSON Schema)"}  # in words
+FEATURES = {  # in words
+    "tools": "tool calls",
+    "json_schema": "structured output (JSON Schema)",
+    "lora": "support for adapters (LoRA)",
+}
 
 
 @dataclass(frozen=True, slots=True)

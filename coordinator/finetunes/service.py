@@ -25,6 +25,7 @@ from coordinator.records import ApiKey, FileId, Member, Purpose
 from coordinator.refusal import Refusal
 from coordinator.store import Store
 from coordinator.tuned.model import MARK
+from coordinator.tuned.registry import TunedModels
 from potluck.training_data import ExampleError
 
 OPEN_MAX: Final = 8  # of one member
@@ -52,6 +53,7 @@ class Finetunes:
     files: Files
     bases: Bases
     checks: Checks
+    tuned: TunedModels
     runs: dict[str, Run] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -80,7 +82,9 @@ class Finetunes:
             if finetune_id is not None and (known := await self.store.finetune(finetune_id)) is not None:
                 return self._again(known, finetune, order)
             self.bases.refuse_impossible(base, member, key, order.wanted.sequence_tokens or 0)
-            if sum(run.member.id == member.id for run in self.runs.values()) >= OPEN_MAX:
+            count = sum(run.member.id == member.id for run in self.runs.values())
+            self.tuned.refuse_full(member.id, count + 1)
+            if count >= OPEN_MAX:
                 message = f"You have {OPEN_MAX} open fine-tunes, the most at once. Wait for one to end."
                 raise Refusal(429, "too_many_finetunes", message, type="rate_limit_error")
             training, validation = await self._data(member, order)
@@ -154,8 +158,7 @@ class Finetunes:
         return Data(file.id, file.sha256, file.bytes), path
 
     async def _refuse_taken(self, result: str) -> None:
-        taken = any(model.name == result for model in await self.store.tuned_models())
-        if taken or await self.store.open_finetune_named(result) is not None:
+        if result in self.tuned.models or await self.store.open_finetune_named(result) is not None:
             message = f"suffix: the name {result} is taken. Choose another, or delete that model first."
             raise Refusal(409, "name_taken", message, type="conflict_error", param="suffix")
 
@@ -249,6 +252,6 @@ class Finetunes:
             self.runs.pop(run.finetune.id, None)
 
 
-def keeper(pool: Pool, store: Store, files: Files) -> Finetunes:
+def keeper(pool: Pool, store: Store, files: Files, tuned: TunedModels) -> Finetunes:
     """All fine-tunes of the pool."""
-    return Finetunes(Parts(pool), store, files, Bases(pool), Checks(pool))
+    return Finetunes(Parts(pool), store, files, Bases(pool), Checks(pool), tuned)
