@@ -143,7 +143,7 @@ def test_a_plan_does_not_depend_on_the_order_in_which_things_are_listed(
         ({"context_tokens": 2_048}, ""),
         ({"needs": frozenset({"tools"})}, ""),
         ({"needs": frozenset({"tools", "json_schema"})}, "it has no structured output (JSON Schema)"),
-        ({"needs": frozenset({"lora"})}, "it has no lora"),
+        ({"needs": frozenset({"lora"})}, "it has no support for adapters (LoRA)"),
         ({"only": frozenset({WorkerId("w1")})}, ""),
         ({"own_only": True, "account": account("b")}, ""),
     ],
