@@ -247,7 +247,7 @@ def test_a_worker_trains_one_thing_at_a_time_whatever_its_slots() -> None:
     pool.ask("job_o.1", wanted=TRAINING, whole=JobId("job_o"), part=1, stored=True, model="other")
     first = assigned(pool.tick())
     assert len(first) == 1, "also within one tick, and over all of its models"
-    assert not assigned(pool.tick())
+    assert not assigned(pool.tick(1.0))
     finish(pool, JobId(first[0][0]))
     assert len(assigned(pool.tick())) == 1
 

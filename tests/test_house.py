@@ -27,7 +27,8 @@ PURE = [
     *(ROOT / (module.replace(".", "/") + ".py") for module in SHARED_BY_CORE),
 ]
 PURE_MAY_IMPORT = {
-    *("collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "json", "math", "re", "typing")
+    *("abc", "collections", "dataclasses", "enum", "functools", "hashlib", "heapq", "json", "math", "re"),
+    *("statistics", "typing"),
 }
 PURE_MAY_IMPORT_ALSO = {"worker/hours.py": {"datetime"}}  # calendars, without their clock
 CLOCKS = {"now", "today", "utcnow"}

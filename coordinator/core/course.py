@@ -48,7 +48,7 @@ class Course:
     @property
     def samples_max(self) -> int:
         """How often the sample may be read: what the quote has to cover, and the plan keeps to. All lines are
-        read once more, at the end, where they are more than the sample.
+        read once more, at the end.
         """
         if not self.validation:
             return 0
@@ -61,15 +61,6 @@ def steps_of(examples: int, epochs: int, batch_size: int, workers: int) -> int:
 
 
 # ---- what it hears of
-
-
-@dataclass(frozen=True, slots=True)
-class Began:
-    """`resumed`: after a restart. Whatever part it believes to be open is lost then; if the end of one is
-    known after all, that is said before.
-    """
-
-    resumed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +86,16 @@ class PartFailed:
     code: str
     why: str
     retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """`resumed`: after a restart. `ended`: parts that came back and are paid, of which it may not have heard;
+    whatever else it believes to be open is lost then, and was not paid.
+    """
+
+    resumed: bool = False
+    ended: tuple[PartDone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
