@@ -31,6 +31,7 @@ from potluck.errors import (
     Unreachable,
 )
 from potluck.files import FileCalls
+from potluck.finetuning import FineTuneCalls
 from potluck.ledger import LedgerCalls
 from potluck.limiting import Limiting
 from potluck.membership import IDEMPOTENCY_BYTES, Membership
@@ -90,6 +91,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
             self.url, found.secret, timeout_s=timeout_s, retries_max=retries_max, sleep=sleep
         )
         self.files = FileCalls(self._transport, sleep)
+        self.finetunes = FineTuneCalls(self._transport, sleep)
 
     def __enter__(self) -> Self:
         return self

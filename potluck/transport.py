@@ -102,11 +102,24 @@ class Transport:
 
         Raises PotluckError, also from the iterator: an error event, or a stream that broke off.
         """
+        headers = {**_post_headers(None), "accept": "text/event-stream"}
+        request = self._client.build_request("POST", path, content=encoded(body), headers=headers)
+        with self._streamed(request) as found:
+            yield found
+
+    @contextmanager
+    def events(self, path: str, params: Mapping[str, str | int]) -> Iterator[Iterator[Any]]:
+        """The events of a GET, as `stream` has them."""
+        headers = {"accept": "text/event-stream"}
+        request = self._client.build_request("GET", path, params=dict(params), headers=headers)
+        with self._streamed(request) as (_, events):
+            yield events
+
+    @contextmanager
+    def _streamed(self, request: "httpx2.Request") -> Iterator[tuple[Mapping[str, str], Iterator[Any]]]:
         import httpx2
 
-        content, headers = encoded(body), {**_post_headers(None), "accept": "text/event-stream"}
         with self._translated():
-            request = self._client.build_request("POST", path, content=content, headers=headers)
             response = self._sent(request, stream=True)
             try:
                 yield dict(response.headers), _events(httpx2.EventSource(response))

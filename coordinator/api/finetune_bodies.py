@@ -104,6 +104,7 @@ def quote_body(checked: Checked, model: str) -> dict[str, Any]:
         "quote": checked.worst,
         "examples": plan.examples,
         "cut": checked.cut,
+        "longest": checked.training.longest,
         "tokens_per_epoch": plan.tokens,
         "tokens": plan.tokens * plan.epochs,
         "exact": checked.training.exact,

@@ -49,6 +49,11 @@ class Lengths:
         """How many examples are longer than a sequence may be."""
         return int((self.counts > most).any(axis=1).sum())
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, uncut."""
+        return int(self.counts.max(initial=0))
+
     def sums(self, most: int, lines: Sequence[int] | None = None) -> tuple[int, int]:
         """Tokens and the sum of the squares of the sequences' lengths, each cut; of all examples or these."""
         counts = self.counts if lines is None else self.counts[np.asarray(lines, np.intp)]
