@@ -55,6 +55,7 @@ from potluck.results import (
 from potluck.statement import StatementRoutes
 from potluck.streams import AnswerStream
 from potluck.transport import Transport, path_of
+from potluck.tuned import TunedCalls
 
 TIMEOUT_S: Final = 600.0
 RETRIES_MAX: Final = 2
@@ -92,6 +93,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
         )
         self.files = FileCalls(self._transport, sleep)
         self.finetunes = FineTuneCalls(self._transport, sleep)
+        self.tuned = TunedCalls(self._transport)
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +232,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
         """The model to ask: the one given here, else this connection's, else the pool's best guess."""
         if wanted or self._model:
             return wanted or self._model or ""
-        able = [model for model in self.models() if kind in model.kinds]
+        able = [model for model in self.models() if kind in model.kinds and model.base is None]
         if not able:
             raise NotFound(f"This pool has no model for {kind} yet. `potluck models` shows what there is.")
         # One that is loaded answers at once; otherwise the first of the catalogue.

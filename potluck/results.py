@@ -167,6 +167,7 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     receipts: tuple[Receipt, ...] = ()  # where one job is shown, not in lists
     queue: Queue | None = None  # while it waits
+    finetune: Mapping[str, Any] | None = None  # of a fine-tune's job: `potluck.finetune.FineTune` reads it
 
     @property
     def ended(self) -> bool:
@@ -233,6 +234,9 @@ class Model:
     features: tuple[str, ...] = ()
     decode_tokens_per_s: float = 0.0
     price: Price | None = None
+    base: str | None = None  # of a tuned model, with whose it is
+    member: str | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,3 +26,18 @@ def seconds_of(text: str | None) -> int | None:
             f"{text!r} is no span of time that makes sense here. Write it like 90s, 30m, 12h or 7d."
         )
     return seconds
+
+
+def spoken(seconds: float) -> str:
+    """About how long: 45 s, 3 min, 1 h 20 min, 2 d 3 h."""
+    whole = max(1, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / UNITS_S["m"])
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -6,12 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from potluck import training_data
 from potluck.cli.durations import seconds_of
-from potluck.cli.sending import send
+from potluck.cli.sending import check, send
 from potluck.cli.session import Session, command, group
 from potluck.cli.shown import Shown
-from potluck.errors import InvalidRequest, UsageError
+from potluck.errors import UsageError
 from potluck.files import PoolFile
 
 app = group("Upload files, list, download and delete them.")
@@ -38,7 +37,7 @@ def upload(
     A file of more than 64 MiB goes in parts: after Ctrl-C or a cut connection, the same command goes on.
     """
     if purpose == "fine-tune":
-        _check(path)
+        check(path)
     made = send(session, path, purpose, expires_s=seconds_of(expires), resume=resume)
     session.printer.show(made, lambda: session.printer.line(made.id))
     session.printer.note(f"{made.filename} has {made.bytes:,} bytes and stays until {_day(made.expires_at)}.")
@@ -103,17 +102,6 @@ def delete(session: Session, file_id: IdArgument) -> None:
     session.printer.show(
         {"id": file_id, "deleted": True}, lambda: session.printer.line(f"File {file_id} is deleted.")
     )
-
-
-def _check(path: Path) -> None:
-    """Raises InvalidRequest that names all problems."""
-    try:
-        problems = training_data.check(path)
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.") from None
-    if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise InvalidRequest(f"{path} cannot be trained on:\n{listed}", code="invalid_file")
 
 
 def _name_of(file: PoolFile) -> str:

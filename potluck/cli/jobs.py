@@ -10,12 +10,16 @@ import typer
 from potluck.batching import Batch
 from potluck.cli.batch import TimeoutOption, batch_of, ended, fetch, follow_batch
 from potluck.cli.session import Session, command, group
+from potluck.cli.training import ended as ended_finetune
+from potluck.cli.training import facts_of, finetune_of, follow_finetune
+from potluck.cli.training import result as finetune_result
 from potluck.errors import ExitCode, InvalidRequest, NotFound
+from potluck.finetune import FineTune, not_finished
 from potluck.pool import succeeded
-from potluck.results import Job
+from potluck.results import Job, read
 from potluck.signed import Receipt
 
-app = group("List, show, watch and cancel jobs; fetch results.")
+app = group("List, show, watch, pause and cancel jobs; fetch results.")
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
@@ -60,35 +64,70 @@ def list_(
 @command(app, "show", example="potluck jobs show job_4fa2")
 def show(session: Session, job_id: JobArgument) -> None:
     """One job with all its attempts and receipts."""
-    job = session.pool.job(job_id)
+    try:
+        job = session.pool.job(job_id)
+    except NotFound:  # as above
+        if (found := finetune_of(session, job_id)) is None:
+            raise
+        session.printer.show(found, lambda: session.printer.facts(facts_of(found, session.printer)))
+        return
     session.printer.show(job, lambda: _show(session, job))
 
 
 @command(app, "watch", example="potluck jobs watch job_4fa2 --timeout 60")
 def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) -> None:
-    """Follow a job to its end; exit codes: 100 failed, 101 not finished, 103 cancelled."""
+    """Follow a job to its end; exit codes: 100 failed, 101 not finished, 103 cancelled.
+
+    Ctrl-C ends the looking: stored jobs go on.
+    """
     try:
         follow(session, job_id, timeout)
-    except NotFound:  # a batch has no job before it was checked, and none if it could not begin
-        if (batch := _batch(session, job_id)) is None:
+    except (
+        NotFound
+    ):  # what is made of files has no job before these were read, and none if it could not begin
+        if (found := finetune_of(session, job_id)) is not None:
+            _watch_finetune(session, found.id, timeout)
+        elif (batch := _batch(session, job_id)) is not None:
+            follow_batch(session, batch.id, timeout)
+        else:
             raise
-        follow_batch(session, batch.id, timeout)
 
 
 @command(app, "cancel", example="potluck jobs cancel job_4fa2")
 def cancel(session: Session, job_id: JobArgument) -> None:
     """Stop a job; what it produced so far is paid, the rest of the hold returns."""
-    job, printer = session.pool.cancel(job_id), session.printer
+    printer = session.printer
+    if (found := _if_finetune(session, job_id)) is not None:
+        _changed_finetune(session, session.pool.finetunes.cancel(found.id))
+        return
+    job = session.pool.cancel(job_id)
     printer.show(job, lambda: printer.line(f"Job {job.id} is {job.state}."))
+
+
+@command(app, "pause", example="potluck jobs pause job_4fa2")
+def pause(session: Session, job_id: JobArgument) -> None:
+    """Stop a fine-tune for a while; what was trained since its last checkpoint is trained again then."""
+    _changed_finetune(session, session.pool.finetunes.pause(_finetune(session, job_id).id))
+
+
+@command(app, "resume", example="potluck jobs resume job_4fa2")
+def resume(session: Session, job_id: JobArgument) -> None:
+    """Go on with a fine-tune that was paused."""
+    _changed_finetune(session, session.pool.finetunes.resume(_finetune(session, job_id).id))
 
 
 @command(app, "result", example="potluck jobs result job_4fa2 -o json")
 def result(session: Session, job_id: JobArgument) -> None:
-    """What a stored job answered, of a batch a line for each. Exit codes: 100 failed, 101 not finished, 103
-    cancelled."""
+    """What a stored job answered: of a batch a line for each, of a fine-tune the model's name. Exit codes:
+    100 failed, 101 not finished, 103 cancelled."""
     try:
         found = session.pool.result(job_id)
     except (InvalidRequest, NotFound):
+        if (tuned := finetune_of(session, job_id)) is not None:
+            if not tuned.ended:
+                raise not_finished(tuned) from None
+            finetune_result(session, tuned)
+            return
         if (batch := _batch(session, job_id)) is None or not batch.ended:
             raise
         fetch(session, batch, None)
@@ -105,6 +144,9 @@ def follow(session: Session, job_id: str, timeout_s: float | None, *, quiet: boo
     """Print each change of the job up to its end. Raises as `Pool.wait` does, after printing the last."""
     printer, job = session.printer, None
     for job in session.pool.follow(job_id, timeout_s=timeout_s):
+        if job.kind == "finetune":
+            _watch_finetune(session, job.id, timeout_s)
+            return job
         if printer.text:
             _changed(session, job, quiet=quiet)
             if job.kind == "batch" and not job.ended:
@@ -137,6 +179,39 @@ def _batch(session: Session, job_id: str) -> Batch | None:
         return session.pool.batch(batch_of(job_id))
     except NotFound:
         return None
+
+
+def _finetune(session: Session, job_id: str) -> FineTune:
+    """Raises InvalidRequest for any other job."""
+    if (found := _if_finetune(session, job_id)) is not None:
+        return found
+    session.pool.job(job_id)  # raises NotFound
+    raise InvalidRequest(
+        f"{job_id} is no fine-tune: only these can be paused. `potluck jobs cancel` stops it."
+    )
+
+
+def _if_finetune(session: Session, job_id: str) -> FineTune | None:
+    try:
+        if not job_id.startswith("ftjob-") and session.pool.job(job_id).kind != "finetune":
+            return None
+    except NotFound:
+        pass  # it may have no job yet
+    return finetune_of(session, job_id)
+
+
+def _watch_finetune(session: Session, finetune_id: str, timeout_s: float | None) -> None:
+    found = follow_finetune(session, finetune_id, timeout_s, quiet=False)
+    if session.printer.output == "json":
+        session.printer.json(found)
+    ended_finetune(found)
+    session.printer.note(
+        f'{found.fine_tuned_model} is there: potluck chat -m {found.fine_tuned_model} "Hello"'
+    )
+
+
+def _changed_finetune(session: Session, found: FineTune) -> None:
+    session.printer.show(found, lambda: session.printer.line(f"Job {found.potluck.job} is {found.status}."))
 
 
 def _changed(session: Session, job: Job, *, quiet: bool) -> None:
@@ -181,6 +256,9 @@ def _show(session: Session, job: Job) -> None:
             ("ended", job.ended_at or "-"),
         ]
     )
+    if job.finetune is not None:
+        printer.line()
+        printer.facts(facts_of(read(FineTune, job.finetune), printer))
     if job.attempts:
         printer.line()
         rows = [

@@ -22,10 +22,12 @@ class Root(LazyGroup):
         "demo": Entry("potluck.cli.demo:app", "A whole pool on this machine, on a real small model.", _TRY),
         "chat": Entry("potluck.cli.chat:app", "Ask a model; a conversation without PROMPT.", _ASK),
         "submit": Entry("potluck.cli.submit:app", "Leave a job with the pool and get its id.", _ASK),
-        "jobs": Entry("potluck.cli.jobs:app", "List, show, watch and cancel jobs; fetch results.", _ASK),
+        "jobs": Entry(
+            "potluck.cli.jobs:app", "List, show, watch, pause and cancel jobs; fetch results.", _ASK
+        ),
         "files": Entry("potluck.cli.files:app", "Upload files to train on; fetch results.", _ASK),
         "quote": Entry("potluck.cli.quote:app", "The most that a request can cost.", _ASK),
-        "models": Entry("potluck.cli.models:app", "The models that this pool serves.", _ASK),
+        "models": Entry("potluck.cli.models:app", "The models that this pool serves; your tuned ones.", _ASK),
         "login": Entry("potluck.cli.login:app", "Save a pool's address and your key for it.", _YOU),
         "whoami": Entry("potluck.cli.whoami:app", "Who you are, and in which pool.", _YOU),
         "balance": Entry("potluck.cli.balance:app", "What you gave minus what you took.", _YOU),

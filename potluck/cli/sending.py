@@ -1,11 +1,24 @@
-"""Sending a file to the pool with a bar, from where it was cut if it was."""
+"""Sending a file to the pool: training data is looked at first; the bar begins where a try before was cut."""
 
 from pathlib import Path
 
+from potluck import training_data
 from potluck.cli.session import Session
 from potluck.cli.shown import Shown
+from potluck.errors import InvalidRequest
 from potluck.files import PoolFile, Purpose
 from potluck.uploading import IN_PARTS_BYTES, KEPT
+
+
+def check(path: Path) -> None:
+    """Training data. Raises InvalidRequest that names all problems."""
+    try:
+        problems = training_data.check(path)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}.") from None
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise InvalidRequest(f"{path} cannot be trained on:\n{listed}", code="invalid_file")
 
 
 def send(

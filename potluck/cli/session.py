@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from potluck.pool import Pool
 
 Parameters = ParamSpec("Parameters")
+COMMON = ("output", "micro", "profile", "url", "key")
 
 OutputOption = Annotated[
     Output | None, typer.Option("-o", "--output", help="How to print the result.", show_choices=True)
@@ -92,6 +93,27 @@ def group(help_text: str) -> typer.Typer:
     return app
 
 
+def group_with(
+    name: str, function: Callable[Concatenate[Session, ...], None], *, example: str
+) -> typer.Typer:
+    """A typer app for a noun that does something of its own where no verb is given."""
+    app = _app(None)
+    alone = with_options(function, *COMMON)
+
+    def begin(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            alone(**values)
+        elif any(values.values()):
+            raise typer.BadParameter(f"options of {name} {context.invoked_subcommand} stand behind it")
+
+    given = inspect.signature(alone).parameters
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    begin.__signature__ = inspect.Signature([context, *given.values()])  # type: ignore[attr-defined]  # PEP 362
+    begin.__annotations__ = {"context": typer.Context, **alone.__annotations__}
+    app.callback(invoke_without_command=True, help=function.__doc__, epilog=f"Example:  {example}")(begin)
+    return app
+
+
 def single(name: str, function: Callable[Concatenate[Session, ...], None], *, example: str) -> typer.Typer:
     """A typer app that is one command."""
     app = _app(None)
@@ -105,7 +127,7 @@ def command(
     """Register the function as a command; it gets a Session first, the command line gives the rest."""
 
     def register(function: Callable[Concatenate[Session, Parameters], None]) -> Callable[..., None]:
-        wrapped = with_options(function, "output", "micro", "profile", "url", "key")
+        wrapped = with_options(function, *COMMON)
         app.command(name, epilog=f"Example:  {example}", context_settings=_HELP)(wrapped)
         return wrapped
 

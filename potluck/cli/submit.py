@@ -7,6 +7,7 @@ import typer
 
 from potluck.cli import asking
 from potluck.cli.batch import TimeoutOption, batch
+from potluck.cli.finetune import finetune
 from potluck.cli.jobs import follow, result_text
 from potluck.cli.session import Session, command, group
 from potluck.pool import Kind
@@ -68,6 +69,8 @@ def embed(
 command(app, "batch", example="potluck submit batch questions.jsonl --wait --output-file answers.jsonl")(
     batch
 )
+
+command(app, "finetune", example="potluck submit finetune examples.jsonl --suffix supper --wait")(finetune)
 
 
 def _submit(
