@@ -1,78 +1,50 @@
 """`potluck submit finetune`: train an adapter on a file of examples; it becomes a model of one's own."""
 
 import hashlib
-import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated
 
 import typer
 
-from potluck import training_data
-from potluck.cli import asking
+from potluck.cli import asking, recipe
 from potluck.cli.amounts import YesOption, asked
 from potluck.cli.batch import TimeoutOption
 from potluck.cli.sending import check, send
 from potluck.cli.session import Session
 from potluck.cli.training import detached, ended, follow_finetune, result
 from potluck.errors import InsufficientCredits, UsageError
-from potluck.finetune import FineTune, FineTuneQuote, Method, Recipe
+from potluck.finetune import FineTune, FineTuneQuote, Recipe
 
-FILE_ID: Final = re.compile(r"file-[a-z0-9]{1,59}")
+WaitOption = Annotated[bool, typer.Option("--wait", help="Follow it and print the model's name.")]
+IdempotencyOption = Annotated[
+    str | None,
+    typer.Option("--idempotency-key", metavar="TEXT", help="The same text finds the same fine-tune."),
+]
 
 
 def finetune(
     session: Session,
-    data: Annotated[str, typer.Argument(metavar="DATA", help="JSON Lines of examples, or a file's id.")],
+    data: recipe.DataArgument,
     model: asking.ModelOption = None,
-    validation: Annotated[
-        str | None,
-        typer.Option("--validation", metavar="FILE|ID", help="Examples to measure with, not to learn."),
-    ] = None,
-    method: Annotated[
-        Literal["sft", "dpo"] | None,
-        typer.Option("--method", help="Imitate, or prefer; default: as the data is."),
-    ] = None,
-    epochs: Annotated[
-        str | None, typer.Option("--epochs", metavar="N|auto", help="How often each example is seen.")
-    ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option("--batch-size", metavar="N|auto", help="Examples in a step.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", metavar="X", help="Like 2e-4; default: the pool's.")
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option("--beta", metavar="X", help="How much dpo holds to the base; default 0.1.")
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option("--rank", metavar="N", min=1, help="Of LoRA; default 16.")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", metavar="N", help="Of LoRA; default: twice the rank.")
-    ] = None,
-    sequence_tokens: Annotated[
-        int | None, typer.Option("--sequence-tokens", metavar="N", min=1, help="Longer examples are cut.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="More than one train in rounds.")
-    ] = None,
-    suffix: Annotated[
-        str | None, typer.Option("--suffix", metavar="NAME", help="The model is called MODEL:ft-NAME.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="The same one begins in the same way.")
-    ] = None,
+    validation: recipe.ValidationOption = None,
+    method: recipe.MethodOption = None,
+    epochs: recipe.EpochsOption = None,
+    batch_size: recipe.BatchOption = None,
+    learning_rate: recipe.RateOption = None,
+    beta: recipe.BetaOption = None,
+    rank: recipe.RankOption = None,
+    alpha: recipe.AlphaOption = None,
+    sequence_tokens: recipe.SequenceOption = None,
+    workers: recipe.WorkersOption = None,
+    suffix: recipe.SuffixOption = None,
+    seed: recipe.SeedOption = None,
     yes: YesOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what is in the files and what it can cost.")
-    ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it and print the model's name.")] = False,
+    dry_run: recipe.DryRunOption = False,
+    wait: WaitOption = False,
     timeout: TimeoutOption = None,
-    idempotency_key: Annotated[
-        str | None,
-        typer.Option("--idempotency-key", metavar="TEXT", help="The same text finds the same fine-tune."),
-    ] = None,
+    idempotency_key: IdempotencyOption = None,
 ) -> None:
     """Train an adapter (LoRA) on examples and print the job's id; the result is a model of your own.
 
@@ -80,13 +52,12 @@ def finetune(
     """
     _refuse_unattended(session, yes=yes or dry_run)
     for given in (data, validation):
-        if given is not None and not _is_id(given):
+        if given is not None and not recipe.is_id(given):
             check(Path(given))
-    pool, printer = session.pool, session.printer
-    recipe = Recipe(
-        method=method or _method_of(data),
-        epochs=_auto("--epochs", epochs),
-        batch_size=_auto("--batch-size", batch_size),
+    how = Recipe(
+        method=method or recipe.method_of(data),
+        epochs=recipe.number("--epochs", epochs),
+        batch_size=recipe.number("--batch-size", batch_size),
         learning_rate=learning_rate,
         beta=beta,
         rank=rank,
@@ -95,29 +66,72 @@ def finetune(
         workers=workers,
         seed=seed,
     )
-    name = pool.model(model, "chat")
-    order: dict[str, Any] = {"recipe": recipe, "suffix": suffix}
-    order["training_file"] = _file(session, data)
-    order["validation_file"] = None if validation is None else _file(session, validation)
-    quote = pool.finetunes.quote(name, **order)
-    if dry_run:
-        printer.show(quote, lambda: printer.facts(_summary(session, quote, suffix)))
+    order = _Order(
+        session.pool.model(model, "chat"),
+        _file(session, data),
+        None if validation is None else _file(session, validation),
+        how,
+        suffix,
+    )
+    if not _agreed(session, order, yes=yes, dry_run=dry_run):
         return
-    for line in _aligned(_summary(session, quote, suffix)):
+    made = order.made(session, idempotency_key)
+    _begun(session, made)
+    if wait:
+        session.printer.note(f"Job {made.potluck.job}. Ctrl-C leaves it at work.")
+        result(session, follow_finetune(session, made.id, timeout, quiet=True))
+    else:
+        _show(session, made)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is asked of the pool, once for its price and once for good."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    recipe: Recipe
+    suffix: str | None
+
+    def quote(self, session: Session) -> FineTuneQuote:
+        return session.pool.finetunes.quote(
+            self.model,
+            self.training_file,
+            self.recipe,
+            validation_file=self.validation_file,
+            suffix=self.suffix,
+        )
+
+    def made(self, session: Session, idempotency_key: str | None) -> FineTune:
+        return session.pool.finetunes.create(
+            self.model,
+            self.training_file,
+            self.recipe,
+            validation_file=self.validation_file,
+            suffix=self.suffix,
+            idempotency_key=idempotency_key,
+        )
+
+
+def _agreed(session: Session, order: _Order, *, yes: bool, dry_run: bool) -> bool:
+    """Whether to begin, after what is in the files and what it can cost was shown. Raises PotluckError."""
+    quote, printer = order.quote(session), session.printer
+    summary = _summary(session, quote, order.suffix)
+    if dry_run:
+        printer.show(quote, lambda: printer.facts(summary))
+        return False
+    for line in _aligned(summary):
         printer.note(line)
     _refuse_too_dear(session, quote)
-    if not asked(session, "Start it?", yes=yes):
-        return
-    made = pool.finetunes.create(name, **order, idempotency_key=idempotency_key)
-    _begun(session, made)
-    job_id = made.potluck.job
-    if not wait:
-        told = {"id": job_id, "finetune": made.id, "model": made.potluck.result}
-        printer.show(told, lambda: printer.line(job_id))
-        printer.note(f"Follow it: potluck jobs watch {job_id}    Stop it: potluck jobs cancel {job_id}")
-        return
-    printer.note(f"Job {job_id}. Ctrl-C leaves it at work.")
-    result(session, follow_finetune(session, made.id, timeout, quiet=True))
+    return asked(session, "Start it?", yes=yes)
+
+
+def _show(session: Session, made: FineTune) -> None:
+    job_id, printer = made.potluck.job, session.printer
+    told = {"id": job_id, "finetune": made.id, "model": made.potluck.result}
+    printer.show(told, lambda: printer.line(job_id))
+    printer.note(f"Follow it: potluck jobs watch {job_id}    Stop it: potluck jobs cancel {job_id}")
 
 
 def _refuse_unattended(session: Session, *, yes: bool) -> None:
@@ -129,30 +143,9 @@ def _refuse_unattended(session: Session, *, yes: bool) -> None:
         )
 
 
-def _auto(option: str, text: str | None) -> int | None:
-    """A number; None leaves it to the pool. Raises UsageError."""
-    if text is None or text == "auto":
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
-        raise UsageError(f"{option}: {text[:40]!r} is neither a number above 0 nor auto.")
-    return int(text)
-
-
-def _is_id(text: str) -> bool:
-    return FILE_ID.fullmatch(text) is not None and not Path(text).exists()
-
-
-def _method_of(data: str) -> Method:
-    """As the first example of a file here; one in the pool is taken for examples to imitate."""
-    if _is_id(data):
-        return "sft"
-    first = next(training_data.examples(Path(data)), None)
-    return "dpo" if isinstance(first, training_data.Preference) else "sft"
-
-
 def _file(session: Session, text: str) -> str:
     """The id of the pool's file; one with the same bytes is not sent again."""
-    if _is_id(text):
+    if recipe.is_id(text):
         return text
     path = Path(text)
     with path.open("rb") as file:

@@ -82,9 +82,7 @@ def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) 
     """
     try:
         follow(session, job_id, timeout)
-    except (
-        NotFound
-    ):  # what is made of files has no job before these were read, and none if it could not begin
+    except NotFound:  # what is made of files has no job before they were read, and none if it could not begin
         if (found := finetune_of(session, job_id)) is not None:
             _watch_finetune(session, found.id, timeout)
         elif (batch := _batch(session, job_id)) is not None:
