@@ -13,7 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from simulation_tuning import FineTune, drawn
+
 from coordinator.core import ledger
+from coordinator.core.course import (
+    Action,
+    Aggregate,
+    Began,
+    CancelPart,
+    Fail,
+    Finish,
+    OpenEvaluate,
+    OpenTrain,
+    PartDone,
+    PartFailed,
+    Stopped,
+    Ticked,
+)
 from coordinator.core.engine import Engine, Impossible
 from coordinator.core.fleet import Fence, Fleet, Served, Worker
 from coordinator.core.jobs import (
@@ -34,13 +50,23 @@ from coordinator.core.jobs import (
 from coordinator.core.messages import Effects, SendAck, SendAssign, SendCancel
 from coordinator.core.offers import Offers
 from coordinator.core.output import Piece
-from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, microcredits, quote
+from coordinator.core.pricing import (
+    Demand,
+    Segment,
+    Shape,
+    Tariff,
+    Training,
+    charge_units,
+    microcredits,
+    quote,
+)
 from coordinator.core.rules import Rules
 from coordinator.core.wholes import NoRoom
 
 STEP_S = 0.25
 HEAL_S = 60.0
 END_S = 260.0
+PATIENT_END_S = 1_000.0  # where a fine-tune waits after failures before it gives up
 TARIFF = Tariff()
 SHAPE = Shape(active_parameters=134_000_000, head_parameters=28_000_000, attention=69_120)
 MODEL = "tiny"
@@ -90,9 +116,10 @@ class Network:
 class Work:
     job: Job
     number: int
-    index: int  # the next token
+    index: int  # the next token, or step
     sequence: int = 0
-    unacknowledged: list[tuple[int, Piece]] = field(default_factory=list)
+    unacknowledged: list[tuple[int, Any]] = field(default_factory=list)  # pieces, or what of a training
+    steps: int = 0  # of a training, after which this worker ends it
 
 
 @dataclass
@@ -123,7 +150,7 @@ class Simulation:
             ordered=ordered,
         )
         self.crash, self.cut, self.stop = (rng.uniform(0, m) for m in (0.02, 0.04, 0.02))
-        self.coordinator_crash = rng.choice([0.0, 0.01])
+        self.coordinator_crash = rng.choice([0.0, 0.01, 0.05])
         self.refusals = rng.choice([0.0, 0.1, 0.9])
         self.disk_fails = rng.choice([0.0, 0.05])
         # Lost and failed attempts end nothing here; refusals must not by themselves, however many.
@@ -140,7 +167,11 @@ class Simulation:
         self.disk_entries: dict[str, ledger.Entry] = {}
         self.pending: list[Effects] = []
         self.demands: dict[JobId, Demand] = {}
-        self.plans: dict[JobId, list[Demand]] = {}  # of wholes: what each part asks for
+        self.plans: dict[JobId, list[Demand]] = {}  # of batches: what each part asks for
+        self.tunes: dict[JobId, FineTune] = {}
+        self.tuned: dict[
+            tuple[JobId, int, WorkerId], int
+        ] = {}  # tokens of trainings that really came to an end
         self.unwanted: set[JobId] = set()  # wholes whose member changed their mind
         self.client: dict[JobId, str] = defaultdict(str)
         self.truth: dict[tuple[JobId, int, WorkerId], int] = defaultdict(int)
@@ -162,8 +193,10 @@ class Simulation:
         for job in list(self.disk_jobs.values()):
             if job.ended:
                 continue
-            if job.id in self.plans:
+            if job.id in self.plans or job.id in self.tunes:
                 self.engine.restore_whole(job)
+            elif job.kind is Kind.FINETUNE:
+                self.engine.abandon(job, self.now)
             elif job.stored:
                 self.client[job.id] = ""  # a stored job begins anew: what was not stored is gone
                 self.engine.restore(
@@ -171,6 +204,8 @@ class Simulation:
                 )
             else:
                 self.engine.abandon(job, self.now)
+        for tune in self.tunes.values():
+            tune.restart()
 
     def crash_coordinator(self) -> None:
         """Memory is lost at whatever point the last tick left it; the disk is what was committed."""
@@ -197,6 +232,10 @@ class Simulation:
                 assert entry.id not in self.disk_entries, "an id was used twice"
                 self.disk_entries[entry.id] = entry
             self.disk_jobs.update(effects.jobs)
+            for job in effects.closed:
+                if job.kind is Kind.FINETUNE and job.whole and job.state is JobState.SUCCEEDED:
+                    tune = self.tunes[job.whole]
+                    tune.on_disk[job.id] = tune.results[job.id]
         if crash_at == "after":
             return self.crash_coordinator()
         for effects in self.pending:
@@ -205,6 +244,10 @@ class Simulation:
                     self.network.send(self.now, "c", send.worker, (self.life, send))
                 elif isinstance(send, SendAssign):
                     self.engine.unsent(send.worker, send.job, send.number, self.now)
+            for job in effects.closed:
+                if job.kind is Kind.FINETUNE and job.whole and not self.tunes[job.whole].stopped:
+                    heard_at = self.now + self.rng.uniform(0, 4)  # a crash may come in between
+                    self.tunes[job.whole].waiting.append((heard_at, self.tunes[job.whole].ended(job)))
         self.pending = []
         return None
 
@@ -215,6 +258,8 @@ class Simulation:
 
     def submit(self, index: int) -> None:
         name = self.rng.choice("abc")
+        if self.rng.random() < 0.12:
+            return self.submit_tune(index, name)
         parts = self.rng.choice([0, 0, 0, self.rng.randint(1, 6)])
         demands = [self.demand() for _ in range(parts or 1)]
         worst = sum(quote(demand, TARIFF) for demand in demands)
@@ -238,8 +283,33 @@ class Simulation:
             else:
                 self.submit_one(job, demands[0])
         except (ledger.Overdrawn, Impossible):
-            return
+            return None
         self.lifetimes[job.id] = self.life
+        return None
+
+    def submit_tune(self, index: int, name: str) -> None:
+        whole = JobId(f"job_{index:02}")
+        tune = drawn(self.rng, whole, SHAPE)
+        worst = tune.worst(self.rules)
+        job = Job(
+            id=whole,
+            kind=Kind.FINETUNE,
+            model=MODEL,
+            member=MemberId(name),
+            account=AccountId(f"acc_{name}"),
+            created_at=self.now,
+            quote=worst,
+            hold=worst,
+            prompt_tokens=0,
+            max_tokens=0,
+            stored=True,
+        )
+        try:
+            self.engine.open_whole(job)
+        except ledger.Overdrawn:
+            return
+        self.tunes[whole] = tune
+        self.lifetimes[whole] = self.life
 
     def demand(self) -> Demand:
         return Demand(Kind.CHAT, SHAPE, (self.rng.randint(1, 200),), self.rng.randint(1, 40), 1)
@@ -251,6 +321,9 @@ class Simulation:
     def feed(self) -> None:
         """What the shell does for each whole: a window of parts, again and again the same ones, then its end."""
         for whole in list(self.engine.wholes.values()):
+            if whole.job.id in self.tunes:
+                self.drive(whole.job, self.tunes[whole.job.id])
+                continue
             plan, unwanted = self.plans[whole.job.id], whole.job.id in self.unwanted
             ids = [part_id(whole.job.id, number) for number in range(1, len(plan) + 1)]
             if unwanted:
@@ -265,6 +338,62 @@ class Simulation:
             new = [number for number, part in enumerate(made, 1) if part is None]
             for number in new[: 2 - len(whole.parts)]:
                 self.submit_part(whole.job, number, plan[number - 1])
+
+    def drive(self, whole: Job, tune: FineTune) -> None:
+        """What the shell does for each fine-tune: tell its machine what happened, and carry out what it says."""
+        if not tune.begun and whole.id in self.disk_jobs:
+            tune.begun = True
+            tune.waiting.append((self.now, Began()))
+        elif self.rng.random() < 0.02:
+            tune.waiting.append((self.now, Ticked()))
+        if whole.id in self.unwanted:
+            tune.stopped = True
+            tune.machine.handle(Stopped(), self.now)
+            self.engine.cancel(whole.id, self.now, "its member changed their mind")
+            return
+        for action in tune.hear(self.now):
+            self.carry_out(whole, tune, action)
+
+    def carry_out(self, whole: Job, tune: FineTune, action: Action) -> None:
+        match action:
+            case OpenTrain() | OpenEvaluate():
+                self.submit_trained(whole, tune, action)
+            case CancelPart(number, why):
+                self.engine.cancel(part_id(whole.id, number), self.now, why)
+            case Aggregate():
+                tune.aggregate(action, self.now + self.rng.uniform(0, 5))
+            case Finish():
+                tune.verdict = action
+                self.engine.change_whole(whole.id, JobEvent.ASSIGNED, self.now)
+                self.engine.close_whole(whole.id, JobEvent.SUCCEEDED, self.now)
+            case Fail(code=code, why=why):
+                tune.verdict = action
+                self.engine.end_whole(whole.id, JobEvent.GAVE_UP, self.now, why=why, code=code)
+
+    def submit_trained(self, whole: Job, tune: FineTune, order: OpenTrain | OpenEvaluate) -> None:
+        demand = tune.demand(order)
+        worst = quote(demand, TARIFF)
+        part = replace(
+            self.engine.wholes[whole.id].job,
+            id=part_id(whole.id, order.part),
+            whole=whole.id,
+            part=order.part,
+            created_at=self.now,
+            quote=worst,
+            hold=worst,
+            state=JobState.QUEUED,
+            settled=0,
+            settlements=0,
+        )
+        assert part.id not in self.disk_jobs, "part numbers never repeat"
+        tune.orders[part.id] = order
+        try:
+            self.submit_one(part, demand)
+        except NoRoom as error:
+            raise AssertionError("the quote of a fine-tune is enough for whatever happens to it") from error
+        except Impossible as reason:
+            gone = PartFailed(part=order.part, code="no_worker_could_serve", why=str(reason))
+            tune.waiting.append((self.now, gone))
 
     def part_now(self, part: JobId) -> Job | None:
         live = self.engine.lives.get(part)
@@ -327,7 +456,8 @@ class Simulation:
 
     def connect(self, fake: FakeWorker) -> None:
         fake.connected = True
-        served = [Served(MODEL, "emulator", frozenset({Kind.CHAT}), slots=fake.slots, numerics=fake.id[-1])]
+        kinds = frozenset({Kind.CHAT, Kind.FINETUNE})
+        served = [Served(MODEL, "emulator", kinds, slots=fake.slots, numerics=fake.id[-1])]
         resumed = dict(
             self.engine.connect(
                 fake.id, served, slots=fake.slots, memory_bytes=0, running=tuple(fake.work), now=self.now
@@ -339,12 +469,43 @@ class Simulation:
             work = fake.work[fence]
             for sequence, piece in work.unacknowledged:
                 if sequence > acknowledged:
-                    self.up(fake, ("frame", fence, sequence, piece))
+                    self.up(fake, self.said(fence, sequence, piece))
+
+    def said(self, fence: Fence, sequence: int, what: Any) -> Any:
+        if isinstance(what, Piece):
+            return ("frame", fence, sequence, what)
+        return ("steps", fence, sequence) if what is None else ("trained", fence, *what)
 
     def up(self, fake: FakeWorker, message: Any) -> None:
         self.network.send(self.now, fake.id, "c", message)
 
+    def train(self, fake: FakeWorker, work: Work) -> None:
+        """One more step of a training, and after the last what it came to: a liar says more than it was."""
+        part, rng = work.job.id, self.rng
+        assert work.job.whole is not None
+        tune = self.tunes[work.job.whole]
+        if not work.steps:
+            whole = tune.steps(part)
+            work.steps = whole if rng.random() < 0.7 else rng.randint(1, whole)
+        if work.index > work.steps or rng.random() < 0.6:
+            return
+        what: Any = None
+        if work.index == work.steps:
+            done, said = tune.train(part, work.steps)
+            self.tuned[part, work.number, fake.id] = said.tokens
+            if fake.liar:
+                said = Training("dpo", 10**9, said.tokens * 9, said.square_tokens * 9)
+            what = done, said
+        work.index += 1
+        work.sequence += 1
+        work.unacknowledged.append((work.sequence, what))
+        if fake.connected:
+            self.up(fake, self.said((part, work.number), work.sequence, what))
+
     def produce(self, fake: FakeWorker, work: Work) -> None:
+        if work.job.kind is Kind.FINETUNE:
+            self.train(fake, work)
+            return
         if work.index >= work.job.max_tokens:
             return
         tokens = min(self.rng.randint(0, 4), work.job.max_tokens - work.index)
@@ -373,7 +534,14 @@ class Simulation:
         mine = live.job.attempt is not None and live.job.attempt.worker == fake.id
         if mine and number == live.job.attempt.number:  # type: ignore[union-attr]  # `mine` says it is there
             piece = piece._replace(offset=10_000)  # a lie that can be told from the truth
-        self.up(fake, self.rng.choice([("frame", fence, self.rng.randint(0, 9), piece), ("done", fence)]))
+        much = Training("sft", 1, 10**9, 10**12)
+        lies = [
+            ("frame", fence, self.rng.randint(0, 9), piece),
+            ("done", fence),
+            ("steps", fence, self.rng.randint(0, 9)),
+            ("trained", fence, None, much),
+        ]
+        self.up(fake, self.rng.choice(lies))
 
     # -- delivery ----------------------------------------------------------------------------------
 
@@ -419,8 +587,28 @@ class Simulation:
             case ("frame", (job, number), sequence, piece):
                 for taken in engine.frame(worker, job, number, sequence, [piece], None, now):
                     self.client[job] += taken.text
+            case ("steps", (job, number), sequence):
+                engine.steps(worker, job, number, sequence, now)
+            case ("trained", (job, number), done, said):
+                self.take_trained(worker, (job, number), done, said)
             case ("done", (job, number)):
                 assert not engine.completed(worker, job, number, vectors=1, now=now), "text has no vectors"
+
+    def take_trained(self, worker: WorkerId, fence: Fence, done: PartDone | None, said: Training) -> None:
+        """The shell looks at what was made before the core is told; what a liar claims is not there."""
+        job, number = fence
+        if not self.engine.holds(worker, job, number):
+            return
+        live = self.engine.lives[job]
+        if live.job.whole not in self.tunes:
+            self.engine.trained(worker, job, number, said, self.now)
+            assert not self.engine.holds(worker, job, number), "nothing else is trained"
+        elif done is None:
+            self.engine.misbehaved(worker, job, number, "what it made is not there", self.now)
+        else:
+            tune = self.tunes[live.job.whole]
+            tune.results[job] = done
+            assert self.engine.trained(worker, job, number, tune.believed(job, done, said), self.now)
 
     # -- what must hold ------------------------------------------------------------------------------
 
@@ -458,7 +646,9 @@ class Simulation:
         }
         for worker in engine.fleet.workers.values():
             assert worker.running == {f for f, w in holding.items() if w == worker.id}, "one holder each"
-            assert len(worker.running) <= worker.slots, "no worker is given more than its slots"
+            training = sum(self.demands[job].training is not None for job, _ in worker.running)
+            assert training <= 1, "no worker trains two things at once"
+            assert len(worker.running) - training <= worker.slots, "nor is given more than its slots"
         by_disk = sum(p.amount for e in self.disk_entries.values() for p in e.postings)
         assert by_disk == 0, "the disk sums to zero after every commit"
 
@@ -493,9 +683,13 @@ class Simulation:
         else:
             assert close is not None, "every ended job is closed"
         if job.id in self.plans:
-            return self.check_whole(job)
+            return self.check_whole(job, len(self.plans[job.id]))
+        if job.id in self.tunes:
+            return self.check_tune(job)
         assert 0 <= job.charge <= job.hold, "a charge never exceeds its hold"
         assert job.attempt is None or job.attempt.state in ATTEMPT_ENDED
+        if job.kind is Kind.FINETUNE:
+            return self.check_trained(job)
         for attempt in job.attempts:
             done = self.truth.get((job.id, attempt.number, attempt.worker), 0)
             assert attempt.tokens <= done, "nobody is credited with work that was not done"
@@ -513,14 +707,28 @@ class Simulation:
                 assert job.charge == microcredits(whole[1]), "charged as if one worker had done it all"
         return None
 
-    def check_whole(self, whole: Job) -> None:
-        parts = [self.part_now(part_id(whole.id, n)) for n in range(1, len(self.plans[whole.id]) + 1)]
+    def check_trained(self, part: Job) -> None:
+        """Who is paid for a part did all of it, and whoever claims more is paid no more."""
+        for attempt in part.attempts:
+            done = self.tuned.get((part.id, attempt.number, attempt.worker))
+            assert not attempt.paid or done is not None, "nobody is paid for a training that did not end"
+            assert attempt.tokens <= (done or 0), "nor for tokens that were not trained"
+        if part.state is not JobState.SUCCEEDED:
+            assert part.charge == part.output_tokens == 0, "what came to no checkpoint costs nothing"
+
+    def check_tune(self, whole: Job) -> None:
+        tune = self.tunes[whole.id]
+        self.check_whole(whole, max((order.part for order in tune.orders.values()), default=0))
+        tune.check()
+
+    def check_whole(self, whole: Job, count: int) -> None:
+        parts = [self.part_now(part_id(whole.id, n)) for n in range(1, count + 1)]
         made = [part for part in parts if part is not None]
         assert all(part.ended for part in made), "a whole ends after its parts"
         assert whole.charge == whole.settled == sum(part.charge or 0 for part in made), (
             "and costs what they did"
         )
-        if whole.state is JobState.SUCCEEDED:
+        if whole.state is JobState.SUCCEEDED and whole.kind is Kind.BATCH:
             assert len(made) == len(parts), "a whole succeeds with all of its parts"
 
     def expected(self, job: Job) -> str:
@@ -532,7 +740,7 @@ class Simulation:
         jobs = self.rng.randint(1, 25)
         submit_at = sorted(1_000 + self.rng.uniform(0, HEAL_S) for _ in range(jobs))
         submitted = 0
-        while self.now < 1_000 + END_S:
+        while self.now < 1_000 + (PATIENT_END_S if self.tunes else END_S):
             self.now += STEP_S
             if self.now >= 1_000 + HEAL_S:
                 self.network.loss = self.network.duplicate = 0.0

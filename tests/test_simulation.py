@@ -5,6 +5,9 @@ import os
 import pytest
 from simulation import Simulation
 
+from coordinator.core.course import Finish
+from coordinator.core.jobs import Kind
+
 SEEDS = int(os.environ.get("POTLUCK_SEEDS", "300"))
 
 
@@ -19,11 +22,18 @@ def test_a_seed_replays_exactly() -> None:
 
 
 def test_storms_are_storms() -> None:
-    """The seeds reach what they are for: failovers, refunds, cancellations and whole answers all happen."""
-    states, retried = set(), 0
+    """The seeds reach what they are for: failovers, refunds, cancellations, whole answers and fine-tunes all
+    happen.
+    """
+    states, retried, tuned, again = set(), 0, 0, 0
     for seed in range(40):
         simulation = Simulation(seed)
         states |= {state for _, state, _ in simulation.run()}
-        retried += sum(len(job.attempts) > 1 for job in simulation.disk_jobs.values())
+        jobs = simulation.disk_jobs.values()
+        retried += sum(len(job.attempts) > 1 for job in jobs)
+        tuned += sum(isinstance(tune.verdict, Finish) for tune in simulation.tunes.values())
+        again += sum(len(job.attempts) > 1 and job.kind is Kind.FINETUNE for job in jobs)
     assert {"succeeded", "cancelled", "failed"} <= states
     assert retried > 50
+    assert tuned > 10
+    assert again > 50
