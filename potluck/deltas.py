@@ -8,7 +8,7 @@ thousandth.
 What is decoded comes from a worker: whatever is not exactly this is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -49,17 +49,39 @@ def encode(delta: Mapping[str, Array]) -> bytes:
 
 def decode(data: bytes) -> dict[str, Array]:
     """Float32 by name. Raises DeltaError."""
-    try:
-        arrays, kinds = tensors.read(data)
-    except TensorsError as error:
-        raise DeltaError(f"the delta cannot be read: {error}") from None
-    names = [name for name in arrays if not name.endswith((SCALES, PEAK))]
-    if not names or len(arrays) != len(_KINDS) * len(names):
-        raise DeltaError("a delta has int8 values, scales and a peak for each tensor, and nothing else")
-    return {name: _decoded(name, arrays, kinds) for name in names}
+    return dict(Packed(data))
 
 
-def _decoded(name: str, arrays: Mapping[str, Array], kinds: Mapping[str, str]) -> Array:
+class Packed(Mapping[str, Array]):
+    """A delta as it came, checked: each tensor is decoded to float32 when it is asked for, so that several
+    deltas of a large adapter need a fourth of the memory. Raises DeltaError.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._arrays, kinds = tensors.read(data)
+        except TensorsError as error:
+            raise DeltaError(f"the delta cannot be read: {error}") from None
+        self._names = [name for name in self._arrays if not name.endswith((SCALES, PEAK))]
+        if not self._names or len(self._arrays) != len(_KINDS) * len(self._names):
+            raise DeltaError("a delta has int8 values, scales and a peak for each tensor, and nothing else")
+        for name in self._names:
+            _check(name, self._arrays, kinds)
+
+    def __getitem__(self, name: str) -> Array:
+        values, scales, peak = (self._arrays[name + suffix] for suffix in _KINDS)
+        units = scales.astype(np.float64) * peak / LEVELS
+        flat = _blocks(values.astype(np.float64)) * units[:, None]
+        return flat.reshape(-1)[: values.size].reshape(values.shape).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _check(name: str, arrays: Mapping[str, Array], kinds: Mapping[str, str]) -> None:
     for suffix, kind in _KINDS.items():
         if (found := kinds.get(name + suffix, "missing")) != kind:
             raise DeltaError(f"{name[:200]}{suffix} is {found}; {kind} is needed")
@@ -72,9 +94,6 @@ def _decoded(name: str, arrays: Mapping[str, Array], kinds: Mapping[str, str]) -
         raise DeltaError(f"the scales of {name[:200]} are not all from 0 to 1")
     if (values < -LEVELS).any():
         raise DeltaError(f"{name[:200]} has values below {-LEVELS}")
-    units = scales.astype(np.float64) * peak / LEVELS
-    flat = _blocks(values.astype(np.float64)) * units[:, None]
-    return flat.reshape(-1)[: values.size].reshape(values.shape).astype(np.float32)
 
 
 def _blocks(array: Array) -> Array:
