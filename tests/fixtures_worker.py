@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class Told:
     frames: int = 0
     repeated: int = 0
     prompts: int = 0
+    steps: list[int] = field(default_factory=list)  # of a training
     result: session_pb2.Result | None = None
 
 
@@ -241,6 +243,7 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         if self._fresh(connection, frame):
             told.frames += 1
             told.prompts += frame.HasField("prompt")
+            told.steps += [step.step for step in frame.steps]
             for delta in frame.deltas:
                 assert delta.text_offset == len(told.text), "text comes without gaps"
                 told.text += delta.text
@@ -315,6 +318,15 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         self.live.send(assign=assign)
         return self._told(assign.attempt)
 
+    def assign_training(self, work: work_pb2.TrainingWork, job_id: str = "job_t", number: int = 1) -> Told:
+        assert self.live is not None
+        at = attempt(job_id, number)
+        training = work_pb2.Work(training=work)
+        self.live.send(
+            assign=session_pb2.Assign(attempt=at, model=EMULATOR.name, work=training, member="ada")
+        )
+        return self._told(at)
+
     def assign_together(self, job_ids: Sequence[str], *others: session_pb2.CoordinatorMessage) -> list[Told]:
         """In one bundle with other messages."""
         assert self.live is not None
@@ -348,12 +360,34 @@ def attempt(job_id: str, number: int) -> work_pb2.Attempt:
 
 
 class FakeStore(artifacts_pb2_grpc.ArtifactServiceServicer):
-    """Artifacts by digest; breaks off every download after so many bytes, if told to."""
+    """Artifacts by digest; breaks off every download after so many bytes, if told to.
+
+    `verdicts`: what ends the next uploads, each when so many bytes of its file are here.
+    """
 
     def __init__(self) -> None:
         self.artifacts: dict[str, bytes] = {}
         self.break_after = 1 << 40
         self.offsets: list[int] = []
+        self.coming: dict[str, bytearray] = {}
+        self.begun: list[tuple[artifacts_pb2.UploadBegin, int]] = []  # and from which offset
+        self.verdicts: list[tuple[int, grpc.StatusCode, str]] = []
+
+    async def Upload(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802 -- aio's form of the RPC
+        begin = (await anext(request_iterator)).begin
+        here = self.coming.setdefault(begin.sha256, bytearray())
+        self.begun.append((begin, len(here)))
+        until, *verdict = self.verdicts.pop(0) if self.verdicts else (1 << 40,)
+        if len(here) >= until:
+            await context.abort(*verdict)
+        yield artifacts_pb2.UploadAnswer(offset=len(here))
+        async for request in request_iterator:
+            here += request.data
+            if len(here) >= until:
+                await context.abort(*verdict)
+        assert (sha256(here).hexdigest(), len(here)) == (begin.sha256, begin.bytes)
+        self.artifacts[begin.sha256] = bytes(here)
+        yield artifacts_pb2.UploadAnswer(offset=len(here), whole=True)
 
     async def Download(self, request: Any, context: Any) -> Any:  # noqa: N802 -- aio's form of the RPC
         data = self.artifacts.get(request.sha256)

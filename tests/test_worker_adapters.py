@@ -13,8 +13,10 @@ from potluck.fetch import Policy, SourceFailed
 from potluck.store import ModelStore, OverQuota
 from potluck.v1 import session_pb2, work_pb2
 from worker import wire
-from worker.adapters import CONFIG_BYTES_MAX, Adapters
+from worker.attempt_files import AttemptFiles, Needs
+from worker.inputs import CONFIG_BYTES_MAX
 from worker.messages import Assigned, AttemptId, EngineFailed, Event, Fault
+from worker.workroom import Workroom
 
 WEIGHTS, CONFIG = b"weights" * 1000, b'{"r": 4}'
 ATTEMPT = AttemptId("job", 1)
@@ -60,25 +62,20 @@ class Bench:
     cache: Path
     store: Store
     quota_bytes: int = 0
-    adapters: Adapters = field(default_factory=Adapters)
+    files: AttemptFiles = field(default_factory=AttemptFiles)
     begun: list[Assigned] = field(default_factory=list)
     said: list[Event] = field(default_factory=list)
 
     def begin(self, wanted: work_pb2.Adapter | None, attempt: AttemptId = ATTEMPT) -> None:
         assign = session_pb2.Assign(attempt=wire.attempt_to(attempt), model="small", adapter=wanted)
         assigned = Assigned(attempt, "small", "carol", goes_on=False, payload=assign)
-        self.adapters.begin(
-            assigned,
-            store=ModelStore(self.cache, quota_bytes=self.quota_bytes),
-            downloads=Policy(),
-            artifacts=self.store,
-            start=self.begun.append,
-            emit=self.said.append,
-        )
+        store = ModelStore(self.cache, quota_bytes=self.quota_bytes)
+        needs = Needs(store, Policy(), self.store, Workroom(self.cache / "training", store))
+        self.files.begin(assigned, needs=needs, start=self.begun.append, emit=self.said.append)
 
     async def ended(self) -> None:
         async with asyncio.timeout(20):
-            while tasks := list(self.adapters._tasks.values()):
+            while tasks := list(self.files._fetching):
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -87,7 +84,7 @@ async def test_both_files_lie_under_their_names_before_the_engine_hears_of_it(tm
     bench.begin(adapter())
     await bench.store.asked.wait()
     assert not bench.begun
-    assert bench.adapters.waiting() == [ATTEMPT]
+    assert bench.files.waiting() == [ATTEMPT]
     bench.store.open.set()
     await bench.ended()
     start = wire.start_command(bench.begun[0]).start
@@ -95,7 +92,7 @@ async def test_both_files_lie_under_their_names_before_the_engine_hears_of_it(tm
     assert start.adapter.name == "small:ft-1"
     assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "adapter_config.json").read_bytes() == CONFIG
-    assert not bench.adapters.waiting()
+    assert not bench.files.waiting()
     bench.begin(adapter(name="another name"), AttemptId("job", 2))
     await bench.ended()
     assert bench.store.downloads == 2, "what is here is not fetched again"
@@ -112,12 +109,12 @@ async def test_one_that_is_stopped_meanwhile_never_begins(tmp_path: Path) -> Non
     bench = Bench(tmp_path, Store(WEIGHTS, CONFIG))
     bench.begin(adapter())
     await bench.store.asked.wait()
-    assert bench.adapters.stop(ATTEMPT)
+    assert bench.files.stop(ATTEMPT)
     bench.store.open.set()
     await bench.ended()
     assert not bench.begun
     assert not bench.said
-    assert not bench.adapters.stop(ATTEMPT)
+    assert not bench.files.stop(ATTEMPT)
     assert not marks(tmp_path)
 
 
@@ -175,7 +172,7 @@ async def test_an_adapter_stays_until_the_last_attempt_with_it_has_ended(tmp_pat
         with pytest.raises(OverQuota, match="are in use"):
             other.set_aside(wanted)
         assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
-        bench.adapters.ended(ended)
+        bench.files.ended(ended)
     other.set_aside(wanted).close()
     assert sha256(WEIGHTS) not in [entry.sha256 for entry in other.entries()]
     assert not list((tmp_path / "folders").iterdir())
@@ -204,5 +201,5 @@ async def test_closing_lets_go_of_all(tmp_path: Path) -> None:
     bench.begin(adapter())
     await bench.ended()
     assert marks(tmp_path)
-    await bench.adapters.close()
+    await bench.files.close()
     assert not marks(tmp_path)

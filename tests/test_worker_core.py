@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from potluck.receipts import ReceiptBody
+from potluck.receipts import ReceiptBody, output_digest
 from worker.core import Core
 from worker.limits import Limits
 from worker.messages import (
+    FINETUNE,
     Acknowledged,
     Assigned,
     AttemptId,
@@ -49,6 +50,7 @@ from worker.messages import (
     SendResult,
     SignReceipt,
     StartEngine,
+    Step,
     StopEngine,
     Ticked,
 )
@@ -62,6 +64,10 @@ DONE = Completed(prompt_tokens=3, size_bytes=0, payload=None)
 
 def piece(text: str, choice: int = 0, size: int | None = None) -> Piece:
     return Piece(choice, text, 1, len(text) if size is None else size, None)
+
+
+def texts(frame: SendFrame) -> list[str]:
+    return [piece.text for piece in frame.pieces if isinstance(piece, Piece)]
 
 
 def assigned(attempt: AttemptId = A, *, model: str = "m", goes_on: bool = False) -> Assigned:
@@ -114,6 +120,101 @@ def test_work_is_refused_with_its_reason() -> None:
     assert {refused.reason.fault for refused in (unknown, busy, draining)} == {Fault.NONE}
 
 
+def training(attempt: AttemptId = A, model: str = "m", *, steps: int = 8) -> Assigned:
+    return Assigned(attempt, model, "ada", goes_on=False, payload=None, kind=FINETUNE, steps=steps)
+
+
+def step(number: int, tokens: int = 10) -> Step:
+    return Step(number, tokens, 60, None)
+
+
+def trainer(**limits: Any) -> Core:
+    made = core(**limits)
+    made.handle(ModelOffered("m", "trainer", 1, trains=True), 0.0)
+    return made
+
+
+def test_training_has_a_place_of_its_own_beside_the_slots() -> None:
+    """One on a worker, whatever the model; it takes no slot, and finds one when all slots are taken."""
+    made = trainer(slots=1)
+    made.handle(ModelOffered("n", "trainer", 1, trains=True), 0.0)
+    made.handle(assigned(), 0.0)
+    assert sent(made.handle(training(B), 0.0), StartEngine)
+    [busy] = sent(made.handle(training(AttemptId("job_c", 1), "n"), 0.0), SendRefused)
+    assert (busy.reason.code, busy.reason.message) == ("busy", "this worker trains m already")
+    [full] = sent(made.handle(assigned(AttemptId("job_d", 1)), 0.0), SendRefused)
+    assert full.reason.message == "all 1 slots of m are taken"
+    made.handle(EngineFinished(A, DONE), 1.0)
+    assert sent(made.handle(assigned(AttemptId("job_e", 1)), 1.0), StartEngine)
+    made.handle(Cancelled(B, "enough"), 2.0)
+    assert sent(made.handle(training(AttemptId("job_f", 1), "n"), 2.0), StartEngine)
+
+
+def test_what_is_served_is_not_for_that_reason_trained() -> None:
+    made = core()
+    [refused] = sent(made.handle(training(), 0.0), SendRefused)
+    assert (refused.reason.code, refused.reason.message) == (
+        "model_not_served",
+        "this worker does not train m",
+    )
+    made.handle(ModelOffered("m", "trainer", 1, trains=True), 0.0)
+    made.handle(ModelWithdrawn("m", "its trainer does not load", trains=True), 0.0)
+    assert sent(made.handle(training(B), 0.0), SendRefused)
+    assert sent(made.handle(assigned(AttemptId("job_c", 1)), 0.0), StartEngine)
+
+
+def test_steps_are_frames_like_text_and_the_receipt_claims_what_was_trained() -> None:
+    made = trainer()
+    made.handle(training(), 1.0)
+    [first] = sent(made.handle(EngineProduced(A, (step(0),)), 2.0), SendFrame)
+    [second] = sent(made.handle(EngineProduced(A, (step(1), step(2))), 3.0), SendFrame)
+    assert [(frame.sequence, len(frame.pieces)) for frame in (first, second)] == [(1, 1), (2, 2)]
+    [running] = made.attempts.running()
+    assert (running.steps_done, running.assigned.steps, running.tokens) == (3, 8, 30)
+    done = Completed(0, 0, None, (b"a" * 32, b"s" * 32), tokens=31)
+    out = made.handle(EngineFinished(A, done), 4.0)
+    assert [result.sequence for result in sent(out, SendResult)] == [3]
+    [signed] = sent(out, SignReceipt)
+    assert (signed.body.output_tokens, signed.body.engine) == (31, "trainer")
+    assert signed.body.output_sha256 == output_digest([b"a" * 32, b"s" * 32])
+
+
+def test_training_that_did_not_end_claims_nothing() -> None:
+    """However many of its steps were acknowledged: it is paid by what it makes."""
+    for end in (
+        Cancelled(A, "enough"),
+        Paused("its owner plays"),
+        EngineFailed(A, Failure(Fault.JOB, "x", "")),
+    ):
+        made = trainer()
+        made.handle(training(), 1.0)
+        made.handle(EngineProduced(A, (step(0),)), 2.0)
+        made.handle(Acknowledged(A, 1), 2.1)
+        assert not sent(made.handle(end, 3.0), SignReceipt)
+
+
+def test_a_frame_holds_no_more_steps_than_the_coordinator_takes() -> None:
+    made = trainer(buffer_frames_max=10)
+    made.handle(training(), 0.0)
+    made.handle(Disconnected(), 0.0)
+    made.handle(EngineProduced(A, tuple(step(n) for n in range(300))), 0.1)
+    frames = sent(made.handle(connected((A, 0), frame_bytes_max=10**6), 0.2), SendFrame)
+    assert [len(frame.pieces) for frame in frames] == [128, 128, 44]
+
+
+def test_the_end_of_training_is_kept_while_it_is_looked_at() -> None:
+    """Longer than a lease, and named in heartbeats; not for ever."""
+    made = trainer(lease_s=4.0)
+    made.handle(training(), 0.0)
+    made.handle(EngineFinished(A, Completed(0, 0, None, tokens=5)), 1.0)
+    for now in range(2, 20):
+        made.handle(Ticked(), float(now))
+    assert made.running() == [(A, 1)]
+    made.handle(Ticked(), 200.0)
+    made.handle(Ticked(), 201.5)
+    assert made.running() == []
+
+
 def test_a_pause_says_so_first_then_hands_over_all_that_was_produced_and_closes_the_engines() -> None:
     """In this order: the coordinator must not send back what it just gets, and misses no token."""
     made = running(coalesce_from_attempts=1)
@@ -124,7 +225,7 @@ def test_a_pause_says_so_first_then_hands_over_all_that_was_produced_and_closes_
     assert [type(instruction) for instruction in out] == [
         SendHeartbeat, StopEngine, SendFrame, SendResult, StopEngine, SendResult, CloseEngines,
     ]  # fmt: skip
-    assert [[p.text for p in frame.pieces] for frame in sent(out, SendFrame)] == [["two "]]
+    assert [texts(frame) for frame in sent(out, SendFrame)] == [["two "]]
     outcomes = [result.outcome for result in sent(out, SendResult)]
     yielded = Failure(Fault.NONE, "yielded", "its owner needs it: its owner plays")
     assert outcomes == [yielded, yielded]
@@ -234,7 +335,7 @@ def test_under_load_pieces_are_gathered_but_the_first_leaves_at_once() -> None:
     assert not sent(made.handle(EngineProduced(A, (piece("3"),)), 0.002), SendFrame)
     assert made.wake_at() == pytest.approx(0.011)
     [frame] = sent(made.handle(Ticked(), 0.011), SendFrame)
-    assert [part.text for part in frame.pieces] == ["2", "3"]
+    assert texts(frame) == ["2", "3"]
 
 
 def test_a_congested_outbox_gathers_more_into_each_frame() -> None:
@@ -266,7 +367,7 @@ def test_a_connection_that_blinks_goes_on_from_the_acknowledged_sequence() -> No
     assert made.handle(EngineProduced(A, (piece("d"), piece("e"))), 0.3) == []
     assert made.running() == [(A, 3)]
     frames = sent(made.handle(connected((A, 2)), 0.5), SendFrame)
-    assert [(frame.sequence, "".join(p.text for p in frame.pieces)) for frame in frames] == [
+    assert [(frame.sequence, "".join(texts(frame))) for frame in frames] == [
         (3, "c"),
         (4, "de"),
     ]
@@ -573,8 +674,8 @@ class World:
                 self.attempts[attempt].accepted = True
             case SendRefused(attempt):
                 self.attempts[attempt].fenced = True
-            case SendFrame(attempt, sequence, pieces) if self.fresh(attempt, sequence):
-                self.attempts[attempt].text += "".join(part.text for part in pieces)
+            case SendFrame(attempt, sequence) if self.fresh(attempt, sequence):
+                self.attempts[attempt].text += "".join(texts(message))
             case SendResult(attempt, sequence, outcome) if self.fresh(attempt, sequence):
                 self.attempts[attempt].ended = True
                 if isinstance(outcome, Completed):

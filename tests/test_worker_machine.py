@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from potluck.lock import FileLock, Locked, holder
 from worker import advice
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
-from worker.models import catalogue_from, choose, load_s_max, options_of
+from worker.loads import load_of
+from worker.models import Choice, catalogue_from, choose, load_s_max, options_of, trainer_of
 from worker.probe import Probe, disk_free_bytes, hardware_of
+from worker.rules import Sharing
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
 from worker.settings import Settings, options_from
 from worker.state import STATE_FILE, WorkerState, process_start
 
 HOLD = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from potluck.lock import FileLock
 lock = FileLock.acquire(Path(sys.argv[1]), sys.argv[2].encode())
@@ -263,6 +267,69 @@ def test_a_catalogue_that_is_none_names_what_to_do() -> None:
         catalogue_from(b"{")
     catalogue, left_out = catalogue_from(Catalogue((EMULATOR,)).to_wire())
     assert ([entry.name for entry in catalogue.entries], left_out) == (["emulator-small"], [])
+
+
+# --- what trains them ---
+
+
+def trainer(
+    served: Choice, *, here: bool = True, memory_bytes: int = PLENTY, number_bytes: int = 4, kinds: str = ""
+) -> Choice | None:
+    sharing = Sharing.model_validate({"kinds": kinds})
+    return trainer_of(served, sharing, here=here, memory_bytes=memory_bytes, number_bytes=number_bytes)
+
+
+def served(engine: str = "llamacpp", **changes: Any) -> Choice:
+    settings = Settings(engine=engine, models=("emulator-small",) if engine == "emulator" else ())
+    [found] = choose(CATALOGUE, settings, engines=ALL, memory_bytes=dict.fromkeys(ALL, PLENTY))
+    return replace(found, entry=found.entry.model_copy(update=changes))
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "torch"])
+def test_whatever_serves_a_model_the_trainer_has_its_own_way_into_memory(engine: str) -> None:
+    """In float32 on a processor, in half of it on a card, with room for what training needs beside."""
+    found = trainer(served(engine))
+    assert found is not None
+    assert (found.engine, found.eager, found.trains, found.key) == (
+        "trainer",
+        False,
+        True,
+        ("smollm2-135m-instruct", True),
+    )
+    assert found.variant.files == served().variant.files
+    assert found.variant.memory_bytes == 134_515_008 * 5 + (1 << 30)
+    on_card = trainer(served(engine), number_bytes=2)
+    assert on_card is not None
+    assert on_card.variant.memory_bytes == 134_515_008 * 5 // 2 + (1 << 30)
+    assert options_of(found, Settings(engine_options={"dtype": "bfloat16"})) == {}
+
+
+def test_what_cannot_be_trained_here_is_not_offered() -> None:
+    """Without the libraries, without the room, against the owner's word, vectors only, another's server."""
+    assert trainer(served(), here=False) is None
+    assert trainer(served(), memory_bytes=134_515_008 * 5) is None
+    assert trainer(served(), kinds="chat,embedding") is None
+    assert trainer(served(), kinds="chat,finetune") is not None
+    assert trainer(served(kinds=("embedding",))) is None
+    assert trainer(replace(served(), engine="openai")) is None
+    only = served().variant.model_copy(update={"engines": ("llamacpp",)})
+    assert trainer(served(variants=(only,))) is None
+
+
+def test_the_emulator_trains_what_it_serves() -> None:
+    found = trainer(served("emulator"), here=False)
+    assert found is not None
+    assert (found.engine, found.trains) == ("emulator", True)
+    assert options_of(found, Settings(engine_options={"steps_per_s": "5"})) == {"steps_per_s": "5"}
+
+
+def test_a_trainer_is_told_what_it_is_loaded_for(tmp_path: Path) -> None:
+    choice = trainer(served())
+    assert choice is not None
+    settings = Settings(slots=7, engine_options={"threads": "3"})
+    load = load_of(choice, settings, paths=[], threads=2, memory_bytes_max=5, cache_dir=tmp_path)
+    assert (load.engine, list(load.kinds), load.slots, load.threads) == ("trainer", ["finetune"], 1, 2)
+    assert not load.options
 
 
 def test_each_engine_has_its_own_room() -> None:

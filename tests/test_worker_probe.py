@@ -286,7 +286,7 @@ async def test_a_worker_reports_its_speed_and_load_before_its_model_is_loaded(tm
             await coordinator.ready()
             coordinator.assign("job_a", tokens=60)
             await coordinator.until(lambda: ("job_a", 1) in coordinator.receipts)
-            key = daemon._serving.supervisor.models[EMULATOR.name]._speed.key
+            key = daemon._serving.supervisor.models[EMULATOR.name].speed.key
             known = daemon._serving.speeds.get(key)
             assert known.decode > 0
             await coordinator.until(lambda: coordinator.heartbeats[-1].HasField("load"))

@@ -1,6 +1,7 @@
 """Between protobuf and the core's words: nothing is lost, and nonsense is stopped at the border."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,16 @@ from hypothesis import strategies as st
 
 from potluck.v1 import engine_pb2, session_pb2, work_pb2
 from worker import wire
-from worker.messages import AttemptId, EngineFinished, EngineProduced, Fault, Piece
+from worker.messages import (
+    Assigned,
+    AttemptId,
+    EngineFinished,
+    EngineProduced,
+    Fault,
+    Piece,
+    SendFrame,
+    SendResult,
+)
 
 deltas = st.lists(
     st.builds(
@@ -84,6 +94,44 @@ def test_vectors_have_a_digest_in_the_receipt() -> None:
     assert isinstance(heard, EngineFinished)
     assert heard.attempt == AttemptId("job_a", 1)
     assert len(set(heard.completed.digests)) == 2
+
+
+def test_training_is_a_kind_of_work_with_its_steps() -> None:
+    plan = work_pb2.TrainingPlan(steps=96)
+    work = work_pb2.Work(training=work_pb2.TrainingWork(plan=plan))
+    assign = session_pb2.Assign(attempt=work_pb2.Attempt(job_id="job_a", number=1), work=work)
+    event = wire.event_from(session_pb2.CoordinatorMessage(assign=assign))
+    assert isinstance(event, Assigned)
+    assert (event.kind, event.steps, event.trains) == ("finetune", 96, True)
+    files = engine_pb2.TrainingFiles(examples="/e", folder="/f")
+    assert wire.start_command(replace(event, files=files)).start.files == files
+    adapter = engine_pb2.LoadedAdapter(name="a")
+    assert wire.start_command(replace(event, files=adapter)).start.adapter == adapter
+
+
+def test_steps_of_an_engine_become_steps_of_a_frame() -> None:
+    at = work_pb2.Attempt(job_id="job_a", number=1)
+    steps = [work_pb2.TrainingStep(step=n, train_loss=2.0 - n, tokens=9) for n in range(2)]
+    output = engine_pb2.Output(attempt=at, steps=steps)
+    heard = wire.engine_event_from(engine_pb2.EngineEvent(output=output))
+    assert isinstance(heard, EngineProduced)
+    frame = SendFrame(heard.attempt, 1, heard.pieces, None)
+    said = wire.message_to(frame).frame
+    assert list(said.steps) == steps
+    assert not said.deltas
+
+
+def test_the_end_of_training_has_the_digests_of_what_it_made() -> None:
+    at = work_pb2.Attempt(job_id="job_a", number=1)
+    said = work_pb2.Trained(steps=3, tokens=27)
+    heard = wire.engine_event_from(engine_pb2.EngineEvent(done=engine_pb2.Done(attempt=at, trained=said)))
+    assert isinstance(heard, EngineFinished)
+    assert (heard.completed.tokens, heard.completed.digests) == (27, ())
+    said.adapter.sha256, said.state.sha256 = "ab" * 32, "cd" * 32
+    completed = wire.trained(said)
+    assert completed.digests == (b"\xab" * 32, b"\xcd" * 32)
+    result = wire.message_to(SendResult(heard.attempt, 4, completed)).result
+    assert result.completed.trained == said
 
 
 @pytest.mark.parametrize("fault", list(Fault))

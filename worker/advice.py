@@ -9,7 +9,7 @@ from typing import Final
 
 from potluck.catalogue import ModelEntry
 from worker.machine import Card, Machine
-from worker.models import BRIDGE, EMULATOR, NEEDS
+from worker.models import BRIDGE, EMULATOR, NEEDS, TRAINER_NEEDS
 
 CARD_FIRST: Final = "torch"  # the llama.cpp of the published wheels runs on the processor
 
@@ -37,6 +37,11 @@ def engines(machine: Machine) -> tuple[str, ...]:
     """Those whose libraries can be imported, in order of preference."""
     order = sorted(NEEDS, key=lambda engine: engine != CARD_FIRST) if card(machine) else list(NEEDS)
     return tuple(engine for engine in order if all(_imports(machine, module) for module in NEEDS[engine]))
+
+
+def trains(machine: Machine) -> bool:
+    """Whether the trainer's libraries can be imported."""
+    return all(_imports(machine, module) for module in TRAINER_NEEDS)
 
 
 def _imports(machine: Machine, module: str) -> bool:

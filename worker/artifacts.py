@@ -1,8 +1,8 @@
-"""Model files out of the coordinator's own artifact store, over the same mutual TLS as the session."""
+"""Files out of the coordinator's own artifact store, over the same mutual TLS as the session."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 import grpc
@@ -43,7 +43,9 @@ class ArtifactClient:
             async for data in chunks:
                 yield data
 
-    async def _download(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
+    @asynccontextmanager
+    async def connected(self) -> "AsyncIterator[artifacts_pb2_grpc.ArtifactServiceAsyncStub]":
+        """A connection of its own. Raises Interrupted where the certificate cannot be renewed just now."""
         try:
             certificate = await self._renewal.ensure()
         except WorkerError as error:
@@ -52,8 +54,11 @@ class ArtifactClient:
         async with grpc.aio.secure_channel(
             self._target, credentials, options=list(CHANNEL_OPTIONS)
         ) as channel:
-            request = artifacts_pb2.DownloadRequest(sha256=sha256, offset=offset)
-            call = artifacts_pb2_grpc.ArtifactServiceStub(channel).Download(request)
+            yield artifacts_pb2_grpc.ArtifactServiceStub(channel)
+
+    async def _download(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
+        async with self.connected() as stub:
+            call = stub.Download(artifacts_pb2.DownloadRequest(sha256=sha256, offset=offset))
             try:
                 expected = offset
                 while isinstance(chunk := await _next(call), artifacts_pb2.DownloadChunk):

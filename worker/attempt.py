@@ -7,13 +7,26 @@ result share one numbering: it starts at 1, has no gaps and never uses a number 
 from collections import deque
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from potluck.receipts import ReceiptBody, output_digest
-from worker.messages import Assigned, AttemptId, Completed, Failure, Piece, Prompt, SendFrame, SendResult
+from worker.messages import (
+    Assigned,
+    AttemptId,
+    Completed,
+    Failure,
+    Output,
+    Piece,
+    Prompt,
+    SendFrame,
+    SendResult,
+    Step,
+)
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+FRAME_STEPS_MAX: Final = 128  # the coordinator takes twice as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +43,14 @@ class RunningAttempt:
     started_at: float
     prompt: Prompt | None = None  # to be told with the first frame
     prompt_tokens: int = 0
-    pending: list[Piece] = field(default_factory=list)  # not yet in a numbered frame
+    pending: list[Output] = field(default_factory=list)  # not yet in a numbered frame
     pending_bytes: int = 0
     unacknowledged: deque[Sent] = field(default_factory=deque)
     unacknowledged_bytes: int = 0
     sequence: int = 0  # the last produced
     acknowledged: int = 0
-    tokens: int = 0  # produced
+    tokens: int = 0  # produced, or trained
+    steps_done: int = 0  # of the whole fine-tune
     tokens_acknowledged: int = 0
     digests: "dict[int, _Hash]" = field(default_factory=dict)  # of the acknowledged text of each choice
     ended: bool = False
@@ -50,10 +64,12 @@ class RunningAttempt:
         """Nothing more will be said about it."""
         return self.ended and not self.unacknowledged
 
-    def produce(self, pieces: tuple[Piece, ...]) -> None:
+    def produce(self, pieces: tuple[Output, ...]) -> None:
         self.pending += pieces
         self.pending_bytes += sum(piece.size_bytes for piece in pieces)
         self.tokens += sum(piece.tokens for piece in pieces)
+        if pieces and isinstance(step := pieces[-1], Step):
+            self.steps_done = step.number + 1
 
     def forget_pending(self) -> None:
         """Output that was never numbered: nobody will miss it, and no receipt claims it."""
@@ -63,10 +79,11 @@ class RunningAttempt:
     def flush(self, now: float, *, frame_bytes_max: int) -> list[SendFrame]:
         """Numbers all that waits, in frames of at most so many bytes (a larger piece goes alone)."""
         frames: list[SendFrame] = []
-        gathered: list[Piece] = []
+        gathered: list[Output] = []
         room = frame_bytes_max - (self.prompt.size_bytes if self.prompt else 0)
         for piece in self.pending:
-            if gathered and piece.size_bytes > room:
+            crowded = isinstance(piece, Step) and len(gathered) >= FRAME_STEPS_MAX
+            if gathered and (crowded or piece.size_bytes > room):
                 frames.append(self._frame(gathered, now))
                 gathered, room = [], frame_bytes_max
             gathered.append(piece)
@@ -76,7 +93,7 @@ class RunningAttempt:
         self.pending, self.pending_bytes = [], 0
         return frames
 
-    def _frame(self, pieces: list[Piece], now: float) -> SendFrame:
+    def _frame(self, pieces: list[Output], now: float) -> SendFrame:
         self.sequence += 1
         frame = SendFrame(self.id, self.sequence, tuple(pieces), self.prompt)
         size = sum(piece.size_bytes for piece in pieces) + (self.prompt.size_bytes if self.prompt else 0)
@@ -117,16 +134,20 @@ class RunningAttempt:
         return [sent.message for sent in self.unacknowledged]
 
     def receipt(self, worker_id: str, outcome: Completed | Failure | None, now: float) -> ReceiptBody | None:
-        """What may be claimed: all of a completed attempt, of any other what is acknowledged, if anything."""
+        """What may be claimed: all of a completed attempt, of any other what is acknowledged, if anything.
+
+        Of training, nothing before its end.
+        """
         digests = {choice: digest.copy() for choice, digest in self.digests.items()}
         tokens = self.tokens_acknowledged
         vectors: tuple[bytes, ...] = ()
         if isinstance(outcome, Completed):
-            tokens, vectors = self.tokens, outcome.digests
+            tokens = self.tokens if outcome.tokens is None else outcome.tokens
+            vectors = outcome.digests
             for sent in self.unacknowledged:
                 for piece in _pieces(sent):
                     _digest(digests, piece)
-        elif tokens == 0:
+        elif tokens == 0 or self.assigned.trains:
             return None
         choices = [digests[choice].digest() for choice in sorted(digests)]
         return ReceiptBody(
@@ -143,9 +164,10 @@ class RunningAttempt:
         )
 
 
-def _pieces(sent: Sent) -> tuple[Piece, ...]:
+def _pieces(sent: Sent) -> tuple[Output, ...]:
     return sent.message.pieces if isinstance(sent.message, SendFrame) else ()
 
 
-def _digest(digests: "dict[int, _Hash]", piece: Piece) -> None:
-    digests.setdefault(piece.choice, sha256()).update(piece.text.encode("utf-8", "surrogatepass"))
+def _digest(digests: "dict[int, _Hash]", piece: Output) -> None:
+    if isinstance(piece, Piece):
+        digests.setdefault(piece.choice, sha256()).update(piece.text.encode("utf-8", "surrogatepass"))

@@ -4,9 +4,12 @@ Pure, as the core. Iterating goes over a copy: what is looked at may be dropped 
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from worker.attempt import RunningAttempt
 from worker.messages import AttemptId
+
+TRAINED_S: Final = 120.0  # what training made is looked at for no longer
 
 
 class Attempts:
@@ -65,9 +68,12 @@ class Attempts:
         self.remember(attempt.id)
 
     def drop_told(self, now: float, lease_s: float) -> None:
-        """An end that was told a lease ago is known, or came too late: nobody will ask for it again."""
+        """An end that was told a lease ago is known, or came too late: nobody will ask for it again. What
+        training made is looked at before its end is acknowledged.
+        """
         for attempt in self:
-            if attempt.ended and now - attempt.unacknowledged[-1].at >= lease_s:
+            waits_s = TRAINED_S if attempt.assigned.trains else lease_s
+            if attempt.ended and now - attempt.unacknowledged[-1].at >= waits_s:
                 self.drop(attempt)
 
     def remember(self, attempt: AttemptId) -> None:

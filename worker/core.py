@@ -47,6 +47,7 @@ from worker.messages import (
     ModelsChanged,
     ModelWithdrawn,
     OpenEngines,
+    Output,
     Paused,
     Piece,
     Prompt,
@@ -133,11 +134,11 @@ class Core:
                 self._drain(why, limit_s, now)
             case Paused() | Resumed():
                 self._heed(event, now, out)
-            case ModelOffered(model, engine, slots):
-                self._offers.models[model] = Offer(engine, slots)
+            case ModelOffered(model, engine, slots, trains):
+                self._offers.models[model, trains] = Offer(engine, slots)
                 self._liveness.beat_soon(now)
-            case ModelWithdrawn(model, _):
-                self._offers.models.pop(model, None)
+            case ModelWithdrawn(model, _, trains):
+                self._offers.models.pop((model, trains), None)
                 self._liveness.beat_soon(now)
             case ModelsChanged():
                 self._liveness.beat_soon(now)
@@ -214,7 +215,7 @@ class Core:
             self.attempts.remember(attempt)
             out.append(SendRefused(attempt, reason))
             return
-        self.attempts.add(RunningAttempt(event, self._offers.models[event.model].engine, now))
+        self.attempts.add(RunningAttempt(event, self._offers.engine_of(event), now))
         self._liveness.beat_as_busy(now)
         out += [SendAccepted(attempt), StartEngine(event)]
 
@@ -230,13 +231,13 @@ class Core:
             attempt.prompt = prompt if prompt.size_bytes <= self._liveness.frame_bytes_max else prompt.bare
 
     def _produced(
-        self, attempt_id: AttemptId, pieces: tuple[Piece, ...], now: float, out: list[Instruction]
+        self, attempt_id: AttemptId, pieces: tuple[Output, ...], now: float, out: list[Instruction]
     ) -> None:
         attempt = self.attempts.find(attempt_id)
         if attempt is None:
             return
         attempt.produce(pieces)
-        if any(piece.choice >= self.limits.choices_max for piece in pieces):
+        if any(isinstance(piece, Piece) and piece.choice >= self.limits.choices_max for piece in pieces):
             endless = Failure(Fault.WORKER, "engine_error", "the engine counts choices without end")
             self._break_off(attempt, endless, now, out)
         elif (

@@ -237,8 +237,9 @@ class Daemon:
             case StartEngine(assigned):
                 self._serving.supervisor.start(assigned)  # first: somebody waits for its first token
                 self._claims.earnings.started(assigned)
+                doing = "training for" if assigned.trains else "serving"
                 self._log.info(
-                    f"serving {assigned.member}",
+                    f"{doing} {assigned.member}",
                     action="attempt_started",
                     job=assigned.attempt.job_id,
                     attempt=assigned.attempt.number,

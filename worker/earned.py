@@ -14,9 +14,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from potluck.catalogue import Catalogue
 from potluck.home import write_atomic
-from potluck.pricing import Demand, Shape, Tariff, microcredits, output_units, prompt_units
+from potluck.pricing import (
+    Demand,
+    Shape,
+    Tariff,
+    Training,
+    microcredits,
+    output_units,
+    prompt_units,
+    training_units,
+)
 from potluck.receipts import ReceiptBody
-from potluck.v1 import session_pb2
+from potluck.v1 import session_pb2, work_pb2
 from worker.messages import Assigned, AttemptId
 
 FILE: Final = "earned.json"
@@ -39,12 +48,24 @@ def worth(body: ReceiptBody, assigned: Assigned, shape: Shape, tariff: Tariff) -
     """Microcredits of one attempt, less the fee: its output, and of the prompt the part that goes with it."""
     assign = assigned.payload
     assert isinstance(assign, session_pb2.Assign), "assignments come from `wire`"
+    if assigned.trains:
+        return _less_fee(microcredits(training_units(shape, _trained(body, assign.work.training))), tariff)
     before = sum(choice.tokens for choice in assign.continuation.delivered)
     demand = Demand(assigned.kind, shape, (body.prompt_tokens,))
     tokens = body.output_tokens
     whole = prompt_units(demand, tariff)
     prompt = whole * tokens // (before + tokens) if tokens else whole
     earned = microcredits(prompt + output_units(demand, before, tokens))
+    return _less_fee(earned, tariff)
+
+
+def _trained(body: ReceiptBody, work: work_pb2.TrainingWork) -> Training:
+    """As far as the receipt tells: without what attention and validation come to."""
+    number_bytes = 2 if work.delta else 4  # of the adapter as it comes
+    return Training(work.plan.method, work.adapter.bytes // number_bytes, body.output_tokens, 0)
+
+
+def _less_fee(earned: int, tariff: Tariff) -> int:
     return earned - earned * tariff.fee_permille // 1_000
 
 

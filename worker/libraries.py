@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from potluck.home import write_atomic
 from worker.machine import Library, Torch
 
-MODULES: Final = ("torch", "transformers", "xllamacpp")
+MODULES: Final = ("torch", "transformers", "peft", "xllamacpp")
+UNASKED: Final = {"peft"}  # it only imports two of the others; a trainer that does not load says why
 FILE: Final = "libraries.json"
 FILE_BYTES_MAX: Final = 1 << 20
 SURVEY_S_MAX: Final = 180.0  # for each module, on a cold disk and an old processor
@@ -56,7 +57,7 @@ class Surveys:
         """Blocking for seconds: imports each in another process. Kept, if the disk lets us."""
         libraries, torch = {}, None
         for name, version in installed().items():
-            answer = survey(name)
+            answer = survey(name) if name not in UNASKED else {}
             error, cards = str(answer.get("error", "")), answer.get("cards", ())
             libraries[name] = Library(version=version, error=error, cards=cards)
             if name == "torch" and answer.get("torch"):

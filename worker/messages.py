@@ -6,8 +6,11 @@ with its size; the core carries it and never looks inside. Times are seconds on 
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from potluck.receipts import ReceiptBody
+
+FINETUNE: Final = "finetune"  # the kind of work that trains
 
 
 class Fault(StrEnum):
@@ -55,11 +58,27 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step of a training, `number` of all from 0. Its tokens are paid by the training's end."""
+
+    number: int
+    tokens: int
+    size_bytes: int
+    payload: object
+
+
+Output = Piece | Step  # what an engine produces on its way
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
+    """`tokens`: those of a training; None: the output's, as it was counted on the way."""
+
     prompt_tokens: int
     size_bytes: int
     payload: object
-    digests: tuple[bytes, ...] = ()  # of an embedding's vectors; a text is digested as it goes
+    digests: tuple[bytes, ...] = ()  # of vectors, of what training made; a text is digested as it goes
+    tokens: int | None = None
 
 
 # --- events: what happened -------------------------------------------------------------------------------
@@ -87,8 +106,13 @@ class Assigned:
     member: str
     goes_on: bool  # an earlier attempt's prompt is given: it need not be reported again
     payload: object
-    kind: str = ""  # chat | completion | embedding
-    adapter: object = None  # its local files, once they are here
+    kind: str = ""  # chat | completion | embedding | finetune
+    steps: int = 0  # of the whole fine-tune
+    files: object = None  # those it needs on this machine, once they are here
+
+    @property
+    def trains(self) -> bool:
+        return self.kind == FINETUNE
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +149,19 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffered:
-    """The model can be given work from now on (it may still have to be loaded for it)."""
+    """The model can be given work from now on (it may still have to be loaded for it), or be trained."""
 
     model: str
     engine: str
     slots: int
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWithdrawn:
     model: str
     why: str
+    trains: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +178,7 @@ class EngineStarted:
 @dataclass(frozen=True, slots=True)
 class EngineProduced:
     attempt: AttemptId
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Output, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +259,7 @@ class SendRefused:
 class SendFrame:
     attempt: AttemptId
     sequence: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Output, ...]
     prompt: Prompt | None
 
 

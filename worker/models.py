@@ -5,15 +5,18 @@ machine's memory and that one of its engines can run. The emulator is never chos
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from potluck.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, ModelEntry, Variant
 from worker.errors import WorkerConflict
+from worker.messages import FINETUNE
+from worker.rules import Sharing
 from worker.settings import Settings
 
 EMULATOR: Final = "emulator"
 BRIDGE: Final = "openai"
+TRAINER: Final = "trainer"  # beside the engine that serves a model, never instead of it
 
 # What each engine needs; without a card the first that is here and fits is taken.
 NEEDS: Final = {
@@ -22,17 +25,33 @@ NEEDS: Final = {
     BRIDGE: (),
     EMULATOR: (),
 }
+TRAINER_NEEDS: Final = ("torch", "transformers", "peft")
+TRAINED_WITH: Final = "torch"  # the engine whose variants the trainer loads
+TRAINING_BYTES: Final = 1 << 30  # for what it computes on its way, whatever the model
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One model to serve. `eager`: the owner asked for it by name, so it is loaded at once and stays."""
+    """One model to serve. `eager`: the owner asked for it by name, so it is loaded at once and stays.
+
+    `trains`: or to train, in an engine of its own that is loaded when there is a training.
+    """
 
     entry: ModelEntry
     variant: Variant
     engine: str
     eager: bool
     bridge: str = ""  # its table in worker.toml, where a server of the owner's serves it
+    trains: bool = False
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        return self.entry.name, self.trains
+
+    @property
+    def tenant(self) -> str:
+        """What it is called among those that share memory."""
+        return f"the training of {self.entry.name}" if self.trains else self.entry.name
 
 
 # Whatever forms of the weights the catalogue knows: the server has its own.
@@ -92,8 +111,42 @@ def _engines_wanted(settings: Settings, here: Collection[str]) -> list[str]:
     return [settings.engine]
 
 
+def trainer_of(
+    choice: Choice, sharing: Sharing, *, here: bool, memory_bytes: int, number_bytes: int
+) -> Choice | None:
+    """What trains this model beside the engine that serves it; None: nothing here can, or its owner does not
+    want it.
+
+    `here`: the trainer's libraries are. `memory_bytes`: the most that it may take; `number_bytes`: of each of
+    the model's numbers, as they are held for it. A bridge leads to a server that is not ours to train on.
+    """
+    wanted = not sharing.kinds or FINETUNE in sharing.kinds
+    if not wanted or choice.engine == BRIDGE or not {"chat", "completion"}.intersection(choice.entry.kinds):
+        return None
+    if choice.engine == EMULATOR:
+        return replace(choice, eager=False, trains=True)
+    needed = training_bytes(choice.entry, number_bytes)
+    ways = [variant for variant in choice.entry.variants if TRAINED_WITH in variant.engines]
+    if not here or not ways or needed > memory_bytes:
+        return None
+    chosen = choice.variant if choice.variant in ways else ways[0]
+    variant = chosen.model_copy(update={"memory_bytes": needed})
+    return Choice(choice.entry, variant, TRAINER, eager=False, trains=True)
+
+
+def training_bytes(entry: ModelEntry, number_bytes: int) -> int:
+    """A quarter beside the weights for gradients and moments of the adapter and for activations that grow
+    with the model, and what any training takes.
+    """
+    return entry.parameters * number_bytes * 5 // 4 + TRAINING_BYTES
+
+
 def options_of(choice: Choice, settings: Settings) -> dict[str, str]:
-    """What the engine of this model is told: the owner's options, or the bridge to the owner's server."""
+    """What the engine of this model is told: the owner's options, or the bridge to the owner's server. A
+    trainer is not the engine that they were written for.
+    """
+    if choice.engine == TRAINER:
+        return {}
     return settings.bridge[choice.bridge].options() if choice.bridge else settings.engine_options
 
 

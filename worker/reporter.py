@@ -120,7 +120,8 @@ class Reporter:
         if self.state == "stopped":
             return now
         serving = self._serving
-        models = tuple(model_now(service, serving.in_pool) for service in serving.supervisor.models.values())
+        services = [*serving.supervisor.models.values(), *serving.supervisor.trainers]
+        models = tuple(model_now(service, serving.in_pool) for service in services)
         tokens = self._core.attempts.tokens_produced()
         update = {
             "threads": serving.threads,

@@ -72,7 +72,7 @@ def size_bytes(text: str, total: int) -> int:
 Listed = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_listed)]
 Windows = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_windows)]
 Size = Annotated[str, Field(max_length=40), AfterValidator(_size)]
-Kinds = Annotated[tuple[Literal["chat", "completion", "embedding"], ...], BeforeValidator(split)]
+Kinds = Annotated[tuple[Literal["chat", "completion", "embedding", "finetune"], ...], BeforeValidator(split)]
 
 
 class Table(BaseModel):
@@ -82,7 +82,7 @@ class Table(BaseModel):
 class Sharing(Table):
     """For what and for whom; empty lists allow all. The owner's own jobs are always served, and first."""
 
-    kinds: Kinds = Field((), description="chat, completion, embedding; empty: all")
+    kinds: Kinds = Field((), description="chat, completion, embedding, finetune; empty: all")
     members: Listed = Field((), description="names of members to serve; empty: all")
     members_refused: Listed = Field((), description="names of members never to serve")
     models_refused: Listed = Field((), description="names of models never to serve")

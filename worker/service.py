@@ -19,6 +19,7 @@ from worker.budget import Resident
 from worker.engines.pipe import PipeError
 from worker.files import ModelFiles
 from worker.hosts.host import EngineStartError, Host
+from worker.loads import load_of, slots_of
 from worker.memory import NoRoom
 from worker.messages import (
     Assigned,
@@ -30,7 +31,7 @@ from worker.messages import (
     ModelsChanged,
     ModelWithdrawn,
 )
-from worker.models import Choice, load_s_max, options_of
+from worker.models import Choice
 from worker.pace import Pace
 from worker.speeds import ModelSpeed
 from worker.surroundings import Surroundings
@@ -41,7 +42,7 @@ RETRY_S_MIN: Final = 5.0
 RETRY_S_MAX: Final = 300.0
 STEADY_S: Final = 60.0  # an engine that lived so long has not failed in a row
 PROGRESS_S_MIN: Final = 1.0
-SLOTS_GUESSED: Final = {"llamacpp": 4, "torch": 8, "openai": 8, "emulator": 32}  # until the engine says
+TRAINER_IDLE_S: Final = 120.0  # the parts of a fine-tune follow each other, and others want their cores back
 ON_DISK: Final = frozenset(
     {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_LOADING, session_pb2.MODEL_STATE_READY}
 )
@@ -56,11 +57,11 @@ class ModelService:
         self.why = ""
         self._files = ModelFiles(choice.variant, around.store, around.downloads, self._downloading)
         digests = tuple(file.sha256 for file in choice.variant.files) or (choice.entry.name,)
-        self._speed = ModelSpeed(around.speeds, around.speeds.key(choice.engine, digests))
+        self.speed = ModelSpeed(around.speeds, around.speeds.key(choice.engine, digests))
         self.bytes_done, self.bytes_total = 0, self._files.bytes_total
         self.host: Host | None = None
         self.around = around
-        self._loaded = engine_pb2.Loaded()
+        self.loaded = engine_pb2.Loaded()
         self._loaded_threads = 0
         self._share = 0  # of a capped memory, since it was last taken
         self._waiting: dict[AttemptId, Assigned] = {}
@@ -71,27 +72,36 @@ class ModelService:
         self._used_at = 0.0
         self._told_at = 0.0
         self._load_took_s = 0.0
-        self._pace = Pace(0.0, 0)
+        self.pace = Pace(0.0, 0)
         self._log = structlog.get_logger("worker.models").bind(model=choice.entry.name, engine=choice.engine)
 
     @property
     def name(self) -> str:
-        return self.choice.entry.name
+        return self.choice.tenant
+
+    @property
+    def in_memory(self) -> bool:
+        """Or on its way there."""
+        return self.state in {session_pb2.MODEL_STATE_LOADING, session_pb2.MODEL_STATE_READY}
 
     # --- what the daemon says ---
 
     def start(self, assigned: Assigned) -> None:
         self._used_at = asyncio.get_running_loop().time()
-        if self.host is None:
+        if self.host is None or (self.choice.trains and self.host.running):  # one may still be ending
             self._waiting[assigned.attempt] = assigned
             self._wanted.set()
         else:
             self._leaving = False
             self._hand_over(self.host, assigned)
 
-    def stop(self, attempt: AttemptId) -> None:
-        if self._waiting.pop(attempt, None) is None and self.host is not None:
+    def stop(self, attempt: AttemptId) -> bool:
+        """Whether it waited here, and never begins; else its engine says when it has ended."""
+        if self._waiting.pop(attempt, None) is not None:
+            return True
+        if self.host is not None:
             self.host.send(wire.stop_command(attempt))
+        return False
 
     def poke(self) -> None:
         """The share of cores may have changed."""
@@ -107,7 +117,7 @@ class ModelService:
 
     def rest(self, why: str) -> None:
         """Its task was cancelled: the model is out of memory until `run` begins anew."""
-        self._loaded = engine_pb2.Loaded()
+        self.loaded = engine_pb2.Loaded()
         self._wanted.clear()
         there = self.state in {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_READY}
         loading = self.state == session_pb2.MODEL_STATE_LOADING
@@ -115,38 +125,8 @@ class ModelService:
             session_pb2.MODEL_STATE_PRESENT if there or loading else session_pb2.MODEL_STATE_ABSENT, why
         )
 
-    def served(self) -> session_pb2.ServedModel:
-        entry, loaded = self.choice.entry, self._loaded
-        speed = self._speed.now
-        shared = self.around.settings.sharing.kinds
-        kinds = list(loaded.kinds) or [str(kind) for kind in entry.kinds]
-        return session_pb2.ServedModel(
-            name=entry.name,
-            engine=self.choice.engine,
-            kinds=[kind for kind in kinds if not shared or kind in shared],
-            state=self.state,
-            bytes_done=self.bytes_done,
-            bytes_total=self.bytes_total,
-            numerics=loaded.numerics,
-            sampler=loaded.sampler,
-            prefill_tokens_per_s=speed.prefill,
-            decode_tokens_per_s=speed.decode,
-            slots=self._slots(),
-            context_tokens=loaded.context_tokens or entry.context_tokens,
-            features=loaded.features,
-            why=self.why,
-            eta_ms=self._eta_ms(),
-        )
-
-    def _slots(self) -> int:
-        wished = self.around.settings.slots or SLOTS_GUESSED.get(self.choice.engine, 1)
-        return self._loaded.slots or wished
-
-    def _eta_ms(self) -> int:
-        if self.state not in {session_pb2.MODEL_STATE_DOWNLOADING, session_pb2.MODEL_STATE_LOADING}:
-            return 0
-        now = asyncio.get_running_loop().time()
-        return self._pace.left_ms(self.bytes_done, self.bytes_total, now)
+    def slots(self) -> int:
+        return slots_of(self.choice, self.around.settings, self.loaded)
 
     # --- what its memory asks ---
 
@@ -179,9 +159,7 @@ class ModelService:
             with ExitStack() as held:
                 try:
                     if not self._wanted.is_set():
-                        await self._fetch()
-                        self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
-                        await self._wanted.wait()
+                        await self._until_wanted()
                     held.enter_context(self.around.store.using(self.choice.variant.files))
                     paths = await self._fetch()  # again: they may have given way to other models'
                     self._share = self.around.share(self.name)
@@ -195,6 +173,13 @@ class ModelService:
                 finally:
                     evict = True
                 await self._in_memory(paths)
+
+    async def _until_wanted(self) -> None:
+        """What serves has its files already then. Raises FetchError."""
+        if not self.choice.trains:
+            await self._fetch()
+            self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
+        await self._wanted.wait()
 
     async def _fetch(self) -> list[Path]:
         """Raises FetchError."""
@@ -218,32 +203,25 @@ class ModelService:
             self.around.memory.give(self)
 
     def _downloading(self) -> None:
-        self.bytes_done, self._pace = self._files.bytes_done, self._files.pace
+        self.bytes_done, self.pace = self._files.bytes_done, self._files.pace
         if self.state is not session_pb2.MODEL_STATE_DOWNLOADING:
             self._move(session_pb2.MODEL_STATE_DOWNLOADING)
         self._tell("downloading")
 
     async def _load(self, paths: list[Path]) -> Host:
         """Raises EngineStartError."""
-        settings = self.around.settings
-        self._loaded_threads = self.around.threads()
-        load = engine_pb2.Load(
-            engine=self.choice.engine,
-            model=self.choice.entry.name,
-            paths=[str(path) for path in paths],
-            threads=self._loaded_threads,
-            slots=settings.slots,
-            context_tokens=settings.context_tokens,
-            options=options_of(self.choice, settings),
-            cache_dir=str(self.around.converted),
-            kinds=[str(kind) for kind in self.choice.entry.kinds],
-            memory_bytes_max=self._share,
-            gpus=settings.caps.gpus,
-            load_s_max=load_s_max(self.choice, settings),
-        )
         began = asyncio.get_running_loop().time()
-        self.bytes_done, self._pace = 0, Pace(began, 0, self._load_took_s)
+        self.bytes_done, self.pace = 0, Pace(began, 0, self._load_took_s)
         self._move(session_pb2.MODEL_STATE_LOADING, self.why)
+        self._loaded_threads = self.around.threads()  # now: a training that is loading counts
+        load = load_of(
+            self.choice,
+            self.around.settings,
+            paths=paths,
+            threads=self._loaded_threads,
+            memory_bytes_max=self._share,
+            cache_dir=self.around.converted,
+        )
         self._log.info("loading", action="model_loading", threads=self._loaded_threads)
         host = await self.around.start_host(load, self._heard, memory_bytes=self.choice.variant.memory_bytes)
         self._load_took_s = asyncio.get_running_loop().time() - began
@@ -253,15 +231,13 @@ class ModelService:
         """Returns when the engine died, or should be unloaded or loaded anew."""
         loop = asyncio.get_running_loop()
         since = self._used_at = loop.time()
-        self._loaded, self.host, self._leaving = host.loaded, host, False
+        self.loaded, self.host, self._leaving = host.loaded, host, False
         self.bytes_done = self.bytes_total
-        self._speed.measured(host.loaded)
+        self.speed.measured(host.loaded)
         self._move(session_pb2.MODEL_STATE_READY)
         self._offer()
-        self._log.info("ready", action="model_ready", slots=self._slots(), pids=host.pids)
-        waiting, self._waiting = self._waiting, {}
-        for assigned in waiting.values():
-            self._hand_over(host, assigned)
+        self._log.info("ready", action="model_ready", slots=self.slots(), pids=host.pids)
+        self._hand_over_waiting(host)
         while not host.exited.done():
             self.around.memory.stir()
             await self._something(host)
@@ -272,7 +248,7 @@ class ModelService:
                 return
             if self._loaded_threads != self.around.threads():
                 self._log.info("another share of the cores", action="model_reloading")
-                self._wanted.set()
+                self._want_again()
                 return
             if self._idle_s() is not None and loop.time() - self._used_at >= (self._idle_s() or 0.0):
                 self._unload("unloaded: nobody asked for it")
@@ -281,9 +257,15 @@ class ModelService:
         self._failures = 0 if loop.time() - since >= STEADY_S else self._failures
         await self._restart(host.exited.result())
 
+    def _want_again(self) -> None:
+        """At once, unless it is loaded on demand and there is none."""
+        self._wanted.set()
+        if self.choice.trains and not self._waiting:
+            self._unload("unloaded: nothing is trained")
+
     def _unload(self, why: str) -> None:
         self._log.info(why, action="model_unloaded")
-        self._loaded = engine_pb2.Loaded()
+        self.loaded = engine_pb2.Loaded()
         self._wanted.clear()
         self._move(session_pb2.MODEL_STATE_PRESENT)
 
@@ -303,12 +285,15 @@ class ModelService:
 
     def _idle_s(self) -> float | None:
         """How long the engine may be idle; None: for ever."""
-        return None if self.choice.eager else self.around.settings.unload_after_s or None
+        wished = self.around.settings.unload_after_s or None
+        if self.choice.trains:
+            return min(wished or TRAINER_IDLE_S, TRAINER_IDLE_S)
+        return None if self.choice.eager else wished
 
     async def _restart(self, why: str) -> None:
         self._log.warning("the engine died and is started again", action="engine_died", why=why)
         self._move(session_pb2.MODEL_STATE_LOADING, why)
-        self._wanted.set()
+        self._want_again()
         self.around.memory.give(self)
         pause_s = min(RESTART_S_MAX, RESTART_S_MIN * 2.0**self._failures)
         self._failures = min(self._failures + 1, 30)
@@ -325,17 +310,25 @@ class ModelService:
         """What waits is told; another try follows later, since disks are emptied and networks come back."""
         self._log.error("the model cannot be served", action="model_failed", why=str(error))
         self._move(session_pb2.MODEL_STATE_FAILED, str(error))
-        self.around.emit(ModelWithdrawn(self.choice.entry.name, str(error)))
+        self.around.emit(ModelWithdrawn(self.choice.entry.name, str(error), self.choice.trains))
         code = error.code if isinstance(error, EngineStartError) else "model_not_there"
         self.refuse_waiting(Failure(Fault.WORKER, code, str(error)))
         pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2.0**self._failures)
         self._failures = min(self._failures + 1, 30)
         await asyncio.sleep(pause_s)
+        if self.choice.trains:  # nobody waits: whoever asks next may find that it works again
+            self._unload("training may be tried again")
+            self._offer()
 
     # --- words in and out ---
 
+    def _hand_over_waiting(self, host: Host) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for assigned in waiting.values():
+            self._hand_over(host, assigned)
+
     def _hand_over(self, host: Host, assigned: Assigned) -> None:
-        if assigned.adapter is not None and "lora" not in host.loaded.features:
+        if isinstance(assigned.files, engine_pb2.LoadedAdapter) and "lora" not in host.loaded.features:
             unable = Failure(Fault.NONE, "no_adapters", f"{self.choice.engine} serves no adapters")
             asyncio.get_running_loop().call_soon(self.around.emit, EngineFailed(assigned.attempt, unable))
             return
@@ -355,7 +348,7 @@ class ModelService:
             self._tell("loading")
             return
         if event.HasField("loaded") and self.host is not None:  # its room has changed
-            self._loaded = event.loaded
+            self.loaded = event.loaded
             self._offer()
             self.around.emit(ModelsChanged())
         try:
@@ -365,13 +358,16 @@ class ModelService:
             return
         if heard is not None:
             self.around.emit(heard)
-        self._speed.heard(event, asyncio.get_running_loop().time())
+        self.speed.heard(event, asyncio.get_running_loop().time())
         if event.HasField("done") or event.HasField("failed"):
             self._used_at = asyncio.get_running_loop().time()
+            if self.host is not None and not self.host.running:
+                self._hand_over_waiting(self.host)
             self._poked.set()
 
     def _offer(self) -> None:
-        self.around.emit(ModelOffered(self.choice.entry.name, self.choice.engine, self._slots()))
+        name, trains = self.choice.key
+        self.around.emit(ModelOffered(name, self.choice.engine, self.slots(), trains))
 
     def _move(self, state: session_pb2.ModelState.ValueType, why: str = "") -> None:
         self.state, self.why = state, why

@@ -10,12 +10,12 @@ from typing import Final
 import structlog
 
 from potluck.catalogue import Catalogue
-from potluck.fetch import ArtifactSource
 from potluck.fetch import Policy as Downloads
 from potluck.store import ModelStore
 from potluck.throttle import Throttle
 from potluck.v1 import session_pb2
 from worker import advice
+from worker.artifacts import ArtifactClient
 from worker.budget import shares, together
 from worker.cores import CoreShare
 from worker.errors import WorkerError
@@ -24,7 +24,7 @@ from worker.hosts.process import EngineHost
 from worker.load import Load
 from worker.memory import Memory
 from worker.messages import Event
-from worker.models import Choice, catalogue_from, choose
+from worker.models import TRAINER, Choice, catalogue_from, choose, trainer_of
 from worker.probe import Probe, hardware_of
 from worker.ray.site import Site
 from worker.rules import size_bytes
@@ -33,6 +33,8 @@ from worker.speeds import FILE as SPEEDS_FILE
 from worker.speeds import Speeds
 from worker.supervisor import Supervisor
 from worker.surroundings import Surroundings
+from worker.uploads import Uploads
+from worker.workroom import Workroom
 
 CORES_S: Final = 5.0  # how soon a change of the neighbours is noticed
 
@@ -48,7 +50,7 @@ class Serving:
         *,
         settings: Settings,
         places: Places,
-        artifacts: ArtifactSource,
+        artifacts: ArtifactClient,
         now: Callable[[], float],
         emit: Callable[[Event], None],
         know: Callable[[Catalogue], None],
@@ -67,6 +69,7 @@ class Serving:
         self.threads = self._cores.threads()
         quota = size_bytes(settings.caps.disk, disk_bytes(places.cache)) if settings.caps.disk else 0
         self._store = ModelStore(places.cache, derived=places.converted, quota_bytes=quota)
+        self._workroom = Workroom(places.training, self._store)
         rate = settings.download_bytes_per_s
         self._downloads = Downloads(throttle=Throttle(rate) if rate else None)
         self.speeds = Speeds(places.worker / SPEEDS_FILE, device=advice.room(self.machine).where, now=now)
@@ -97,13 +100,13 @@ class Serving:
 
     def _place(self, engine: str) -> str:
         """Where an engine keeps its models; the llama.cpp of the published wheels has no use for a card."""
-        return "vram" if engine == "torch" and "vram" in self.memory.caps else "memory"
+        return "vram" if engine in ("torch", TRAINER) and "vram" in self.memory.caps else "memory"
 
     def _by_place(self, choices: list[Choice]) -> dict[str, dict[str, int]]:
         """Sizes of the models by the place where they will be, and by name."""
         sizes: dict[str, dict[str, int]] = {place: {} for place in self.memory.caps}
         for choice in choices:
-            sizes[self._place(choice.engine)][choice.entry.name] = choice.variant.memory_bytes
+            sizes[self._place(choice.engine)][choice.tenant] = choice.variant.memory_bytes
         return {place: found for place, found in sizes.items() if found}
 
     def _share_out(self, choices: list[Choice]) -> dict[str, int]:
@@ -141,8 +144,24 @@ class Serving:
         names = ", ".join(f"{choice.entry.name} ({choice.engine})" for choice in choices)
         self._log.info(f"serving {names}", action="models_chosen")
         self._know(catalogue)
-        self._shares = self._share_out(choices)
-        await self.supervisor.serve(choices, self._surroundings(choices))
+        trainers = self._trainers(choices)
+        self._shares = self._share_out([*choices, *trainers])
+        await self.supervisor.serve([*choices, *trainers], self._surroundings(choices))
+
+    def _trainers(self, choices: list[Choice]) -> list[Choice]:
+        """What trains these models here: in float32 on a processor, in half of it on a card."""
+        place = self._place(TRAINER)
+        found = (
+            trainer_of(
+                choice,
+                self._settings.sharing,
+                here=advice.trains(self.machine),
+                memory_bytes=self.memory.caps[place],
+                number_bytes=2 if place == "vram" else 4,
+            )
+            for choice in choices
+        )
+        return [trainer for trainer in found if trainer is not None]
 
     def _surroundings(self, choices: list[Choice]) -> Surroundings:
         sizes = self._by_place(choices)
@@ -153,9 +172,11 @@ class Serving:
             downloads=self._downloads,
             speeds=self.speeds,
             converted=self._places.converted,
-            threads=lambda: max(1, self.threads // at_once),
+            threads=lambda: max(1, self.threads // (at_once + len(self.supervisor.trainers))),
             emit=self._emit,
             artifacts=self._artifacts,
+            uploads=Uploads(self._artifacts),
+            workroom=self._workroom,
             memory=self.memory,
             place=self._place,
             share=lambda name: self._shares.get(name, 0),
@@ -165,7 +186,8 @@ class Serving:
     # --- its life ---
 
     async def run(self) -> None:
-        """Looks at the neighbours, until cancelled."""
+        """Removes what an earlier life left; then looks at the neighbours, until cancelled."""
+        await asyncio.to_thread(self._workroom.sweep)
         while True:
             await asyncio.sleep(CORES_S)
             if (threads := self._cores.threads()) != self.threads:

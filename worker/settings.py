@@ -212,6 +212,11 @@ class Places(BaseModel):
     machine: Path = Field(default_factory=machine_folder)
 
     @property
+    def training(self) -> Path:
+        """Folders of training attempts, inside the model cache: all nodes of a site see it."""
+        return self.cache / "training"
+
+    @property
     def converted(self) -> Path:
         """Weights that engines have made out of model files, in folders named by the file's sha256."""
         return self.cache.parent / "converted"

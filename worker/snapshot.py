@@ -7,6 +7,7 @@ from typing import Final
 from potluck.v1 import session_pb2
 from worker.attempt import RunningAttempt
 from worker.policy import Card
+from worker.served import served_model
 from worker.service import ModelService
 from worker.state import CardNow, ModelNow, RunningFor
 
@@ -40,6 +41,8 @@ def attempt_now(running: RunningAttempt) -> RunningFor:
         model=running.assigned.model,
         member=running.assigned.member,
         tokens=running.tokens,
+        steps_done=running.steps_done,
+        steps=running.assigned.steps,
         since=running.started_at,
     )
 
@@ -48,7 +51,7 @@ def model_now(service: ModelService, in_pool: frozenset[str] | None) -> ModelNow
     """`in_pool`: the names of the pool's models, None before it said so. A model that left the catalogue
     stays in memory, since it may come back, but nobody can ask for it.
     """
-    served = service.served()
+    served = served_model(service)
     withdrawn = in_pool is not None and served.name not in in_pool
     state = session_pb2.ModelState.Name(served.state).removeprefix("MODEL_STATE_").lower()
     return ModelNow(

@@ -27,6 +27,8 @@ class RunningFor(BaseModel):
     member: str
     tokens: int
     since: float
+    steps_done: int = 0  # of a fine-tune, and of `steps` in all; 0: it is no training
+    steps: int = 0
 
 
 class ModelNow(BaseModel):

@@ -12,7 +12,7 @@ from potluck import credits as amounts
 from potluck.cli.printing import Output, Printer, printable
 from potluck.home import worker_home
 from worker.cli_options import OutputOption
-from worker.state import CardNow, ModelNow, WorkerState
+from worker.state import CardNow, ModelNow, RunningFor, WorkerState
 
 LOOK_S: Final = 1.0
 
@@ -73,10 +73,7 @@ def lines(state: WorkerState, now: float) -> list[str]:
     shown.append(f"process {state.pid}, {state.threads} threads")
     shown += [_model(model) for model in state.models]
     shown += [_card(card) for card in state.cards]
-    shown += [
-        f"serving {attempt.member}: {attempt.model}, {attempt.tokens} tokens so far ({attempt.job_id})"
-        for attempt in state.attempts
-    ]
+    shown += [_attempt(attempt) for attempt in state.attempts]
     if state.attempts:
         shown.append(f"{state.tokens_per_s:.1f} tokens/s")
     else:
@@ -109,6 +106,13 @@ def moment(at: float | None, now: float) -> str:
     hours = f"{minutes // 60} h " if minutes >= 60 else ""
     left = f"{hours}{minutes % 60} min" if minutes else "moments"
     return f"at {time.strftime('%H:%M' if same else '%a %H:%M', local)} (in {left})"
+
+
+def _attempt(attempt: RunningFor) -> str:
+    if attempt.steps:
+        done = f"step {attempt.steps_done} of {attempt.steps}"
+        return f"training {attempt.model} for {attempt.member}: {done} ({attempt.job_id})"
+    return f"serving {attempt.member}: {attempt.model}, {attempt.tokens} tokens so far ({attempt.job_id})"
 
 
 def _model(model: ModelNow) -> str:

@@ -12,6 +12,8 @@ from worker.memory import Memory
 from worker.messages import Event
 from worker.settings import Settings
 from worker.speeds import Speeds
+from worker.uploads import Uploader
+from worker.workroom import Workroom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Surroundings:
     threads: Callable[[], int]
     emit: Callable[[Event], None]
     artifacts: ArtifactSource | None
+    uploads: Uploader | None
+    workroom: Workroom
     memory: Memory
     place: Callable[[str], str]
     share: Callable[[str], int]

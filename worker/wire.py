@@ -10,6 +10,7 @@ from potluck.receipts import TEXT_CHARS_MAX
 from potluck.v1 import engine_pb2, session_pb2, work_pb2
 from worker.journal import SignedReceipt
 from worker.messages import (
+    FINETUNE,
     Acknowledged,
     Assigned,
     AttemptId,
@@ -23,6 +24,7 @@ from worker.messages import (
     Event,
     Failure,
     Fault,
+    Output,
     Piece,
     Prompt,
     ReceiptAcknowledged,
@@ -30,6 +32,7 @@ from worker.messages import (
     SendFrame,
     SendRefused,
     SendResult,
+    Step,
 )
 from worker.rules import Sharing
 
@@ -88,7 +91,15 @@ def event_from(message: session_pb2.CoordinatorMessage) -> Event | None:
                 continuation.prompt.text or continuation.prompt.ids
             )
             kind = assign.work.WhichOneof("kind") or ""
-            return Assigned(attempt_from(assign.attempt), assign.model, assign.member, goes_on, assign, kind)
+            return Assigned(
+                attempt_from(assign.attempt),
+                assign.model,
+                assign.member,
+                goes_on,
+                assign,
+                kind=FINETUNE if kind == "training" else kind,
+                steps=assign.work.training.plan.steps,
+            )
         case "ack":
             return Acknowledged(attempt_from(message.ack.attempt), message.ack.sequence)
         case "cancel":
@@ -103,11 +114,11 @@ def start_command(assigned: Assigned) -> engine_pb2.EngineCommand:
     assign = assigned.payload
     assert isinstance(assign, session_pb2.Assign), "assignments come from `event_from`"
     continuation = assign.continuation if assign.HasField("continuation") else None
-    adapter = assigned.adapter
-    assert adapter is None or isinstance(adapter, engine_pb2.LoadedAdapter)
-    start = engine_pb2.Start(
-        attempt=assign.attempt, work=assign.work, continuation=continuation, adapter=adapter
-    )
+    start = engine_pb2.Start(attempt=assign.attempt, work=assign.work, continuation=continuation)
+    if isinstance(assigned.files, engine_pb2.LoadedAdapter):
+        start.adapter.CopyFrom(assigned.files)
+    elif isinstance(assigned.files, engine_pb2.TrainingFiles):
+        start.files.CopyFrom(assigned.files)
     return engine_pb2.EngineCommand(start=start)
 
 
@@ -128,8 +139,9 @@ def engine_event_from(event: engine_pb2.EngineEvent) -> Event | None:
                 return EngineStarted(attempt, None)
             return EngineStarted(attempt, _prompt(prompt))
         case "output":
-            pieces = tuple(_piece(delta) for delta in event.output.deltas)
-            return EngineProduced(attempt_from(event.output.attempt), pieces)
+            pieces: list[Output] = [_piece(delta) for delta in event.output.deltas]
+            pieces += [_step(step) for step in event.output.steps]
+            return EngineProduced(attempt_from(event.output.attempt), tuple(pieces))
         case "done":
             return EngineFinished(attempt_from(event.done.attempt), _completed(event.done))
         case "failed":
@@ -151,7 +163,13 @@ def _piece(delta: work_pb2.Delta) -> Piece:
     return Piece(delta.choice, delta.text, tokens, delta.ByteSize(), delta)
 
 
+def _step(step: work_pb2.TrainingStep) -> Step:
+    return Step(step.step, step.tokens, step.ByteSize(), step)
+
+
 def _completed(done: engine_pb2.Done) -> Completed:
+    if done.HasField("trained"):
+        return trained(done.trained)
     completed = session_pb2.Completed(usage=done.usage)
     digests: list[bytes] = []
     if done.embeddings:
@@ -161,6 +179,13 @@ def _completed(done: engine_pb2.Done) -> Completed:
             hashlib.sha256(item.SerializeToString(deterministic=True)).digest() for item in done.embeddings
         ]
     return Completed(done.usage.prompt_tokens, completed.ByteSize(), completed, tuple(digests))
+
+
+def trained(said: work_pb2.Trained) -> Completed:
+    """What a training came to, with as many of its artifacts as have their names already."""
+    completed = session_pb2.Completed(trained=said)
+    names = [artifact.sha256 for artifact in (said.adapter, said.state) if artifact.sha256]
+    return Completed(0, completed.ByteSize(), completed, tuple(map(bytes.fromhex, names)), tokens=said.tokens)
 
 
 def failure_from(failure: work_pb2.Failure) -> Failure:
@@ -206,6 +231,7 @@ def message_to(
             return session_pb2.WorkerMessage(refused=refused)
         case SendFrame(_, sequence, pieces, prompt):
             frame = session_pb2.Frame(attempt=attempt, sequence=sequence, deltas=merged(pieces))
+            frame.steps.extend(steps(pieces))
             if prompt is not None:
                 assert isinstance(prompt.payload, work_pb2.RenderedPrompt)
                 frame.prompt.CopyFrom(prompt.payload)
@@ -222,13 +248,18 @@ def message_to(
             assert_never(instruction)
 
 
-def merged(pieces: tuple[Piece, ...]) -> list[work_pb2.Delta]:
-    """The pieces of one frame, neighbours of one choice joined: fewer to relay, the same text."""
+def steps(pieces: tuple[Output, ...]) -> list[work_pb2.TrainingStep]:
+    return [piece.payload for piece in pieces if isinstance(piece.payload, work_pb2.TrainingStep)]
+
+
+def merged(pieces: tuple[Output, ...]) -> list[work_pb2.Delta]:
+    """The texts of one frame, neighbours of one choice joined: fewer to relay, the same text."""
     deltas: list[work_pb2.Delta] = []
     owned = False  # whether the last delta is a copy of ours that may be added to
     for piece in pieces:
         delta = piece.payload
-        assert isinstance(delta, work_pb2.Delta)
+        if not isinstance(delta, work_pb2.Delta):
+            continue
         if not deltas or deltas[-1].choice != delta.choice or deltas[-1].finish_reason:
             deltas.append(delta)
             owned = False

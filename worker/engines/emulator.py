@@ -17,6 +17,16 @@ without ids. Options (all strings, worker.toml or tests):
                            how its answers are to be read, as in OutputFormat
   dimensions=64            of embeddings
   memory_bytes=0           reported only
+
+and of training (`emulated_training`):
+
+  steps_per_s=20           0: as fast as it goes
+  fail_after_steps=        an attempt fails by its worker's fault, the process dies, an attempt falls silent,
+  die_after_steps=           or its loss is no number, after so many steps of its own
+  hang_after_steps=
+  nan_after_steps=
+  makes=                   what an attempt answers instead of what it made: nan, zero, huge, flipped (turned
+                             round and ten times as large), shape
 """
 
 import asyncio
@@ -26,6 +36,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,6 +44,9 @@ from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine
 from worker.engines.noise import MASK, hash64
 from worker.engines.pieces import Pieces, merge, open_choices
+
+if TYPE_CHECKING:
+    from worker.engines.emulated_training import EmulatedTraining
 
 SLOTS_DEFAULT = 32
 CONTEXT_TOKENS_DEFAULT = 8192
@@ -86,6 +100,12 @@ class Options(BaseModel):
     tools: str = ""
     dimensions: int = 64
     memory_bytes: int = 0
+    steps_per_s: float = 20.0
+    fail_after_steps: int = -1
+    die_after_steps: int = -1
+    hang_after_steps: int = -1
+    nan_after_steps: int = -1
+    makes: Literal["", "nan", "zero", "huge", "flipped", "shape"] = ""
 
     @classmethod
     def parse(cls, given: dict[str, str]) -> "Options":
@@ -115,6 +135,7 @@ class Emulator:
         self._emit = emit
         self._die = die
         self._options = Options()
+        self._training: EmulatedTraining | None = None  # numpy is loaded where something is trained
         self._context_tokens = CONTEXT_TOKENS_DEFAULT
         self._running: dict[engine.Key, _Running] = {}
         self._due: list[tuple[float, int, engine.Key]] = []
@@ -124,6 +145,10 @@ class Emulator:
 
     async def load(self, load: engine_pb2.Load) -> engine_pb2.Loaded:
         self._options = options = Options.parse(dict(load.options))
+        if "finetune" in load.kinds:
+            from worker.engines.emulated_training import EmulatedTraining
+
+            self._training = EmulatedTraining(self._emit, self._die, options)
         self._context_tokens = load.context_tokens or CONTEXT_TOKENS_DEFAULT
         steps = 10 if options.load_ms else 0
         for step in range(steps):
@@ -151,6 +176,11 @@ class Emulator:
         if start.work.HasField("embedding"):
             self._emit(self._embed(start))
             return
+        if start.work.HasField("training"):
+            if self._training is None:
+                raise engine.EngineError("not_loaded_for_it", "this emulator was not loaded for training")
+            self._training.start(start)
+            return
         prompt = self._render(start)
         prompt_tokens = len(prompt.ids) or len(prompt.text.split())
         if prompt_tokens >= self._context_tokens:
@@ -171,10 +201,14 @@ class Emulator:
         self._schedule(running)
 
     def stop(self, attempt: work_pb2.Attempt) -> None:
+        if self._training is not None and self._training.stop(attempt):
+            return
         if self._running.pop(engine.key_of(attempt), None) is not None:
             self._emit(engine.stopped(attempt))
 
     async def close(self) -> None:
+        if self._training is not None:
+            await self._training.close()
         self._running.clear()
         if self._timer is not None:
             self._timer.cancel()
