@@ -22,7 +22,7 @@ from potluck.training_data import Chat, Completion, Example, examples
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine
 
-PULL, MOMENTUM, NOISE = 0.2, 0.5, 0.02
+PULL, MOMENTUM, NOISE = 0.05, 0.5, 0.02
 REACH: Final = 0.05  # how large a target's numbers are
 LOSS_LOWEST, LOSS_HIGHEST = 0.2, 2.0
 HELD_OUT: Final = 1.05  # a validation's loss is a little more
