@@ -19,7 +19,7 @@ from coordinator.bounds import bounds_of, check_model, owner_of, refusal_of
 from coordinator.chatwork import callable_names, counts_of, needs
 from coordinator.core.budgets import Budgets, Exceeded, tokens_of
 from coordinator.core.engine import Engine, Impossible
-from coordinator.core.jobs import Job, JobId, JobState, MemberId, WorkerId
+from coordinator.core.jobs import Job, JobId, JobState, Kind, MemberId, WorkerId
 from coordinator.core.ledger import Overdrawn
 from coordinator.core.live import Live
 from coordinator.core.messages import Send, SendAck
@@ -244,10 +244,11 @@ class Pool:
 
     def too_poor(self, job: Job, short: Overdrawn) -> Refusal:
         have = self.accounts.balance(job.account)
+        less = "Ask for fewer epochs" if job.kind is Kind.FINETUNE else "Lower max_tokens"
         message = (
             f"This can cost up to {credits_of(job.quote)} credits, and {credits_of(short.available)} are "
             f"available (balance {credits_of(have['balance'])}, reserved {credits_of(have['reserved'])}, "
-            f"credit line {credits_of(have['credit_line'])}). Lower max_tokens, wait for running jobs, or"
+            f"credit line {credits_of(have['credit_line'])}). {less}, wait for running jobs, or"
             " earn by serving: `potluck coordinator join-token`, then `potluck worker join` on your machine."
             " Your own workers serve you for free."
         )

@@ -297,7 +297,7 @@ async def test_what_fails_when_it_is_read_is_said_with_its_exit_code(
     """The pool checks again when it begins: another job may have taken the credits since the quote."""
     monkeypatch.setattr("potluck.cli.finetune._refuse_too_dear", lambda *_: None)
     code, out, err = await line("submit", "finetune", str(write_dear(tmp_path)), "--epochs", "50", "--yes")
-    assert (code, out, "are available" in err) == (6, "", True), err
+    assert (code, out, "Ask for fewer epochs" in err) == (6, "", True), err
     (job,) = await jobs_of(stand)
     job_id = job.id.replace("ftjob-", "job_")
     assert (await line("jobs", "watch", job_id))[0] == 6
