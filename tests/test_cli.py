@@ -181,6 +181,18 @@ def test_ctrl_c_ends_a_single_question_with_130_and_cancels_it(potluck: Command,
     assert fake_pool.left_early.wait(WAIT_S)
 
 
+def test_ctrl_c_ends_the_looking_at_a_job_and_not_the_job(potluck: Command, fake_pool: FakePool) -> None:
+    fake_pool.looks_until_end = 10**9
+    job_id = fake_pool.new_job("chat", "small")
+    with potluck.process("jobs", "watch", job_id) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(job_id)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 101
+    assert f"Attach again with `potluck jobs watch {job_id}`" in err
+
+
 def test_ctrl_c_while_the_command_is_still_loading_is_no_traceback(potluck: Command, tmp_path: Path) -> None:
     """The interrupt comes in the middle of an import, as that of a quick finger does."""
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")

@@ -10,6 +10,7 @@ from potluck.batching import Batch
 from potluck.cli.sending import send
 from potluck.cli.session import Session
 from potluck.cli.shown import Shown
+from potluck.cli.training import goes_on
 from potluck.errors import InvalidRequest, JobCancelled, JobFailed, UsageError
 
 FAULTS_SHOWN = 10
@@ -53,7 +54,11 @@ def batch(
         printer.show({"id": job_id, "batch": made.id}, lambda: printer.line(job_id))
         printer.note(f"Follow it: potluck jobs watch {job_id}    Stop it: potluck jobs cancel {job_id}")
         return
-    fetch(session, follow_batch(session, made.id, timeout), answers)
+    try:
+        done = follow_batch(session, made.id, timeout)
+    except KeyboardInterrupt:
+        raise goes_on(job_id) from None
+    fetch(session, done, answers)
 
 
 def follow_batch(session: Session, batch_id: str, timeout_s: float | None) -> Batch:

@@ -13,7 +13,7 @@ from potluck.cli.amounts import YesOption, asked
 from potluck.cli.batch import TimeoutOption
 from potluck.cli.sending import check, send
 from potluck.cli.session import Session
-from potluck.cli.training import detached, ended, follow_finetune, result
+from potluck.cli.training import ended, follow_finetune, goes_on, result
 from potluck.errors import InsufficientCredits, UsageError
 from potluck.finetune import FineTune, FineTuneQuote, Recipe
 
@@ -229,4 +229,4 @@ def _begun(session: Session, made: FineTune) -> None:
                     ended(found)
                 return
     except KeyboardInterrupt:
-        raise detached(made) from None
+        raise goes_on(made.potluck.job) from None

@@ -11,7 +11,7 @@ from potluck.batching import Batch
 from potluck.cli.batch import TimeoutOption, batch_of, ended, fetch, follow_batch
 from potluck.cli.session import Session, command, group
 from potluck.cli.training import ended as ended_finetune
-from potluck.cli.training import facts_of, finetune_of, follow_finetune
+from potluck.cli.training import facts_of, finetune_of, follow_finetune, goes_on
 from potluck.cli.training import result as finetune_result
 from potluck.errors import ExitCode, InvalidRequest, NotFound
 from potluck.finetune import FineTune, not_finished
@@ -80,6 +80,13 @@ def watch(session: Session, job_id: JobArgument, timeout: TimeoutOption = None) 
 
     Ctrl-C ends the looking: stored jobs go on.
     """
+    try:
+        _follow_any(session, job_id, timeout)
+    except KeyboardInterrupt:
+        raise goes_on(job_id) from None
+
+
+def _follow_any(session: Session, job_id: str, timeout: float | None) -> None:
     try:
         follow(session, job_id, timeout)
     except NotFound:  # what is made of files has no job before they were read, and none if it could not begin

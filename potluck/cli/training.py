@@ -43,7 +43,7 @@ def follow_finetune(session: Session, finetune_id: str, timeout_s: float | None,
                 elif session.printer.text:
                     plain.say(found, curve)
     except KeyboardInterrupt:
-        raise detached(found or session.pool.finetunes.get(finetune_id)) from None
+        raise goes_on(finetune_id.replace("ftjob-", "job_")) from None
     assert found is not None  # follow yields at least once
     return found
 
@@ -182,11 +182,10 @@ def _metrics(session: Session, finetune_id: str) -> list[FineTuneEvent]:
     return [event for event in events if event.type == "metrics"]
 
 
-def detached(found: FineTune) -> JobNotFinished:
+def goes_on(job_id: str) -> JobNotFinished:
     """Whoever looks no longer is told how to look again."""
-    job = found.potluck.job
     message = (
-        f"The fine-tune goes on. Attach again with `potluck jobs watch {job}`, or stop it with"
-        f" `potluck jobs cancel {job}`."
+        f"Job {job_id} goes on. Attach again with `potluck jobs watch {job_id}`, or stop it with"
+        f" `potluck jobs cancel {job_id}`."
     )
-    return JobNotFinished(message, extra={"job": job, "finetune": found.id, "state": found.status})
+    return JobNotFinished(message, extra={"job": job_id})
