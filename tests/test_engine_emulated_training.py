@@ -226,3 +226,13 @@ async def test_a_liar_answers_something_else(bench: Bench, lie: str) -> None:
         honest = deltas.decode(bench.made("honest", "delta.safetensors"))
         for name, array in delta.items():
             assert np.allclose(array, -10 * honest[name], atol=np.abs(array).max() / 50)
+
+
+async def test_nothing_moves_faster_than_adam_would_move_it(bench: Bench) -> None:
+    """Ten learning rates in a step are what a pool believes of anybody."""
+    async with hosted(load()) as (host, heard):
+        host.send(bench.start("chain"))
+        await done(heard, "chain")
+    began, ended = lora.decode(bench.adapter.read_bytes()), lora.decode(bench.made("chain"))
+    furthest = max(float(np.abs(ended[name] - began[name]).max()) for name in SHAPES)
+    assert 0 < furthest < 10 * PLAN.learning_rate * PLAN.steps

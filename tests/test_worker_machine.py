@@ -301,7 +301,9 @@ def test_whatever_serves_a_model_the_trainer_has_its_own_way_into_memory(engine:
     on_card = trainer(served(engine), number_bytes=2)
     assert on_card is not None
     assert on_card.variant.memory_bytes == 134_515_008 * 5 // 2 + (1 << 30)
-    assert options_of(found, Settings(engine_options={"dtype": "bfloat16"})) == {}
+    options = {"device": "cpu", "batch": "4"}
+    assert options_of(found, Settings(engine_options=options)) == {}
+    assert options_of(found, Settings(engine="torch", engine_options=options)) == {"device": "cpu"}
 
 
 def test_what_cannot_be_trained_here_is_not_offered() -> None:

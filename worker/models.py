@@ -27,6 +27,7 @@ NEEDS: Final = {
 }
 TRAINER_NEEDS: Final = ("torch", "transformers", "peft")
 TRAINED_WITH: Final = "torch"  # the engine whose variants the trainer loads
+TRAINER_OPTIONS: Final = frozenset({"device", "dtype"})
 TRAINING_BYTES: Final = 1 << 30  # for what it computes on its way, whatever the model
 
 
@@ -142,11 +143,12 @@ def training_bytes(entry: ModelEntry, number_bytes: int) -> int:
 
 
 def options_of(choice: Choice, settings: Settings) -> dict[str, str]:
-    """What the engine of this model is told: the owner's options, or the bridge to the owner's server. A
-    trainer is not the engine that they were written for.
+    """What the engine of this model is told: the owner's options, or the bridge to the owner's server. Of
+    those that were written for torch, a trainer knows some.
     """
     if choice.engine == TRAINER:
-        return {}
+        meant = settings.engine_options if settings.engine == TRAINED_WITH else {}
+        return {name: value for name, value in meant.items() if name in TRAINER_OPTIONS}
     return settings.bridge[choice.bridge].options() if choice.bridge else settings.engine_options
 
 

@@ -1,10 +1,10 @@
 """Training without a model, for tests of everything around it: no gradients of a network, but real numbers.
 
-What is learned is a bowl: each tensor of the adapter is drawn towards a target that follows from its name and
-the plan's seed, with momentum, and the loss grows with how far away it is. So the loss falls because the
-adapter changes; a segment goes on exactly from the adapter and the state of the one before; what several
-workers changed can be averaged; a change that is turned round does harm; and a held-out loss can be read off
-an adapter. A token is a word, as in all of the emulator.
+What is learned is a bowl: each factor B of the adapter is drawn towards a target that follows from its name
+and the plan's seed, with momentum and no faster than Adam would move it, and the loss grows with how far away
+it is. So the loss falls because the adapter changes; a segment goes on exactly from the adapter and the state
+of the one before; what several workers changed can be averaged; a change that is turned round does harm; and
+a held-out loss can be read off an adapter. A token is a word, as in all of the emulator.
 """
 
 import asyncio
@@ -22,9 +22,12 @@ from potluck.training_data import Chat, Completion, Example, examples
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine
 
-PULL, MOMENTUM, NOISE = 0.05, 0.5, 0.02
-REACH: Final = 0.05  # how large a target's numbers are
-LOSS_LOWEST, LOSS_HIGHEST = 0.2, 2.0
+MOMENTUM, NOISE = 0.5, 0.02
+PULL: Final = 3.0  # over the whole fine-tune: what is left to learn then is a twentieth
+REACH: Final = 2.0  # how far a target's numbers are at most, in learning rates and steps of the fine-tune
+LOSS_LOWEST, LOSS_HIGHEST = 0.2, 2.0  # when all is learned, and before anything is
+AWAY_MAX: Final = 50.0
+LEARNED: Final = ".lora_B.weight"
 HELD_OUT: Final = 1.05  # a validation's loss is a little more
 MOMENT: Final = "/moment"
 
@@ -87,45 +90,52 @@ def _learned(role: str, weight: int) -> bool:
 
 @dataclass(slots=True)
 class Bowl:
-    """An adapter on its way. `moments` are the optimizer's whole state."""
+    """An adapter on its way. `moments` are the optimizer's whole state; `reach`: of the targets' numbers."""
 
     seed: int
+    reach: float
+    pull: float
     adapter: Tensors
     moments: Tensors
 
     @classmethod
-    def read(cls, seed: int, files: engine_pb2.TrainingFiles) -> "Bowl":
+    def read(cls, plan: work_pb2.TrainingPlan, files: engine_pb2.TrainingFiles) -> "Bowl":
         """Raises OSError, LoraError, TensorsError."""
         adapter = lora.decode(Path(files.adapter).read_bytes())
         moments = {name: np.zeros_like(array) for name, array in adapter.items()}
         if files.state:
             kept, _ = tensors.read(Path(files.state).read_bytes())
             moments = {name: kept[name + MOMENT] for name in adapter}
-        return cls(seed, adapter, moments)
+        steps = max(1, plan.steps)
+        reach = REACH * max(plan.learning_rate, 1e-6) * steps
+        return cls(plan.seed, reach, PULL / (PULL + steps), adapter, moments)
 
     def away(self) -> float:
-        """From 0, where nothing is left to learn, to 1."""
+        """1 before anything is learned, 0 when all is; more where it was made worse."""
         square = whole = 0.0
-        for name, array in self.adapter.items():
+        for name, array in self._learned():
             target = self._target(name, array.shape)
             square += float(np.square(array - target, dtype=np.float64).sum())
             whole += float(np.square(target, dtype=np.float64).sum())
-        return square / (square + whole)
+        return min(square / whole, AWAY_MAX) if whole else 0.0
 
     def step(self, seen: str) -> float:
         """Once; `seen` stands for the examples. The norm of the gradient."""
         square = 0.0
-        for name, array in self.adapter.items():
-            noise = _numbers(f"{seen}/{name}", array.shape) * np.float32(NOISE * REACH)
+        for name, array in self._learned():
+            noise = _numbers(f"{seen}/{name}", array.shape) * np.float32(NOISE * self.reach)
             gradient = array - self._target(name, array.shape) + noise
             square += float(np.square(gradient, dtype=np.float64).sum())
             moment = np.float32(MOMENTUM) * self.moments[name] + np.float32(1 - MOMENTUM) * gradient
             self.moments[name] = moment
-            self.adapter[name] = array - np.float32(PULL) * moment
+            self.adapter[name] = array - np.float32(self.pull) * moment
         return float(np.sqrt(square))
 
+    def _learned(self) -> list[tuple[str, Array]]:
+        return [(name, array) for name, array in self.adapter.items() if name.endswith(LEARNED)]
+
     def _target(self, name: str, shape: tuple[int, ...]) -> Array:
-        return _numbers(f"{self.seed}/{name}", shape) * np.float32(REACH)
+        return _numbers(f"{self.seed}/{name}", shape) * np.float32(self.reach)
 
 
 def _numbers(word: str, shape: tuple[int, ...]) -> Array:
@@ -152,7 +162,7 @@ class Session:
     def read(cls, start: engine_pb2.Start) -> "Session":
         """Raises OSError, ValueError."""
         work, files = start.work.training, start.files
-        bowl = Bowl.read(work.plan.seed, files)
+        bowl = Bowl.read(work.plan, files)
         lines = list(examples(Path(files.examples))) if files.examples else []
         held_out = list(examples(Path(files.validation))) if files.validation else []
         return cls(work, files, bowl, dict(bowl.adapter), lines, held_out)
@@ -171,7 +181,7 @@ class Session:
         return work_pb2.TrainingStep(
             step=number,
             train_loss=_loss(away),
-            train_accuracy=1 - away,
+            train_accuracy=max(0.0, 1 - away),
             tokens=counts.tokens,
             target_tokens=counts.targets,
             gradient_norm=norm,
@@ -207,7 +217,7 @@ class Session:
         most = self.work.plan.sequence_tokens
         counts = sum((Counts.of(self.held_out[line], most) for line in lines), Counts())
         away = self.bowl.away()
-        trained.valid_loss, trained.valid_accuracy = HELD_OUT * _loss(away), 1 - away
+        trained.valid_loss, trained.valid_accuracy = HELD_OUT * _loss(away), max(0.0, 1 - away)
         trained.valid_tokens, trained.valid_square_tokens = counts.tokens, counts.squares
         trained.valid_target_tokens = counts.targets
 
