@@ -35,7 +35,7 @@ CLOCKS = {"now", "today", "utcnow"}
 FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 400
 HEAVY = {"torch", "ray", "transformers", "xllamacpp", "peft"}
-ENGINE_HOMES = ("worker/engines/", "worker/hosts/")
+ENGINE_HOMES = ("worker/engines/", "worker/hosts/", "worker/training/")
 COMMANDS_OF_OTHERS = ("potluck/cli/", "potluck/demo.py")
 
 

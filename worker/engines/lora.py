@@ -81,7 +81,7 @@ class Lora:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._layers = _layers(model)
+        self._layers = adaptable(model)
         self._rows = _Rows()
         for path, layer in self._layers.items():
             model.set_submodule(path, _Adapted(layer, path, self._rows))
@@ -162,7 +162,7 @@ class Lora:
         for layer in layers:
             plain = self._layers.get(layer)
             if plain is None:
-                raise ValueError(_why_not(layer, self._model))
+                raise ValueError(why_not(layer, self._model))
             shapes = {"A": [rank, plain.in_features], "B": [plain.out_features, rank]}
             for factor, shape in shapes.items():
                 if (name := _name(layer, factor)) not in names:
@@ -189,7 +189,7 @@ def _name(layer: str, factor: str) -> str:
     return f"{_PREFIX}{layer}.lora_{factor}.weight"
 
 
-def _layers(model: Any) -> dict[str, Any]:
+def adaptable(model: Any) -> dict[str, Any]:
     """The linear layers that may carry adapters, by their paths."""
     found = {}
     for path, block in model.named_modules():
@@ -202,7 +202,7 @@ def _layers(model: Any) -> dict[str, Any]:
     return found
 
 
-def _why_not(layer: str, model: Any) -> str:
+def why_not(layer: str, model: Any) -> str:
     words = layer[:200].split(".")
     if any("expert" in word or word in ("gate", "router") for word in words):
         return f"it targets {layer[:200]}: experts and routers cannot have adapters"

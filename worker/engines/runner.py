@@ -96,6 +96,10 @@ def create(name: str, emit: engine.Emit, die: Callable[[], None]) -> engine.Engi
             from worker.engines.torch import Torch
 
             return Torch(emit)
+        case "trainer":
+            from worker.engines.trainer import Trainer
+
+            return Trainer(emit)
         case "openai":
             from worker.engines.openai import OpenAI
 

@@ -44,13 +44,16 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise EngineError("bad_chat_template", f"the model's chat template is broken: {error}") from error
 
-    def render(self, chat: work_pb2.ChatWork) -> str:
-        """The prompt up to where the assistant's answer begins. Raises JobError if the template refuses."""
+    def render(self, chat: work_pb2.ChatWork, *, opened: bool = True) -> str:
+        """The prompt up to where the assistant's answer begins, or, not `opened`, the conversation as it is.
+
+        Raises JobError if the template refuses.
+        """
         tools = [_tool(tool) for tool in chat.tools] if chat.tool_choice != "none" else []
         try:
             text = self._template.render(
                 messages=self._messages(chat),
-                add_generation_prompt=True,
+                add_generation_prompt=opened,
                 tools=tools or None,
                 documents=None,
                 **_effort(chat.reasoning_effort),

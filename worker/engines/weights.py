@@ -122,9 +122,12 @@ def no_room(what: str, cap_bytes: int) -> EngineError:
     )
 
 
-def load_model(paths: list[Path], cache: Path, device: Device, memory_bytes_max: int = 0) -> Loaded:
+def load_model(
+    paths: list[Path], cache: Path, device: Device, memory_bytes_max: int = 0, *, packed: bool = True
+) -> Loaded:
     """From one GGUF file, or from the files of a folder with config.json. Raises EngineError, also where the
-    weights alone take more than `memory_bytes_max` (0: no cap).
+    weights alone take more than `memory_bytes_max` (0: no cap). `packed`: linear layers as fast as can be, of
+    which no gradient can be taken.
     """
     if not paths:
         raise EngineError("bad_model_file", "torch needs a GGUF file, or safetensors with their config.json")
@@ -154,7 +157,8 @@ def load_model(paths: list[Path], cache: Path, device: Device, memory_bytes_max:
             "load_failed", f"{'' if named else 'the model could not be loaded: '}{error}"
         ) from error
     model.eval().to(device.name)
-    pack(model)
+    if packed:
+        pack(model)
     return Loaded(
         model=model,
         text=text,
