@@ -31,9 +31,14 @@ class Answer:
 class Answers:
     transcripts: Transcripts
     open: dict[JobId, Answer] = field(default_factory=dict)
+    trained: dict[JobId, bytes] = field(default_factory=dict)
 
     def expect(self, job_id: JobId, model: str) -> None:
         self.open[job_id] = Answer(model)
+
+    def keep(self, job_id: JobId, result: bytes) -> None:
+        """What a part of a fine-tune has left, to be kept if it ends with success."""
+        self.trained[job_id] = result
 
     def pieces(self, job_id: JobId, pieces: Sequence[Piece]) -> None:
         if (answer := self.open.get(job_id)) is not None:
@@ -60,6 +65,9 @@ class Answers:
         if (transcript := self.transcripts.open.get(job.id)) is not None:
             self.outputs(job.id, transcript.cut_off())
         answer = self.open.pop(job.id, None)
+        if job.kind is Kind.FINETUNE:
+            trained = self.trained.pop(job.id, None)
+            return trained if job.state is JobState.SUCCEEDED else None
         if answer is None or job.state in (JobState.FAILED, JobState.EXPIRED):
             return None
         if job.kind is Kind.EMBEDDING:

@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from coordinator.api import create_api
-from coordinator.api.batches import keeper as batch_keeper
-from coordinator.api.context import Clock, Context
+from coordinator.api.context import Context
 from coordinator.artifact_service import ArtifactServicer
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
 from coordinator.chores import keep_tidy, tidy
 from coordinator.clock import SteadyClock
+from coordinator.collaborators import context_of
 from coordinator.core import entries
 from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet, Worker
@@ -32,8 +32,6 @@ from coordinator.core.pricing import Tariff
 from coordinator.core.rules import Rules
 from coordinator.core.standing import HOUR_S, Proof
 from coordinator.files import Files
-from coordinator.finetunes.service import keeper as finetune_keeper
-from coordinator.heads import Heads
 from coordinator.lately import line_of, recall
 from coordinator.lock import FileLock
 from coordinator.models import Models
@@ -49,8 +47,6 @@ from coordinator.store_errors import StoreError
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.training_uploads import TrainingUploads
-from coordinator.tuned.registry import TunedModels
-from coordinator.uploads.service import Uploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
 from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
@@ -143,8 +139,9 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        await tidy(pool, context.files, context.uploads)
-        stack.push_async_callback(_background(keep_tidy(pool, context.files, context.uploads), failed))
+        sweepers = (context.uploads, context.files, context.finetunes)
+        await tidy(pool, sweepers)
+        stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
@@ -173,33 +170,6 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             context.closing.set()
             await pool.drain(GRACE_S)
             await ticker.turn()
-
-
-async def context_of(
-    pool: Pool, ca: CertificateAuthority, now: Callable[[], float], catalogue: Callable[[], Catalogue]
-) -> Context:
-    """All that the API needs, put together around the pool. Nothing of it runs yet."""
-    files = await Files.open(pool.store, pool.settings, now)
-    tuned = TunedModels(pool, pool.store)
-    await tuned.load()
-    context: Context
-    context = Context(
-        pool=pool,
-        store=pool.store,
-        ca=ca,
-        settings=pool.settings,
-        counter=pool.counter,
-        catalogue=catalogue,
-        clock=Clock(now=now),
-        heads=Heads(pool.store, ca.sign, now),
-        files=files,
-        uploads=Uploads(files),
-        batches=batch_keeper(pool, pool.store, files, lambda: context),
-        finetunes=finetune_keeper(pool, pool.store, files, tuned),
-        tuned=tuned,
-    )
-    tuned.users.append(context.batches.uses_model)
-    return context
 
 
 def rules_of(settings: Settings) -> Rules:

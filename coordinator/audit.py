@@ -14,9 +14,11 @@ from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
+from coordinator.batches.batch import ENDED as BATCHES_ENDED
 from coordinator.core.jobs import JOB_ENDED
 from coordinator.core.ledger import LINES, MONEY, Bucket, Code, Posting, canonical
 from coordinator.database import Database
+from coordinator.finetunes.finetune import ENDED as FINETUNES_ENDED
 from coordinator.history import entry_rows, postings_between
 from coordinator.records import Finding, Report
 from coordinator.rows import entry_of
@@ -29,7 +31,9 @@ FINDINGS_MAX: Final = 100
 _PAGE_ENTRIES: Final = 5_000
 
 _ACCOUNTS = table_of(tables.Account)
+_BATCHES = table_of(tables.Batch)
 _ENTRIES = table_of(tables.Entry)
+_FINETUNES = table_of(tables.Finetune)
 _HEADS = table_of(tables.Head)
 _JOBS = table_of(tables.Job)
 _RECEIPTS = table_of(tables.Receipt)
@@ -74,6 +78,8 @@ class Audit(Database):
             await _check_heads(connection, tally)
             await _check_accounts(connection, tally)
             await _check_jobs(connection, tally)
+            await _check_wholes(connection, tally)
+            await _check_charges(connection, tally)
         return Report(
             findings=tally.findings, entries=tally.number, receipts=tally.receipts, heads=tally.heads
         )
@@ -202,3 +208,30 @@ async def _check_jobs(connection: AsyncConnection, tally: _Tally) -> None:
             tally.blame(row.id, f"the job is {row.state}, but its hold was closed")
         if tally.holds.get(row.id, row.hold) != row.hold:
             tally.blame(row.id, f"the hold is {tally.holds[row.id]}, but the job says {row.hold}")
+
+
+async def _check_wholes(connection: AsyncConnection, tally: _Tally) -> None:
+    """A batch or a fine-tune that has ended has a job that has, too; and so have the parts of such a job."""
+    for table, over in ((_BATCHES, BATCHES_ENDED), (_FINETUNES, FINETUNES_ENDED)):
+        ended = table.c.state.in_([state.value for state in over])
+        open_jobs = select(table.c.id, table.c.state, _JOBS.c.id.label("job")).join(
+            _JOBS, _JOBS.c.id == table.c.job_id
+        )
+        for row in (await connection.execute(open_jobs.where(ended, _JOBS.c.ended_at.is_(None)))).all():
+            tally.blame(row.id, f"it is {row.state}, but its job {row.job} is still open")
+    whole = _JOBS.alias("wholes")
+    parts = select(_JOBS.c.id, _JOBS.c.state).join(whole, whole.c.id == _JOBS.c.whole_id)
+    left = parts.where(_JOBS.c.ended_at.is_(None), whole.c.ended_at.is_not(None))
+    for part in (await connection.execute(left)).all():
+        tally.blame(part.id, f"the part is {part.state}, but its whole has ended")
+
+
+async def _check_charges(connection: AsyncConnection, tally: _Tally) -> None:
+    """What a fine-tune says that it cost is what its job did."""
+    ended = _FINETUNES.c.state.in_([state.value for state in FINETUNES_ENDED])
+    told = select(_FINETUNES.c.id, _FINETUNES.c.charge, _JOBS.c.charge.label("of_job")).join(
+        _JOBS, _JOBS.c.id == _FINETUNES.c.job_id
+    )
+    wrong = told.where(ended, _FINETUNES.c.charge != _JOBS.c.charge)
+    for row in (await connection.execute(wrong)).all():
+        tally.blame(row.id, f"it says that it cost {row.charge}, and its job {row.of_job}")

@@ -19,10 +19,11 @@ from fixtures_store import new_database
 
 from coordinator.api import create_api
 from coordinator.api.context import Context
-from coordinator.app import context_of, rules_of
+from coordinator.app import rules_of
 from coordinator.artifacts import ArtifactStore
 from coordinator.ca import CertificateAuthority
 from coordinator.clock import SteadyClock
+from coordinator.collaborators import context_of
 from coordinator.core import entries
 from coordinator.core.engine import Engine
 from coordinator.core.fleet import Fleet
@@ -58,7 +59,13 @@ SERVED = session_pb2.ServedModel(
 )
 
 # What a script says of an assignment: lists of deltas or frames (numbered here), or the end.
-Said = Sequence[work_pb2.Delta] | session_pb2.Frame | work_pb2.Failure | session_pb2.EmbeddingResult
+Said = (
+    Sequence[work_pb2.Delta]
+    | session_pb2.Frame
+    | work_pb2.Failure
+    | work_pb2.Trained
+    | session_pb2.EmbeddingResult
+)
 Script = Callable[[session_pb2.Assign], AsyncIterator[Said]]
 
 
@@ -127,6 +134,10 @@ class Bench:
         async for said in self.script(assign):
             if isinstance(said, work_pb2.Failure):
                 result = session_pb2.Result(attempt=assign.attempt, failed=said)
+                await reports.receive(worker, session_pb2.WorkerMessage(result=result))
+            elif isinstance(said, work_pb2.Trained):
+                done = session_pb2.Completed(trained=said)
+                result = session_pb2.Result(attempt=assign.attempt, sequence=sequence + 1, completed=done)
                 await reports.receive(worker, session_pb2.WorkerMessage(result=result))
             elif isinstance(said, session_pb2.EmbeddingResult):
                 done = session_pb2.Completed(embedding=said)

@@ -237,7 +237,7 @@ async def test_what_comes_to_a_closed_account_later_is_cleared(stand: Stand) -> 
     await done(stand, "POST", "members/bob/close", {"reason": "gone"})
     for amount in (30, 40):
         await move(stand, "alice", "bob", amount)
-        await tidy(stand.context.pool, stand.context.files, stand.context.uploads)
+        await tidy(stand.context.pool, (stand.context.files, stand.context.uploads))
         assert stand.available("bob")["balance"] == 0
     assert stand.context.pool.accounts.balance(COMMONS)["balance"] == 70
     assert await stand.context.store.verify() == []

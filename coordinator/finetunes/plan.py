@@ -82,6 +82,11 @@ class Plan:
     checkpoint_s: float
     validation: int = 0  # examples of that file; 0: there is none
 
+    @property
+    def rounds(self) -> bool:
+        """Whether several workers train side by side."""
+        return self.workers > 1
+
     def course(self) -> Course:
         """As the state machine wants it."""
         return Course(

@@ -3,14 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordinator.finetunes.finetune import Finetune
+from coordinator.core.live import Live
+from coordinator.finetunes.driver import Driver
+from coordinator.finetunes.finetune import Finetune, FinetuneState
+from coordinator.parts import Parts
+from coordinator.views import queue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """`steps_done`: those under way included.
 
-    `stage` and `why`: what it waits for. `curve_tail`: the newest points, by the OpenAI API's names.
+    `stage` and `why`: what it does or waits for. `curve_tail`: the newest points, by the OpenAI API's names.
     """
 
     steps_done: int = 0
@@ -21,6 +25,70 @@ class Progress:
     stage: str = ""
     why: str = ""
     curve_tail: tuple[Mapping[str, float], ...] = ()
+
+
+def progress_of(finetune: Finetune, driver: Driver | None, parts: Parts) -> Progress:
+    """Of one that is open, or has just ended."""
+    state = finetune.state.value
+    if finetune.ended or driver is None or driver.tuning is None:
+        tail = () if driver is None else driver.telling.curve.tail()
+        return Progress(steps_done=finetune.steps_done, stage=state, curve_tail=tail)
+    curve, plan = driver.telling.curve, driver.plan
+    speeds = [live.tokens_per_second for live in curve.live.values()]
+    speed = sum(each for each in speeds if each is not None) or None
+    under_way = max((len(live.points) for live in curve.live.values()), default=0)
+    lives = _lives(driver, parts)
+    eta_s = None
+    if speed is not None and finetune.state is FinetuneState.RUNNING:
+        begun = sum(point.tokens for live in curve.live.values() for point in live.points)
+        left = max(0, plan.tokens * plan.epochs - driver.trained_tokens - begun)
+        eta_s = round(left / speed, 1)
+    stage, why = _stage(finetune, lives, parts)
+    return Progress(
+        steps_done=min(plan.steps, driver.tuning.step + under_way),
+        tokens_per_second=None if speed is None else round(speed, 1),
+        workers=tuple(sorted(_names(lives, parts))),
+        eta_s=eta_s,
+        estimated_finish=None if eta_s is None else int(parts.pool.now() + eta_s),
+        stage=stage,
+        why=why,
+        curve_tail=curve.tail(),
+    )
+
+
+def _lives(driver: Driver, parts: Parts) -> list[Live]:
+    """Its open parts."""
+    whole, lives = parts.whole(driver.job), parts.pool.engine.lives
+    return [] if whole is None else [lives[part] for part in whole.parts if part in lives]
+
+
+def _names(lives: list[Live], parts: Parts) -> set[str]:
+    workers = parts.pool.engine.fleet.workers
+    return {workers[live.holder[0]].name for live in lives if live.holder is not None}
+
+
+def _stage(finetune: Finetune, lives: list[Live], parts: Parts) -> tuple[str, str]:
+    if finetune.state is FinetuneState.PAUSED:
+        return finetune.state.value, "its member paused it"
+    running = [live for live in lives if live.holder is not None]
+    if running:
+        return max((live.stage or "starting" for live in running), key=_STAGES.__getitem__), ""
+    for live in lives:
+        if place := queue(parts.pool, live):
+            return "waiting", str(place["queue"]["why"])
+    return "waiting", "" if finetune.state is FinetuneState.RUNNING else "its first part is not open yet"
+
+
+class _Order(dict[str, int]):
+    """Stages by how far they are; what is not known is the least."""
+
+    def __missing__(self, _key: str) -> int:
+        return -1
+
+
+_STAGES = _Order(
+    {"starting": 0, "downloading": 1, "loading": 2, "uploading": 3, "checking": 4, "training": 5}
+)
 
 
 def finished(finetune: Finetune) -> Progress:

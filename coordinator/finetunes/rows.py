@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import and_, delete, func, or_, select
+from sqlalchemy import and_, delete, func, not_, or_, select
 
 from coordinator import dialect, tables
 from coordinator.core.jobs import JobId, MemberId
@@ -29,6 +29,8 @@ _FINETUNES = table_of(tables.Finetune)
 _PROGRESS = table_of(tables.FinetuneProgress)
 _EVENTS = table_of(tables.FinetuneEvent)
 _CHECKPOINTS = table_of(tables.FinetuneCheckpoint)
+_JOBS = table_of(tables.Job)
+_RESULTS = table_of(tables.StoredResult)
 _OPEN = _FINETUNES.c.state.not_in([state.value for state in ENDED])
 
 
@@ -117,9 +119,21 @@ class Finetunes(Database):
         async with self.reading() as connection:
             return list(await connection.scalars(select(_PROGRESS.c.snapshot)))
 
-    async def forget_finetune_progress(self, finetune_id: str) -> None:
+    async def forget_finetune(self, finetune_id: str, job: JobId) -> None:
+        """What only an open one needs: its state, and what its parts have left."""
+        await self._forget_finetunes(_FINETUNES.c.id == finetune_id, _FINETUNES.c.job_id == job)
+
+    async def forget_ended_finetunes(self) -> None:
+        """Of those that a crash kept from being forgotten."""
+        await self._forget_finetunes(not_(_OPEN))
+
+    async def _forget_finetunes(self, *conditions: Any) -> None:
+        ids = select(_FINETUNES.c.id).where(*conditions)
+        wholes = select(_FINETUNES.c.job_id).where(*conditions)
+        parts = select(_JOBS.c.id).where(_JOBS.c.whole_id.in_(wholes))
         async with self.writing() as connection:
-            await connection.execute(delete(_PROGRESS).where(_PROGRESS.c.finetune_id == finetune_id))
+            await connection.execute(delete(_PROGRESS).where(_PROGRESS.c.finetune_id.in_(ids)))
+            await connection.execute(delete(_RESULTS).where(_RESULTS.c.job_id.in_(parts)))
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -201,6 +215,12 @@ class Finetunes(Database):
             )
             for row in rows
         ]
+
+    async def forget_old_checkpoints(self, now: float) -> None:
+        """Of fine-tunes that have ended and whose time is over."""
+        over = select(_FINETUNES.c.id).where(not_(_OPEN), _FINETUNES.c.expires_at <= now)
+        async with self.writing() as connection:
+            await connection.execute(delete(_CHECKPOINTS).where(_CHECKPOINTS.c.finetune_id.in_(over)))
 
     async def checkpoint_digests(self) -> set[str]:
         async with self.reading() as connection:

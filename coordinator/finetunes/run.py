@@ -3,33 +3,42 @@
 Everything that it needs to go on after a restart is on the disk: the examples' lengths, the state machine's
 snapshot, and what each part that was paid has left.
 
-`run` is the main flow: check, pay, train, keep the model.
+`run` is the main flow: check, pay, train, keep what it came to.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 
-from coordinator.core.jobs import Job, JobEvent, Kind
+from coordinator.core.course import Fail, Finish, Paused, Resumed
+from coordinator.core.jobs import Job, JobEvent, JobState, Kind
+from coordinator.core.pricing import Training
 from coordinator.files import Files
+from coordinator.finetunes import ending, receiving
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
+from coordinator.finetunes.disk import PAUSE_S, Disk
+from coordinator.finetunes.driver import Driver, driver_of
 from coordinator.finetunes.finetune import Fault, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
-from coordinator.finetunes.progress import Progress
+from coordinator.finetunes.progress import Progress, progress_of
+from coordinator.finetunes.works import adapter_kept
 from coordinator.parts import Order, Parts
 from coordinator.records import ApiKey, Member, MemberState
 from coordinator.refusal import Refusal
 from coordinator.store import Store
-from coordinator.store_errors import StoreUnavailable
+from coordinator.tuned.registry import TunedModels
+from potluck.v1 import work_pb2
 
-PAUSE_S: Final = 1.0  # before what a full pool or a full disk refused is tried again
+LOOK_S: Final = 5.0  # how old may be what is known of its member
+WRITTEN_S_MAX: Final = 10.0  # that who cancels waits for the end of it
+EXPIRED: Final = "finetune_expired"
 
-Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
@@ -45,24 +54,39 @@ class Run:
     files: Files
     bases: Bases
     checks: Checks
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    tuned: TunedModels
     cancel_why: str = ""
+    driver: Driver | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    disk: Disk = field(init=False)
     journal: Journal = field(init=False)
+    _looked_at: float = 0.0
+    _active: bool = True
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of the state machine
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: Job | None = None  # the whole, once it has
 
     def __post_init__(self) -> None:
+        self.disk = Disk(self.finetune.id)
         self.journal = Journal(self.finetune.id, self.store, self.parts.pool.now)
 
     # -- what others tell it ---------------------------------------------------------------------
 
     def part_ended(self, part: Job) -> None:
-        log.info("a part ended", action="part_ended", finetune=self.finetune.id, part=part.part)
-        self._news.set()
+        if self.driver is not None:
+            self.driver.part_ended(part)
 
     def whole_ended(self, whole: Job) -> None:
         self._ended = whole
         self._news.set()
+
+    def steps(self, job: Job, said: Sequence[work_pb2.TrainingStep]) -> str:
+        assert self.driver is not None, "it has opened the part"
+        return receiving.steps(self.driver, job, said)
+
+    async def trained(self, job: Job, said: work_pb2.Trained) -> Training | str:
+        assert self.driver is not None, "it has opened the part"
+        return await receiving.trained(self.driver, job, said)
 
     async def cancel(self, why: str) -> bool:
         """What is under way ends now; what was trained until the last checkpoint stays paid. False: it has
@@ -70,28 +94,45 @@ class Run:
         """
         if self.finetune.ended or self._ended is not None:
             return False
+        begun = FinetuneState.QUEUED.value in self.finetune.moments
+        if begun and self.parts.whole(self.finetune.job) is None:
+            return False
         self.cancel_why = self.cancel_why or why
         self.parts.pool.cancel(self.finetune.job, why)
         self._news.set()
         await self.parts.pool.ticker.committed()
+        with contextlib.suppress(TimeoutError):  # it is cancelled; the rest is writing down
+            await asyncio.wait_for(self.done.wait(), WRITTEN_S_MAX)
         return True
 
     async def pause(self) -> None:
         """What is under way ends now, and nothing new begins. Raises Refusal 409."""
-        if self.finetune.state not in (FinetuneState.QUEUED, FinetuneState.RUNNING) or self._over:
-            raise self._refused("be paused", "it is not queued or running")
-        self.parts.pool.engine.change_whole(self.finetune.job, JobEvent.PAUSED, self.parts.pool.now())
-        self.journal.say("Paused.")
-        await self._move(FinetuneState.PAUSED)
+        async with self._turn:
+            driver, state = self.driver, self.finetune.state
+            may = state in (FinetuneState.QUEUED, FinetuneState.RUNNING)
+            if driver is None or driver.verdict is not None or self._over or not may:
+                raise self._refused("be paused", "it is not queued or running")
+            self._change_whole(JobEvent.PAUSED)
+            self.journal.say("Paused.")
+            await self._move(FinetuneState.PAUSED)
+            await driver.handle(Paused())
 
     async def go_on(self) -> None:
         """Raises Refusal 409."""
-        if self.finetune.state is not FinetuneState.PAUSED or self._over:
-            raise self._refused("be resumed", "it is not paused")
-        for event in (JobEvent.RESUMED, JobEvent.ASSIGNED):
+        async with self._turn:
+            driver = self.driver
+            if driver is None or self._over or self.finetune.state is not FinetuneState.PAUSED:
+                raise self._refused("be resumed", "it is not paused")
+            self._change_whole(JobEvent.RESUMED, JobEvent.ASSIGNED)
+            self.journal.say("Resumed.")
+            await self._move(FinetuneState.QUEUED)
+            await driver.handle(Resumed())
+            self._news.set()
+
+    def _change_whole(self, *events: JobEvent) -> None:
+        for event in events:
             self.parts.pool.engine.change_whole(self.finetune.job, event, self.parts.pool.now())
-        self.journal.say("Resumed.")
-        await self._move(FinetuneState.QUEUED)
+        self.parts.pool.ticker.wake()
 
     @property
     def _over(self) -> bool:
@@ -104,43 +145,73 @@ class Run:
         return Refusal(409, "wrong_state", message, type="conflict_error")
 
     def progress(self) -> Progress:
-        whole = self.parts.whole(self.finetune.job)
+        return progress_of(self.finetune, self.driver, self.parts)
+
+    @property
+    def now(self) -> Finetune:
+        """As it is at the moment."""
+        whole, driver = self.parts.whole(self.finetune.job), self.driver
         charge = self.finetune.charge if whole is None else whole.job.settled
-        del charge
-        return Progress(steps_done=self.finetune.steps_done, stage=self.finetune.state.value)
+        if driver is None or driver.tuning is None or self.finetune.ended:
+            return replace(self.finetune, charge=charge)
+        done, tokens = driver.tuning.step, driver.trained_tokens
+        return replace(self.finetune, charge=charge, steps_done=done, trained_tokens=tokens)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it knows what it goes on from: it was taken up, or has not begun."""
+        begun = FinetuneState.QUEUED.value in self.finetune.moments
+        return not begun or (self.driver is not None and self.driver.tuning is not None)
+
+    @property
+    def artifacts(self) -> set[str]:
+        """What must stay for it to go on."""
+        return set() if self.driver is None else self.driver.artifacts
 
     # -- the main flow ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         self.parts.watch(self.finetune.job, self)
         try:
-            await self._insist(self.journal.open)
+            await self.disk.insist(self.journal.open)
             if FinetuneState.QUEUED.value not in self.finetune.moments and not await self._begin():
                 return
+            if self.parts.pool.catalogue().get(self.finetune.model) is None:
+                await self._give_up(f"the model {self.finetune.model} is no longer in the pool's catalogue")
+                return
+            await self._take_up()
             await self._train()
+            await self._close()
+            await self._write_down()
         finally:
             self.parts.forget(self.finetune.job)
             self.journal.close()
+            self.done.set()
 
     async def _begin(self) -> bool:
         """Read both files, then set the worst case aside. False: it has ended, and nothing was done."""
         try:
             found = await self._checked()
-            await self._insist(lambda: self._keep_lengths(found))
-            known = await self._insist(lambda: self.store.job(self.finetune.job))
+            await self.disk.insist(lambda: self._keep_lengths(found))
+            known = await self.disk.insist(lambda: self.store.job(self.finetune.job))
             await self._refuse_frozen()
             if known is None and not self.cancel_why:  # no wait from here to its opening
                 self.parts.open(self._order(found))
                 await self.parts.pool.ticker.committed()
         except Refusal as refusal:
-            fault = Fault(refusal.code, refusal.message, refusal.param)
-            self.journal.say(fault.message, level="error")
-            await self._move(FinetuneState.FAILED, fault=fault)
+            await self._fail(Fault(refusal.code, refusal.message, refusal.param))
             return False
-        if self.parts.whole(self.finetune.job) is None:
+        if known is None and self.parts.whole(self.finetune.job) is None and self._ended is None:
             await self._move(FinetuneState.CANCELLED)
             return False
-        await self._move(FinetuneState.QUEUED, plan=found.plan, quote=found.worst)
+        plan = found.plan
+        self.journal.say(
+            f"{plan.examples} examples with {plan.tokens:,} tokens, {plan.epochs} epochs, {plan.steps} steps."
+        )
+        if found.cut:
+            message = f"{found.cut} examples are longer than {plan.sequence_tokens:,} tokens and are cut."
+            self.journal.say(message, level="warn")
+        await self._move(FinetuneState.QUEUED, plan=plan, quote=found.worst)
         return True
 
     async def _checked(self) -> Checked:
@@ -158,7 +229,7 @@ class Run:
 
     async def _refuse_frozen(self) -> None:
         """Raises Refusal 403."""
-        member = await self._insist(lambda: self.store.member(self.finetune.member))
+        member = await self.disk.insist(lambda: self.store.member(self.finetune.member))
         if member is None or member.state is not MemberState.ACTIVE:
             message = "The account is frozen or closed: nothing new begins."
             raise Refusal(403, "account_frozen", message, type="permission_error")
@@ -176,10 +247,62 @@ class Run:
             expires_at=self.finetune.expires_at,
         )
 
+    # -- training --------------------------------------------------------------------------------
+
+    async def _take_up(self) -> None:
+        """What drives it, from the beginning or from where it was."""
+        base = await self.bases.get(self.finetune.model)
+        driver = await driver_of(
+            self.finetune, base, self.parts, self.store, self.disk, self.journal, self._news.set
+        )
+        async with self._turn:
+            self.driver = driver
+            await driver.take_up()
+            await self._agree(driver)
+
+    async def _agree(self, driver: Driver) -> None:
+        """What a crash came between: pausing has three steps, and the first one counts."""
+        paused = self.finetune.state is FinetuneState.PAUSED
+        if driver.tuning is not None and driver.tuning.paused != paused:
+            await driver.handle(Paused() if paused else Resumed())
+        whole = self.parts.whole(self.finetune.job)
+        if whole is not None and (whole.job.state is JobState.PAUSED) != paused:
+            self._change_whole(*((JobEvent.PAUSED,) if paused else (JobEvent.RESUMED, JobEvent.ASSIGNED)))
+
     async def _train(self) -> None:
-        while self._ended is None:
-            await self._wait()
-        await self._move(FinetuneState.CANCELLED)
+        """Until it has come to something, or its whole has ended."""
+        driver = self.driver
+        assert driver is not None, "it was taken up"
+        while self._goes_on(driver):
+            async with self._turn:
+                await driver.turn()
+            if await self._may():
+                driver.open_waiting()
+            await self._say_running(driver)
+            if self.parts.pool.now() >= self.finetune.expires_at and not self._over:
+                why = "its time is over"
+                self.parts.end(self.finetune.job, JobEvent.EXPIRED, why=why, code=EXPIRED)
+            elif self._goes_on(driver):
+                await self._wait()
+
+    def _goes_on(self, driver: Driver) -> bool:
+        return driver.verdict is None and not self._over
+
+    async def _may(self) -> bool:
+        """Whether its member may spend; a frozen account's parts wait. Looked at now and then."""
+        if self.parts.pool.now() >= self._looked_at + LOOK_S:
+            self._looked_at = self.parts.pool.now()
+            member = await self.disk.insist(lambda: self.store.member(self.finetune.member))
+            self._active = member is not None and member.state is MemberState.ACTIVE
+        return self._active
+
+    async def _say_running(self, driver: Driver) -> None:
+        """From when a worker begins."""
+        if self.finetune.state is not FinetuneState.QUEUED or not driver.running:
+            return
+        async with self._turn:
+            if self.finetune.state is FinetuneState.QUEUED:
+                await self._move(FinetuneState.RUNNING)
 
     async def _wait(self) -> None:
         """For news, or a while."""
@@ -190,27 +313,73 @@ class Run:
             pass
         self._news.clear()
 
-    # -- on the disk -----------------------------------------------------------------------------
+    # -- what it came to -------------------------------------------------------------------------
+
+    async def _close(self) -> None:
+        """The whole has ended, or ends now as its training did; on the disk when this returns."""
+        verdict = None if self.driver is None else self.driver.verdict
+        if self.parts.whole(self.finetune.job) is not None:
+            if isinstance(verdict, Fail):
+                paused = self.finetune.state is FinetuneState.PAUSED
+                event = JobEvent.CANCELLED if paused else JobEvent.GAVE_UP
+                self.parts.end(self.finetune.job, event, why=verdict.why, code=verdict.code)
+            else:
+                self.parts.end(self.finetune.job, JobEvent.SUCCEEDED)
+        while self._ended is None:  # until that is on the disk; after a restart it may be already
+            job = await self.disk.insist(lambda: self.store.job(self.finetune.job))
+            if job is not None and job.ended:
+                self._ended = job
+            else:
+                await self._wait()
+
+    async def _give_up(self, why: str) -> None:
+        """After a restart: nobody could train it any more."""
+        if self.parts.whole(self.finetune.job) is not None:
+            self.parts.end(self.finetune.job, JobEvent.CANCELLED, why=why, code="model_gone")
+            await self.parts.pool.ticker.committed()
+        await self._fail(Fault("model_gone", f"It cannot go on: {why}.", "model"))
+
+    async def _write_down(self) -> None:
+        """The results, then the model, then the end. After a crash it is simply done again."""
+        ended, driver = self._ended, self.driver
+        assert ended is not None, "the whole ends before its results are written"
+        assert driver is not None, "it was taken up"
+        changes: dict[str, Any] = {
+            "charge": ended.charge or 0,
+            "steps_done": 0 if driver.tuning is None else driver.tuning.step,
+            "trained_tokens": driver.trained_tokens,
+        }
+        self.finetune = replace(self.finetune, **changes)
+        made = await self.disk.insist(driver.ended)
+        events = await self.disk.insist(lambda: ending.all_events(self.store, self.finetune.id))
+        curve = ending.curve_of(made, ending.validations(events))
+        results = await ending.put_curve(self.files, self.disk, self.finetune, curve)
+        self.finetune = replace(self.finetune, result_files=results)
+        verdict = driver.verdict
+        if ended.state is JobState.SUCCEEDED and isinstance(verdict, Finish):
+            entry = (await self.bases.get(self.finetune.model)).entry
+            adapter = adapter_kept(verdict.adapter)
+            model = await ending.model_of(
+                self.parts.pool, self.disk, self.finetune, entry, adapter, curve, made
+            )
+            await self.disk.insist(lambda: self.tuned.add(model))
+            self.journal.say(f"New fine-tuned model created: {model.name}")
+            self.journal.say("The job has successfully completed")
+            await self._move(FinetuneState.SUCCEEDED)
+        elif ended.state is JobState.CANCELLED and not isinstance(verdict, Fail):
+            self.journal.say(f"Cancelled: {ended.why or 'by its member'}.")
+            await self._move(FinetuneState.CANCELLED)
+        else:
+            await self._fail(Fault(ended.code or "server_error", ended.why or "It came to nothing."))
+        await self.disk.insist(lambda: self.store.forget_finetune(self.finetune.id, self.finetune.job))
+
+    async def _fail(self, fault: Fault) -> None:
+        self.journal.say(fault.message, level="error")
+        await self._move(FinetuneState.FAILED, fault=fault)
 
     async def _move(self, state: FinetuneState, **changes: Any) -> None:
         moments = {**self.finetune.moments, state.value: self.parts.pool.now()}
         self.finetune = replace(self.finetune, state=state, moments=moments, **changes)
-        await self._insist(self.journal.write)
-        await self._insist(lambda: self.store.put_finetune(self.finetune))
+        await self.disk.insist(self.journal.write)
+        await self.disk.insist(lambda: self.store.put_finetune(self.finetune))
         log.info("fine-tune", action="finetune_moved", finetune=self.finetune.id, state=state.value)
-
-    async def _insist(self, act: Callable[[], Awaitable[Result]]) -> Result:
-        """Until the disk takes it: a fine-tune waits for room, and loses nothing."""
-        while True:
-            try:
-                return await act()
-            except (StoreUnavailable, Refusal) as error:
-                if isinstance(error, Refusal) and error.status < 500:
-                    raise
-                log.error(  # noqa: TRY400 -- a full disk is no mistake of ours: no traceback
-                    "a fine-tune waits for the disk",
-                    action="finetune_waits",
-                    finetune=self.finetune.id,
-                    why=str(error),
-                )
-                await self.sleep(PAUSE_S)

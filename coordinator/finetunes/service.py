@@ -1,14 +1,15 @@
 """All fine-tunes of the pool: one task for each that is open, taken up again after a restart."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from coordinator.core.jobs import JobEvent, JobId, MemberId
+from coordinator.core.jobs import Job, JobEvent, JobId, MemberId
+from coordinator.core.pricing import Training
 from coordinator.files import DAY_S, Files
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
@@ -24,9 +25,12 @@ from coordinator.pool import Pool
 from coordinator.records import ApiKey, FileId, Member, Purpose
 from coordinator.refusal import Refusal
 from coordinator.store import Store
+from coordinator.trainings import NONE_HERE
+from coordinator.translate import digests
 from coordinator.tuned.model import MARK
 from coordinator.tuned.registry import TunedModels
 from potluck.training_data import ExampleError
+from potluck.v1 import work_pb2
 
 OPEN_MAX: Final = 8  # of one member
 SUFFIX_CHARS: Final = 8  # of the one that is made up
@@ -55,6 +59,7 @@ class Finetunes:
     checks: Checks
     tuned: TunedModels
     runs: dict[str, Run] = field(default_factory=dict)
+    resumed: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -128,10 +133,10 @@ class Finetunes:
         training = await self._one(member.id, order.training_file, order.wanted.method, "training_file")
         if order.validation_file is None:
             return training, None
-        if order.validation_file == order.training_file:
-            message = "validation_file: it is the training file, which would prove nothing."
-            raise Refusal(400, "invalid_value", message, param="validation_file")
         other = await self._one(member.id, order.validation_file, order.wanted.method, "validation_file")
+        if other[0].sha256 == training[0].sha256:
+            message = "validation_file: it holds what the training file does, and would prove nothing."
+            raise Refusal(400, "invalid_value", message, param="validation_file")
         return training, other
 
     async def _one(self, member: MemberId, file_id: str, method: str, param: str) -> tuple[Data, Path]:
@@ -165,7 +170,7 @@ class Finetunes:
     def now(self, finetune: Finetune) -> Finetune:
         """As it is at the moment: of one that runs, memory is ahead of the disk."""
         run = self.runs.get(finetune.id)
-        return finetune if run is None else run.finetune
+        return finetune if run is None else run.now
 
     def progress(self, finetune: Finetune) -> Progress:
         run = self.runs.get(finetune.id)
@@ -178,25 +183,42 @@ class Finetunes:
             return run.journal
         return Journal(finetune.id, self.store, self.parts.pool.now, closed=True)
 
+    # -- what workers say ------------------------------------------------------------------------
+
+    def steps(self, job: Job, steps: Sequence[work_pb2.TrainingStep]) -> str:
+        """As `Trainings` has it."""
+        run = self._run_of(job)
+        return NONE_HERE if run is None else run.steps(job, steps)
+
+    async def trained(self, job: Job, trained: work_pb2.Trained) -> Training | str:
+        """As `Trainings` has it."""
+        run = self._run_of(job)
+        return NONE_HERE if run is None else await run.trained(job, trained)
+
+    def _run_of(self, job: Job) -> Run | None:
+        return next((run for run in self.runs.values() if run.finetune.job == job.whole), None)
+
+    # -- what members do -------------------------------------------------------------------------
+
     async def cancel(self, finetune: Finetune, why: str) -> Finetune:
         """Raises Refusal 409 if it has ended."""
         run = self.runs.get(finetune.id)
         if run is None or not await run.cancel(why):
             state = (finetune if run is None else run.finetune).state.value
             raise Refusal(409, "finetune_ended", f"{finetune.id} has ended: it has {state}.")
-        return self.now(run.finetune)
+        return run.now
 
     async def pause(self, finetune: Finetune) -> Finetune:
         """Raises Refusal 409 unless it is under way."""
         run = self._running(finetune)
         await run.pause()
-        return run.finetune
+        return run.now
 
     async def go_on(self, finetune: Finetune) -> Finetune:
         """Raises Refusal 409 unless it is paused."""
         run = self._running(finetune)
         await run.go_on()
-        return run.finetune
+        return run.now
 
     def _running(self, finetune: Finetune) -> Run:
         """Raises Refusal 409 if it has ended."""
@@ -206,6 +228,7 @@ class Finetunes:
 
     async def resume(self) -> None:
         """Go on where the coordinator stopped."""
+        await self.store.forget_ended_finetunes()
         members = {member.id: member for member in await self.store.members()}
         for finetune in await self.store.open_finetunes():
             member = members[finetune.member]
@@ -216,6 +239,22 @@ class Finetunes:
             ]
             assert paths[0] is not None, "there is a training file, which is not deleted while it is used"
             self._start(finetune, member, keys[finetune.key], paths[0], paths[1])
+        self.resumed = True
+
+    async def sweep(self) -> int:
+        """Remove what was made in training and is of no more use; how much.
+
+        Nothing before those that are open have found out what they go on from.
+        """
+        if not self.resumed or not all(run.settled for run in self.runs.values()):
+            return 0
+        await self.store.forget_old_checkpoints(self.parts.pool.now())
+        keep = await self.store.checkpoint_digests() | self.tuned.digests()
+        for run in self.runs.values():
+            keep |= run.artifacts
+        for work in self.parts.pool.works.values():
+            keep |= digests(work)
+        return await self.parts.pool.training_store.sweep(keep)
 
     async def close(self) -> None:
         """Stop; nothing is lost."""
@@ -231,8 +270,19 @@ class Finetunes:
     def _start(
         self, finetune: Finetune, member: Member, key: ApiKey, training: Path, validation: Path | None
     ) -> None:
-        run = Run(finetune, member, key, training, validation, self.parts, self.store, self.files, self.bases,
-                  self.checks)  # fmt: skip
+        run = Run(
+            finetune,
+            member,
+            key,
+            training,
+            validation,
+            self.parts,
+            self.store,
+            self.files,
+            self.bases,
+            self.checks,
+            self.tuned,
+        )
         self.runs[finetune.id] = run
         task = asyncio.create_task(self._watched(run))
         self._tasks.add(task)

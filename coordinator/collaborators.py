@@ -1,0 +1,42 @@
+"""All that the API asks, put together around the pool. Nothing of it runs yet."""
+
+from collections.abc import Callable
+
+from coordinator.api.batches import keeper as batch_keeper
+from coordinator.api.context import Clock, Context
+from coordinator.ca import CertificateAuthority
+from coordinator.files import Files
+from coordinator.finetunes.service import keeper as finetune_keeper
+from coordinator.heads import Heads
+from coordinator.pool import Pool
+from coordinator.tuned.registry import TunedModels
+from coordinator.uploads.service import Uploads
+from potluck.catalogue import Catalogue
+
+
+async def context_of(
+    pool: Pool, ca: CertificateAuthority, now: Callable[[], float], catalogue: Callable[[], Catalogue]
+) -> Context:
+    """For the start, before anybody is let in."""
+    files = await Files.open(pool.store, pool.settings, now)
+    tuned = TunedModels(pool, pool.store)
+    await tuned.load()
+    context: Context
+    context = Context(
+        pool=pool,
+        store=pool.store,
+        ca=ca,
+        settings=pool.settings,
+        counter=pool.counter,
+        catalogue=catalogue,
+        clock=Clock(now=now),
+        heads=Heads(pool.store, ca.sign, now),
+        files=files,
+        uploads=Uploads(files),
+        batches=batch_keeper(pool, pool.store, files, lambda: context),
+        finetunes=finetune_keeper(pool, pool.store, files, tuned),
+        tuned=tuned,
+    )
+    tuned.users.append(context.batches.uses_model)
+    pool.training = context.finetunes
+    return context
