@@ -373,7 +373,8 @@ def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
         elif worker.account != job.account and not worker.guests.welcome(job.asker):
             reason = f"the owners of the workers that serve {job.model} do not share them with you"
         elif job.kind not in served.kinds:
-            reason = f"the workers that serve {job.model} do no {job.kind}"
+            what = "fine-tuning" if job.kind is Kind.FINETUNE else job.kind
+            reason = f"the workers that serve {job.model} do no {what}"
         elif served.context_tokens and job.context_tokens > served.context_tokens:
             context = served.context_tokens
             reason = f"the job needs a context of {job.context_tokens} tokens, the workers have {context}"
