@@ -42,6 +42,10 @@ def test_a_model_larger_than_a_card_gets_whole_ones_and_goes_where_there_are_eno
     assert where(60 * GIB) == []
 
 
+def test_what_trains_goes_on_cards_as_well() -> None:
+    assert where(6 * GIB, engine="trainer", models=2, most=1) == [Place("n1", 0, 0, 0.5)]
+
+
 def test_an_engine_for_processors_gets_one_replica_on_each_node_that_has_the_memory() -> None:
     assert where(6 * GIB, engine="llamacpp") == [
         Place("n1", 0, 16, 0),

@@ -14,8 +14,14 @@ from fixtures_worker import EMULATOR, FakeCoordinator, Told, coordinating, place
 from potluck import lora
 from potluck.receipts import output_digest
 from potluck.store import ModelStore
-from potluck.v1 import session_pb2, work_pb2
+from potluck.v1 import engine_pb2, session_pb2, work_pb2
+from worker import service, wire
+from worker.deliveries import Deliveries
+from worker.hosts.host import EngineStartError, Host, OnEvent
+from worker.hosts.process import EngineHost
+from worker.messages import Assigned, AttemptId, EngineFailed, EngineFinished, Event, Failure, Fault
 from worker.status_cli import lines
+from worker.uploads import FULL_S_MAX, MISMATCHES_MAX, Patience
 from worker.wish import Wish
 from worker.workroom import Workroom
 
@@ -279,3 +285,95 @@ def test_examples_stay_for_as_long_as_another_part_needs_them(tmp_path: Path) ->
     assert {entry.sha256 for entry in store.entries()} == {second, examples}
     workroom.close(two)
     assert not store.entries()
+
+
+# -- its engine ----------------------------------------------------------------------------------------
+
+
+async def test_a_trainer_that_does_not_load_is_offered_no_more_and_later_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it is told; what is served is served on."""
+    start, broken = EngineHost.start, asyncio.Event()
+
+    async def refusing(load: engine_pb2.Load, on_event: OnEvent, *, memory_bytes: int = 0) -> Host:
+        if "finetune" in load.kinds and not broken.is_set():
+            broken.set()
+            raise EngineStartError("load_failed", "peft cannot be imported")
+        return await start(load, on_event, memory_bytes=memory_bytes)
+
+    monkeypatch.setattr(EngineHost, "start", refusing)
+    monkeypatch.setattr(service, "RETRY_S_MIN", 0.5)
+    async with coordinating() as coordinator, working(coordinator, tmp_path, **FAST):
+        await coordinator.ready()
+        told = coordinator.assign_training(part(coordinator))
+        failed = (await ended(coordinator, told)).failed
+        assert (failed.fault, failed.code) == (work_pb2.FAULT_WORKER, "load_failed")
+        await coordinator.until(lambda: not trains(coordinator))
+        await ended(coordinator, coordinator.assign("job_c"))
+        await coordinator.until(lambda: trains(coordinator))
+        again = coordinator.assign_training(part(coordinator), "job_u")
+        assert (await ended(coordinator, again)).HasField("completed")
+
+
+async def test_a_trainer_leaves_memory_when_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What serves the model stays; the next part loads the trainer anew."""
+    monkeypatch.setattr(service, "TRAINER_IDLE_S", 0.05)
+    async with coordinating() as coordinator, working(coordinator, tmp_path, **FAST) as daemon:
+        await coordinator.ready()
+        supervisor = daemon._serving.supervisor
+        assert not supervisor.trainers
+        for job in ("job_a", "job_b"):
+            told = coordinator.assign_training(part(coordinator), job)
+            assert (await ended(coordinator, told)).HasField("completed")
+            await eventually(lambda: not supervisor.trainers)
+        assert trains(coordinator)
+        [serving] = supervisor.models.values()
+        assert serving.host is not None
+
+
+async def test_an_engine_that_dies_fails_its_part_and_the_next_one_gets_another(tmp_path: Path) -> None:
+    dies = {"engine_options": {"die_after_steps": "2"}}
+    async with coordinating() as coordinator, working(coordinator, tmp_path, **dies):
+        await coordinator.ready()
+        told = coordinator.assign_training(part(coordinator))
+        failed = (await ended(coordinator, told)).failed
+        assert (failed.fault, failed.code) == (work_pb2.FAULT_WORKER, "engine_died")
+        short = coordinator.assign_training(part(coordinator, last_step=2), "job_u")
+        assert (await ended(coordinator, short)).HasField("completed")
+
+
+# -- how long an upload is tried ------------------------------------------------------------------------
+
+
+def test_a_refusal_is_judged_by_whose_fault_it_is_and_how_often_it_came() -> None:
+    patience = Patience()
+    full = grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert patience.judge(full, "disk full", 10.0) is None
+    assert patience.judge(grpc.StatusCode.UNAVAILABLE, "", 11.0) is None
+    assert patience.judge(full, "disk full", 9.9 + FULL_S_MAX) is None
+    late = patience.judge(full, "disk full", 10.0 + FULL_S_MAX)
+    assert late == Failure(Fault.NONE, "pool_full", "disk full")
+    for _ in range(MISMATCHES_MAX - 1):
+        assert patience.judge(grpc.StatusCode.DATA_LOSS, "other bytes", 0.0) is None
+    damaged = patience.judge(grpc.StatusCode.DATA_LOSS, "other bytes", 0.0)
+    assert damaged == Failure(Fault.WORKER, "upload_failed", "it arrives damaged: other bytes")
+
+
+async def test_what_was_made_must_be_there(tmp_path: Path) -> None:
+    """An engine that says it has finished and left no files is its worker's fault."""
+    said: list[Event] = []
+    files = engine_pb2.TrainingFiles(folder=str(tmp_path))
+    assign = session_pb2.Assign(work=work_pb2.Work(training=work_pb2.TrainingWork()))
+    at = AttemptId("job_a", 1)
+    assigned = Assigned(at, "m", "ada", goes_on=False, payload=assign, kind="finetune", files=files)
+    finished = EngineFinished(at, wire.trained(work_pb2.Trained(steps=1, tokens=5)))
+    deliveries = Deliveries()
+    deliveries.begin(assigned, finished, uploads=None, emit=said.append)
+    await eventually(lambda: said)
+    (failed,) = said
+    assert isinstance(failed, EngineFailed)
+    assert (failed.failure.fault, failed.failure.code) == (Fault.WORKER, "engine_error")
+    await deliveries.close()

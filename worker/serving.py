@@ -78,7 +78,7 @@ class Serving:
 
     def open_site(self) -> None:
         """From now on this worker is all machines of its owner's cluster. Raises WorkerConflict."""
-        self._site = Site.open(self._settings, models=lambda: len(self.supervisor.models))
+        self._site = Site.open(self._settings, models=lambda: self.supervisor.engines)
         self.machine = self._site.machine(self.machine)
         self.engines = advice.engines(self.machine)
         self.memory = Memory(self._memory_caps())
@@ -172,7 +172,7 @@ class Serving:
             downloads=self._downloads,
             speeds=self.speeds,
             converted=self._places.converted,
-            threads=lambda: max(1, self.threads // (at_once + len(self.supervisor.trainers))),
+            threads=lambda: max(1, self.threads // (at_once + self._training())),
             emit=self._emit,
             artifacts=self._artifacts,
             uploads=Uploads(self._artifacts),
@@ -182,6 +182,15 @@ class Serving:
             share=lambda name: self._shares.get(name, 0),
             start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
+
+    def _training(self) -> int:
+        """Engines that train beside those that serve. On a site their cores are set aside for good: whoever
+        serves there does not load anew whenever a training comes and goes.
+        """
+        supervisor = self.supervisor
+        if self._site is not None:
+            return supervisor.engines - len(supervisor.models)
+        return len(supervisor.trainers)
 
     # --- its life ---
 

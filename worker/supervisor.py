@@ -55,6 +55,11 @@ class Supervisor:
         """Those that are in memory or on their way there."""
         return [service for (_, trains), service in self._services.items() if trains and service.in_memory]
 
+    @property
+    def engines(self) -> int:
+        """How many there may be at once, if each model is in memory: one of them trains."""
+        return len(self.models) + any(trains for _, trains in self._services)
+
     async def serve(self, choices: list[Choice], around: Surroundings) -> None:
         """From now on exactly these; what is served already and did not change goes on undisturbed."""
         around = replace(around, emit=partial(self._hear, around))

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-ON_CARDS: Final = frozenset(
-    {"torch"}
-)  # engines that use cards; the published llama.cpp runs on the processor
+# Engines that use cards; the published llama.cpp runs on the processor.
+ON_CARDS: Final = frozenset({"torch", "trainer"})
 REPLICAS_MAX: Final = 256
 
 

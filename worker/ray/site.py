@@ -11,6 +11,7 @@ from worker.hosts.host import EngineStartError, Host, OnEvent
 from worker.hosts.process import EngineHost
 from worker.hosts.site import SiteHost
 from worker.machine import Machine
+from worker.messages import FINETUNE
 from worker.ray.cluster import Cluster
 from worker.ray.placement import Node, Place, places
 from worker.settings import Settings
@@ -20,7 +21,9 @@ TOKEN_FILE: Final = Path("~/.ray/auth_token")  # where Ray itself keeps it
 
 
 class Site:
-    """`models`: how many the daemon serves now."""
+    """`models`: how many engines share the site now: those of the models that the daemon serves, and one for
+    training. Ray sets their part aside for each, whether or not it works.
+    """
 
     def __init__(self, cluster: Cluster, settings: Settings, models: Callable[[], int]) -> None:
         self._cluster = cluster
@@ -60,7 +63,7 @@ class Site:
                 memory_bytes=memory_bytes,
                 threads=load.threads if self._settings.threads or not self._settings.ray_address else 0,
                 models=self._models(),
-                replicas_max=self._settings.replicas,
+                replicas_max=1 if FINETUNE in load.kinds else self._settings.replicas,
             )
 
         async def start_one(place: Place, heard: OnEvent) -> Host:
