@@ -55,8 +55,8 @@ def wrong_trained(work: work_pb2.TrainingWork, trained: work_pb2.Trained, told: 
         return "not one step was done"
     if trained.steps and not trained.first_step == work.first_step == told.last + 1 - told.steps:
         return f"{trained.steps} steps from {trained.first_step} to {told.last}, with gaps"
-    if bool(trained.tokens) != bool(trained.steps):
-        return f"{trained.steps} steps with {trained.tokens} tokens"
+    if trained.tokens and not trained.steps:
+        return f"{trained.tokens} tokens without a step"
     longest = work.plan.sequence_tokens
     for tokens, squares in (
         (trained.tokens, trained.square_tokens),

@@ -318,13 +318,12 @@ class FakeCoordinator(session_pb2_grpc.WorkerServiceServicer):
         self.live.send(assign=assign)
         return self._told(assign.attempt)
 
-    def assign_training(self, work: work_pb2.TrainingWork, job_id: str = "job_t", number: int = 1) -> Told:
+    def assign_training(
+        self, work: work_pb2.TrainingWork, job_id: str = "job_t", *, model: str = EMULATOR.name
+    ) -> Told:
         assert self.live is not None
-        at = attempt(job_id, number)
-        training = work_pb2.Work(training=work)
-        self.live.send(
-            assign=session_pb2.Assign(attempt=at, model=EMULATOR.name, work=training, member="ada")
-        )
+        at, training = attempt(job_id, 1), work_pb2.Work(training=work)
+        self.live.send(assign=session_pb2.Assign(attempt=at, model=model, work=training, member="ada"))
         return self._told(at)
 
     def assign_together(self, job_ids: Sequence[str], *others: session_pb2.CoordinatorMessage) -> list[Told]:
@@ -480,7 +479,8 @@ def places_in(folder: Path) -> Places:
 
 def emulator_settings(**changes: Any) -> Settings:
     """Whatever the machine that runs the test is otherwise used for."""
-    options = {"ttft_ms": "1", "tpot_ms": "2"} | changes.pop("engine_options", {})
+    quick = {"ttft_ms": "1", "tpot_ms": "2"} if changes.get("engine", "emulator") == "emulator" else {}
+    options = quick | changes.pop("engine_options", {})
     owner = {
         "sharing": Sharing(on_battery=True),
         "idle": Idle(gpu_alone=False, fullscreen=False),

@@ -42,8 +42,12 @@ def test_a_model_larger_than_a_card_gets_whole_ones_and_goes_where_there_are_eno
     assert where(60 * GIB) == []
 
 
-def test_what_trains_goes_on_cards_as_well() -> None:
-    assert where(6 * GIB, engine="trainer", models=2, most=1) == [Place("n1", 0, 0, 0.5)]
+def test_what_trains_is_one_and_keeps_out_of_the_way_of_what_serves() -> None:
+    """Also on cards; with as many replicas as may be, and with one."""
+    found = places(RACK, engine="trainer", memory_bytes=6 * GIB, threads=0, models=2, trains=True)
+    assert list(found) == [Place("n1", 1, 0, 0.5)]
+    found = places(RACK, engine="emulator", memory_bytes=0, threads=2, models=2, replicas_max=2, trains=True)
+    assert list(found) == [Place("n3", 0, 2, 0)]
 
 
 def test_an_engine_for_processors_gets_one_replica_on_each_node_that_has_the_memory() -> None:

@@ -18,10 +18,12 @@ from fixtures_models import smollm2_file
 from fixtures_pool import Process, RealPool
 from fixtures_ray import RayCluster, open_head
 from fixtures_tiny import tiny_tokenizer, write_tiny
+from fixtures_training import examples, plan, shapes_of
 from fixtures_worker import EMULATOR as ENTRY
 from fixtures_worker import FakeCoordinator, attempt, coordinating, join_by_hand, places_in
 from test_torch_lora import PLAIN, plain_of, write_adapter
 
+from potluck import lora
 from potluck.catalogue import DEFAULT_MODEL, Artifact, Catalogue, File, Variant
 from potluck.errors import ExitCode
 from potluck.v1 import session_pb2, work_pb2
@@ -131,12 +133,31 @@ async def said(
     return told.text
 
 
+async def trained_on_a_node(coordinator: FakeCoordinator, model: Path) -> work_pb2.Trained:
+    """A part of a fine-tune of two steps."""
+
+    def put(data: bytes) -> work_pb2.Artifact:
+        digest = hashlib.sha256(data).hexdigest()
+        coordinator.store.artifacts[digest] = data
+        return work_pb2.Artifact(sha256=digest, bytes=len(data))
+
+    lines = "".join(json.dumps(line) + "\n" for line in examples(24)).encode()
+    adapter = lora.encode(lora.initial(shapes_of(model), 5))
+    work = work_pb2.TrainingWork(plan=plan(), last_step=2, examples=put(lines), adapter=put(adapter))
+    told = coordinator.assign_training(work, model="tiny")
+    await coordinator.until(lambda: told.result is not None, START_S)
+    assert told.result is not None
+    assert told.result.HasField("completed"), told.result.failed
+    return told.result.completed.trained
+
+
 async def test_real_models_and_adapters_answer_from_a_node(
     two_nodes: RayCluster, smollm2_path: Path, tmp_path: Path
 ) -> None:
     """llama.cpp in an actor gives the same greedy answer twice. torch in another reads a model and an adapter that
-    the worker fetched from the pool's store, and says what transformers and peft say. Their processes are known as
-    ours, though they are no children of the worker, and are gone when it is stopped.
+    the worker fetched from the pool's store, and says what transformers and peft say. A third trains the same model
+    on files that the worker fetched, in a folder that it sees. Their processes are known as ours, though they are
+    no children of the worker, and are gone when it is stopped.
     """
     model, cache = tmp_path / "model", tmp_path / "cache" / "models"
     model.mkdir()
@@ -178,6 +199,9 @@ async def test_real_models_and_adapters_answer_from_a_node(
             assert await said(coordinator, "base", "tiny", PROMPT, 12) == greedy(plain_of(model), 12)
             assert await said(coordinator, "tuned", "tiny", PROMPT, 12, adapter) == greedy(tuned, 12)
             await coordinator.until(lambda: min(memory_bytes(tmp_path)) > 100e6, START_S)
+            trained = await trained_on_a_node(coordinator, model)
+            assert lora.decode(coordinator.store.artifacts[trained.adapter.sha256], shapes_of(model))
+            assert trained.steps == 2
         finally:
             code = await asyncio.to_thread(worker.stop)
     assert code == 0

@@ -78,7 +78,6 @@ def test_a_preference_pair_is_two_sequences() -> None:
     [
         ({"steps": 1}, "it says 1 steps, and told 2"),
         ({"first_step": 0}, "2 steps from 0 to 3, with gaps"),
-        ({"tokens": 0, "square_tokens": 0}, "2 steps with 0 tokens"),
         ({"square_tokens": 99}, "100 tokens in sequences of 64 at most have not 99 as squares"),
         ({"square_tokens": 6_401}, "100 tokens in sequences of 64 at most have not 6401 as squares"),
         ({"tokens": 2**60, "square_tokens": 2**60}, f"have not {2**60} as squares"),
@@ -94,6 +93,7 @@ def test_an_end_that_cannot_be(more: dict[str, Any], why: str) -> None:
 
 def test_an_end_as_it_was_asked_for() -> None:
     assert not wrong_trained(work(), trained(), told())
+    assert not wrong_trained(work(), trained(tokens=0, square_tokens=0), told()), "all of it was cut off"
     assert not wrong_trained(work(delta=True), trained(state=None), told())
     assert wrong_trained(work(delta=True), trained(), told()) == "not the artifacts that were asked for"
 
@@ -108,6 +108,8 @@ def test_a_part_with_steps_does_at_least_one() -> None:
     nothing = work_pb2.Trained()
     assert wrong_trained(work(), nothing, Told(1)) == "not one step was done"
     assert not wrong_trained(work(last_step=2), nothing, Told(1))
+    counted = work_pb2.Trained(tokens=5, square_tokens=25)
+    assert wrong_trained(work(last_step=2), counted, Told(1)) == "5 tokens without a step"
 
 
 @pytest.mark.parametrize(

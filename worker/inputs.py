@@ -40,8 +40,10 @@ def training_files(work: work_pb2.TrainingWork) -> dict[str, File]:
         for name, artifact in named.items()
         if artifact.sha256 or artifact.bytes
     }
-    if not {"examples", "adapter"} <= found.keys() and work.first_step < work.last_step:
-        raise FilesError("a training has examples and an adapter to go on from")
+    wanted = {"adapter": True, "examples": work.first_step < work.last_step, "validation": work.validate}
+    for name, needed in wanted.items():
+        if needed and name not in found:
+            raise FilesError(f"the training names no {name}")
     return found
 
 

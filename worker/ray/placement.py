@@ -39,12 +39,20 @@ class Place:
 
 
 def places(
-    nodes: Sequence[Node], *, engine: str, memory_bytes: int, threads: int, models: int, replicas_max: int = 0
+    nodes: Sequence[Node],
+    *,
+    engine: str,
+    memory_bytes: int,
+    threads: int,
+    models: int,
+    replicas_max: int = 0,
+    trains: bool = False,
 ) -> tuple[Place, ...]:
     """One for each replica, nodes in turn; none if the model fits nowhere.
 
     `threads`: of each engine on a processor, at most the node's; 0: an even share of these.
-    `models`: how many share the site. `replicas_max`: 0 for as many as there is room for.
+    `models`: how many share the site. `replicas_max`: 0 for as many as there is room for. What `trains` is
+    one alone, and takes the last place: whatever serves takes the first.
     """
     if engine in ON_CARDS and any(node.cards for node in nodes):
         found = [place for node in nodes for place in _on_cards(node, memory_bytes, max(1, models))]
@@ -55,7 +63,7 @@ def places(
             if node.cpus >= 1 and node.memory_bytes >= memory_bytes
         ]
     found.sort(key=lambda place: (place.index, place.node))
-    return tuple(found[: replicas_max or REPLICAS_MAX])
+    return tuple(found[-1:] if trains else found[: replicas_max or REPLICAS_MAX])
 
 
 def _on_cards(node: Node, memory_bytes: int, models: int) -> list[Place]:

@@ -63,7 +63,8 @@ class Site:
                 memory_bytes=memory_bytes,
                 threads=load.threads if self._settings.threads or not self._settings.ray_address else 0,
                 models=self._models(),
-                replicas_max=1 if FINETUNE in load.kinds else self._settings.replicas,
+                replicas_max=self._settings.replicas,
+                trains=FINETUNE in load.kinds,
             )
 
         async def start_one(place: Place, heard: OnEvent) -> Host:
