@@ -167,8 +167,8 @@ def _summary(session: Session, quote: FineTuneQuote, suffix: str | None) -> list
         ("cut", _cut(quote.cut, quote.sequence_tokens)),
     ]
     if quote.validation_examples:
-        cut = _cut(quote.validation_cut, quote.sequence_tokens)
-        facts.append(("validation", f"{quote.validation_examples:,} examples; {cut}"))
+        cut = f"; {_cut(quote.validation_cut, quote.sequence_tokens)}" if quote.validation_cut else ""
+        facts.append(("validation", f"{quote.validation_examples:,} examples{cut}"))
     balance = session.pool.balance()
     return [
         *facts,
