@@ -202,3 +202,15 @@ def test_the_largest_card_is_taken_and_a_lost_one_never() -> None:
     here = machine("gaming-rtx-3060")
     larger = Card(name="L", backend="cuda", memory_bytes=10**11, fault="GPU is lost")
     assert advice.room(here.model_copy(update={"cards": (larger, *here.cards)})).where == here.cards[0].name
+
+
+def test_the_doctor_says_whether_models_are_trained() -> None:
+    here = machine("gaming-rtx-3060")
+    peft = {"peft": Library(version="0.21.2")}
+    trains = here.model_copy(update={"libraries": here.libraries | peft})
+    for case, sentence in (
+        (here, "Nothing is trained: peft is missing"),
+        (trains, "Models are trained as well."),
+    ):
+        said = [finding.sentence for finding in examine(case, WELL, SIZES) if finding.topic == "engines"]
+        assert any(sentence in one for one in said), said

@@ -12,7 +12,7 @@ from potluck.catalogue import ModelEntry
 from worker import advice
 from worker.cores import share
 from worker.machine import Machine
-from worker.models import BRIDGE, EMULATOR, NEEDS
+from worker.models import BRIDGE, EMULATOR, NEEDS, TRAINED_WITH, TRAINER_NEEDS
 
 PYTHON_MIN: Final = (3, 11)
 DISK_BYTES_MIN: Final = 1 << 30  # less holds no model and soon no receipts
@@ -139,7 +139,17 @@ def _engines(machine: Machine, around: Circumstances) -> Findings:
         )
     elif here:
         said = ", ".join(f"{e} ({_version(machine, e)})" for e in here)
-        yield Finding(topic="engines", state="ok", sentence=f"Engines: {said}. {here[0]} comes first.")
+        trains = f" {_training(machine)}" if TRAINED_WITH in here else ""
+        yield Finding(
+            topic="engines", state="ok", sentence=f"Engines: {said}. {here[0]} comes first.{trains}"
+        )
+
+
+def _training(machine: Machine) -> str:
+    if advice.trains(machine):
+        return "Models are trained as well."
+    lacking = [name for name in TRAINER_NEEDS if name not in machine.libraries]
+    return f"Nothing is trained: {' and '.join(lacking) or 'a library'} is missing or broken."
 
 
 def _version(machine: Machine, engine: str) -> str:
