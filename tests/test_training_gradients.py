@@ -16,6 +16,7 @@ from fixtures_training import ALPHA, RANK, Case, adapter_of, case_of, plan, shap
 from potluck import lora
 from potluck.v1 import work_pb2
 from worker.training.adapter import Adapter
+from worker.training.head import CHUNK_BYTES_MAX
 from worker.training.losses import Sums
 from worker.training.packing import Tokens, Unit
 from worker.training.passes import Passes
@@ -171,7 +172,7 @@ def test_a_head_that_caps_its_logits_is_followed(tmp_path: Path) -> None:
 def test_logits_come_in_pieces(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Ours(case)
     whole, expected = ours.learn([units()], 1)
-    monkeypatch.setattr("worker.training.head.CHUNK_BYTES_MAX", 3 * 4 * case.loaded.model.config.vocab_size)
+    monkeypatch.setitem(CHUNK_BYTES_MAX, "cpu", 3 * 4 * case.loaded.model.config.vocab_size)
     pieces, gradients = ours.learn([units()], 1)
     assert pieces.loss == pytest.approx(whole.loss, rel=1e-6)
     assert pieces.right == whole.right

@@ -33,6 +33,7 @@ from worker.training import passes
 from worker.training.attempt import reader_of
 from worker.training.loop import StoppedError
 from worker.training.memory import Room
+from worker.training.precision import LossScale
 
 ALL = examples(24)
 WIDE = Room(1024, 1024, 1024)
@@ -185,6 +186,35 @@ def test_a_validation_alone_trains_nothing_and_writes_nothing(case: Case) -> Non
         part.valid_target_tokens for part in parts
     )
     assert mean == pytest.approx(came.trained.valid_loss, rel=1e-6), "parts of it add up"
+
+
+# -- sixteen bits
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bits_learn_nearly_the_same_and_go_on_bit_for_bit(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """In float16 the loss is scaled; a scale that is too large gives way within the step, and is kept."""
+    monkeypatch.setattr("worker.training.attempt.LossScale", lambda: LossScale(2.0**40))
+    half = case_of(tmp_path / "half", tmp_path / "half", dtype=dtype)
+    exact = case.train(work(), ALL, start(case))
+    whole = half.train(work(), ALL, start(half))
+    for step, other in zip(whole.steps, exact.steps, strict=True):
+        assert step.train_loss == pytest.approx(other.train_loss, rel=0.01)
+    assert all(array.dtype == np.float32 for array in whole.adapter().values())
+    first = half.train(work(0, 2), ALL, start(half))
+    rest = half.train(work(2, 6), ALL, first.adapter_path, first.state_path)
+    assert same(whole.adapter_path, rest.adapter_path)
+    assert same(whole.state_path, rest.state_path)
+    state, _ = tensors.read(whole.state_path.read_bytes())
+    assert ("loss_scale" in state) == (dtype == "float16")
+    if dtype == "float16":
+        assert 1 < state["loss_scale"][0] < 2.0**40
+        bad = tensors.write(state | {"loss_scale": np.array([np.nan, 0])})
+        (tmp_path / "bad.safetensors").write_bytes(bad)
+        given = (work(6, 7, steps=7), ALL, whole.adapter_path, tmp_path / "bad.safetensors")
+        refused(half, "bad_state", "loss_scale is missing, or not two numbers", *given)
 
 
 # -- when it ends
@@ -387,6 +417,10 @@ def test_examples_that_are_not_those_of_the_plan_are_refused(case: Case) -> None
     )
     lines = [*ALL[:-1], {"messages": []}]
     refused(case, "bad_examples", "example 24: messages: a list of messages", work(), lines, start(case))
+
+
+def test_a_validation_needs_its_file(case: Case) -> None:
+    refused(case, "bad_plan", "no file for its validation", work(0, 0, validate=True), ALL, start(case))
 
 
 def adapters(case: Case) -> dict[str, tuple[bytes, str]]:

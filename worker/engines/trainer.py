@@ -65,6 +65,8 @@ class Trainer:
             paths, Path(load.cache_dir or "."), device, self._cap_bytes, packed=False
         )
         loaded.model.requires_grad_(False)
+        with torch.no_grad():  # until it is used, what lies in a mapped file is not in memory
+            loaded.model(torch.zeros((1, 2), dtype=torch.long, device=device.name), use_cache=False)
         self._progress(size, size)
         self._thread.start()
         return engine_pb2.Loaded(

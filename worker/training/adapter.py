@@ -35,29 +35,17 @@ class Adapter:
         read = _read(path)
         self._model = model
         self._check(config, read)
-        paths = sorted({_path_of(name) for name in read})
-        with warnings.catch_warnings(
-            action="ignore", category=FutureWarning
-        ):  # peft asks transformers its old way
-            peft.inject_adapter_in_model(
-                peft.LoraConfig(
-                    r=config.rank,
-                    lora_alpha=config.alpha,
-                    target_modules="|".join(map(re.escape, paths)),
-                    lora_dropout=0.0,
-                    bias="none",
-                    task_type="CAUSAL_LM",
-                ),
-                model,
-                _NAME,
-            )
-        self._layers = [model.get_submodule(path) for path in paths]
         self.names = sorted(read)
-        self.values = torch.nn.Parameter(
-            torch.from_numpy(np.concatenate([read[name].ravel() for name in self.names])).to(model.device)
-        )
-        self.values.grad = torch.zeros_like(self.values)
-        self._views = self._spread([read[name].shape for name in self.names])
+        paths = sorted({_path_of(name) for name in read})
+        try:
+            _inject(model, config, paths)
+            self._layers = [model.get_submodule(path) for path in paths]
+            self.values = torch.nn.Parameter(self._joined(read).to(model.device))
+            self.values.grad = torch.zeros_like(self.values)
+            self._views = self._spread([read[name].shape for name in self.names])
+        except Exception:  # the next attempt finds the model as it was
+            self.remove()
+            raise
 
     def _spread(self, shapes: list[tuple[int, ...]]) -> list[slice]:
         """peft's weights become views of the vector, and their gradients gather in its gradient."""
@@ -111,8 +99,10 @@ class Adapter:
 
     def vector(self, arrays: dict[str, Array]) -> Any:
         """The opposite of `arrays`."""
-        flat = np.concatenate([arrays[name].ravel() for name in self.names])
-        return torch.from_numpy(flat).to(self.values.device)
+        return self._joined(arrays).to(self.values.device)
+
+    def _joined(self, arrays: dict[str, Array]) -> Any:
+        return torch.from_numpy(np.concatenate([arrays[name].ravel() for name in self.names]))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -136,6 +126,19 @@ class Adapter:
                 self._model.set_submodule(path, module.base_layer)
         if hasattr(self._model, "peft_config"):
             del self._model.peft_config
+
+
+def _inject(model: Any, config: work_pb2.LoraConfig, paths: list[str]) -> None:
+    wanted = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules="|".join(map(re.escape, paths)),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # from how peft asks transformers
+        peft.inject_adapter_in_model(wanted, model, _NAME)
 
 
 def _read(path: Path) -> dict[str, Array]:

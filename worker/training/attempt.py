@@ -71,7 +71,7 @@ def room_of(loaded: Loaded, passes: Passes, adapter: Adapter, cap_bytes: int) ->
         cap=cap_bytes,
         used=device.used_bytes(),
         device_free=_free_bytes(device.name),
-        fixed=_VECTORS * 4 * adapter.parameters + chunk_bytes(),
+        fixed=_VECTORS * 4 * adapter.parameters + chunk_bytes(device.name),
     )
     return Room.of(cost, free, device.name)
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import torch
 
-CHUNK_BYTES_MAX: Final = 64 << 20  # of logits in float32
+CHUNK_BYTES_MAX: Final = {"cpu": 32 << 20, "mps": 64 << 20, "cuda": 256 << 20}  # of logits in float32
 _COPIES: Final = 4  # logits in their own type, in float32, their exponentials and their gradient
 
 
-def chunk_bytes() -> int:
+def chunk_bytes(device: str) -> int:
     """What is there at once, at the most."""
-    return _COPIES * CHUNK_BYTES_MAX
+    return _COPIES * CHUNK_BYTES_MAX[device]
 
 
 def head_of(model: Any) -> Callable[[Any], Any]:
@@ -29,7 +29,7 @@ def head_of(model: Any) -> Callable[[Any], Any]:
 
 def losses(hidden: Any, head: Callable[[Any], Any], targets: Any, vocabulary: int) -> tuple[Any, int]:
     """[targets] of cross-entropies in float32, and how many targets were the likeliest token."""
-    rows = max(1, CHUNK_BYTES_MAX // (4 * vocabulary))
+    rows = max(1, CHUNK_BYTES_MAX[hidden.device.type] // (4 * vocabulary))
     each, right = _Losses.apply(hidden, targets, head, rows)
     return each, int(right)
 

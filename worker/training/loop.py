@@ -182,6 +182,8 @@ class Training:
             raise StoppedError
 
     def _validate(self, trained: work_pb2.Trained) -> None:
+        if not self._files.validation:
+            raise JobError("bad_plan", "this training cannot be done: there is no file for its validation")
         sums = Sums()
         with Lines(Path(self._files.validation)) as lines:
             places = self._work.validated or range(len(lines))
@@ -229,8 +231,10 @@ class Training:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """The allocator of CPUs has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """The allocator of CPUs has no class of its own for it, but words: on Linux and on Windows."""
+    words = ("can't allocate memory", "not enough memory")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
 
 
 def _not_finite(why: str) -> JobError:
