@@ -144,10 +144,9 @@ class Run:
         faults = list(found.faults)
         if member is None or member.state is not MemberState.ACTIVE:
             faults = [LineFault("account_frozen", "The account is frozen or closed: nothing new begins.")]
-        if not faults and known is None and not self.cancel_why:  # no wait from here to its opening
+        if not faults and known is None:
             try:
-                self.parts.open(self._order(found))
-                await self.parts.pool.ticker.committed()
+                await self._insist(lambda: self._open(found))  # a pool that stops opens nothing
             except Refusal as refusal:
                 faults = [LineFault(refusal.code, refusal.message)]
         if faults and known is None:
@@ -157,6 +156,12 @@ class Run:
         else:
             await self._move(BatchState.IN_PROGRESS, total=found.total, model=found.model)
         return not self.batch.ended
+
+    async def _open(self, found: Checked) -> None:
+        """Unless it was cancelled. Raises Refusal."""
+        if not self.cancel_why:
+            self.parts.open(self._order(found))
+            await self.parts.pool.ticker.committed()
 
     async def _lines(self) -> AsyncIterator[tuple[int, bytes]]:
         async for number, line in lines_of(self.path, self.parts.pool.settings.body_bytes_max):

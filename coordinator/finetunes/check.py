@@ -11,7 +11,7 @@ from coordinator.core.pricing import Demand, Training, quote
 from coordinator.finetunes.base import Base
 from coordinator.finetunes.finetune import Data
 from coordinator.finetunes.lengths import Lengths, lengths_of
-from coordinator.finetunes.plan import Plan, Wanted, planned
+from coordinator.finetunes.plan import STEPS_MAX, Plan, Wanted, planned
 from coordinator.pool import Pool
 from coordinator.refusal import Refusal
 from potluck import lora
@@ -64,6 +64,12 @@ class Checks:
             context_tokens=base.entry.context_tokens,
             checkpoint_s=self.pool.settings.checkpoint_s,
         )
+        if plan.steps > STEPS_MAX:
+            message = (
+                f"hyperparameters.n_epochs: this would take {plan.steps:,} steps; {STEPS_MAX:,} are the most."
+                " Take fewer epochs, or a larger batch_size."
+            )
+            raise Refusal(400, "invalid_value", message, param="hyperparameters.n_epochs")
         return Checked(plan, lengths, others, self.worst(plan, base.entry.name, lengths, others))
 
     async def _lengths(self, model: str, data: Data, path: Path) -> Lengths:

@@ -147,13 +147,11 @@ class Driver:
         for action in actions:
             await self._carry_out(action)
 
-    def due_s(self, now: float) -> float:
-        """Seconds until time alone changes something; may be infinity."""
-        return self._machine.due(now) - now
-
     @property
-    def running(self) -> bool:
-        """Whether a worker has one of its parts."""
+    def begun(self) -> bool:
+        """Whether a worker has or had one of its parts."""
+        if self.trained_tokens or self.telling.curve.live:
+            return True
         lives, whole = self.parts.pool.engine.lives, self.parts.whole(self.job)
         return whole is not None and any(
             part in lives and lives[part].holder is not None for part in whole.parts

@@ -33,6 +33,7 @@ EXAMPLES_A_STEP: Final = 32  # of the file for each of a batch: a few dozen step
 WARMUP_SHARE: Final = 0.05
 WARMUP_MAX: Final = 100
 SCHEDULE: Final = "cosine"
+STEPS_MAX: Final = 100_000
 GRADIENT_NORM_MAX: Final = 1.0
 ROUND_S: Final = 1_800.0  # who has not sent its share of a round by then is closed out
 

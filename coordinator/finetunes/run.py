@@ -195,9 +195,8 @@ class Run:
             await self.disk.insist(lambda: self._keep_lengths(found))
             known = await self.disk.insist(lambda: self.store.job(self.finetune.job))
             await self._refuse_frozen()
-            if known is None and not self.cancel_why:  # no wait from here to its opening
-                self.parts.open(self._order(found))
-                await self.parts.pool.ticker.committed()
+            if known is None:
+                await self.disk.insist(lambda: self._open(found))  # a pool that stops opens nothing
         except Refusal as refusal:
             await self._fail(Fault(refusal.code, refusal.message, refusal.param))
             return False
@@ -213,6 +212,12 @@ class Run:
             self.journal.say(message, level="warn")
         await self._move(FinetuneState.QUEUED, plan=plan, quote=found.worst)
         return True
+
+    async def _open(self, found: Checked) -> None:
+        """Unless it was cancelled. Raises Refusal."""
+        if not self.cancel_why:
+            self.parts.open(self._order(found))
+            await self.parts.pool.ticker.committed()
 
     async def _checked(self) -> Checked:
         """Raises Refusal."""
@@ -298,7 +303,7 @@ class Run:
 
     async def _say_running(self, driver: Driver) -> None:
         """From when a worker begins."""
-        if self.finetune.state is not FinetuneState.QUEUED or not driver.running:
+        if self.finetune.state is not FinetuneState.QUEUED or not driver.begun:
             return
         async with self._turn:
             if self.finetune.state is FinetuneState.QUEUED:
@@ -312,6 +317,17 @@ class Run:
         except TimeoutError:
             pass
         self._news.clear()
+
+    def broken(self) -> Finetune:
+        """After a bug in here: what was paid stays paid, and nothing more is done."""
+        fault = Fault("server_error", "The pool failed to go on with this fine-tune; its log says why.")
+        now = self.now
+        if (whole := self.parts.whole(now.job)) is not None:
+            paused = whole.job.state is JobState.PAUSED
+            event = JobEvent.CANCELLED if paused else JobEvent.GAVE_UP
+            self.parts.end(now.job, event, fault.message, fault.code)
+        moments = {**now.moments, FinetuneState.FAILED.value: self.parts.pool.now()}
+        return replace(now, state=FinetuneState.FAILED, fault=fault, moments=moments)
 
     # -- what it came to -------------------------------------------------------------------------
 
@@ -337,6 +353,8 @@ class Run:
         if self.parts.whole(self.finetune.job) is not None:
             self.parts.end(self.finetune.job, JobEvent.CANCELLED, why=why, code="model_gone")
             await self.parts.pool.ticker.committed()
+        job = await self.disk.insist(lambda: self.store.job(self.finetune.job))
+        self.finetune = replace(self.finetune, charge=0 if job is None else job.charge or 0)
         await self._fail(Fault("model_gone", f"It cannot go on: {why}.", "model"))
 
     async def _write_down(self) -> None:

@@ -8,12 +8,12 @@ from typing import Final
 
 import structlog
 
-from coordinator.core.jobs import Job, JobEvent, JobId, MemberId
+from coordinator.core.jobs import Job, JobId, MemberId
 from coordinator.core.pricing import Training
 from coordinator.files import DAY_S, Files
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
-from coordinator.finetunes.finetune import DAYS, Data, Fault, Finetune, FinetuneState
+from coordinator.finetunes.finetune import DAYS, Data, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.lengths import method_of
 from coordinator.finetunes.plan import Wanted
@@ -294,10 +294,7 @@ class Finetunes:
             await run.run()
         except Exception:
             log.exception("a fine-tune broke", action="finetune_broke", finetune=run.finetune.id)
-            fault = Fault("server_error", "The pool failed to go on with this fine-tune; its log says why.")
-            if self.parts.whole(run.finetune.job) is not None:
-                self.parts.end(run.finetune.job, JobEvent.GAVE_UP, fault.message, fault.code)
-            await self.store.put_finetune(replace(run.finetune, state=FinetuneState.FAILED, fault=fault))
+            await self.store.put_finetune(run.broken())
         finally:
             self.runs.pop(run.finetune.id, None)
 
