@@ -16,10 +16,10 @@ from typing import Any, Final
 import structlog
 
 from coordinator.core.course import Fail, Finish, Paused, Resumed
-from coordinator.core.jobs import Job, JobEvent, JobState, Kind
+from coordinator.core.jobs import Job, JobEvent, JobState
 from coordinator.core.pricing import Training
 from coordinator.files import Files
-from coordinator.finetunes import ending, receiving
+from coordinator.finetunes import beginning, ending, receiving
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
 from coordinator.finetunes.disk import PAUSE_S, Disk
@@ -28,7 +28,7 @@ from coordinator.finetunes.finetune import Fault, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.progress import Progress, progress_of
 from coordinator.finetunes.works import adapter_kept
-from coordinator.parts import Order, Parts
+from coordinator.parts import Parts
 from coordinator.records import ApiKey, Member, MemberState
 from coordinator.refusal import Refusal
 from coordinator.store import Store
@@ -192,9 +192,9 @@ class Run:
         """Read both files, then set the worst case aside. False: it has ended, and nothing was done."""
         try:
             found = await self._checked()
-            await self.disk.insist(lambda: self._keep_lengths(found))
+            await self.disk.insist(lambda: beginning.keep_lengths(self.store, self.finetune.id, found))
             known = await self.disk.insist(lambda: self.store.job(self.finetune.job))
-            await self._refuse_frozen()
+            beginning.refuse_frozen(await self.disk.insist(lambda: self.store.member(self.finetune.member)))
             if known is None:
                 await self.disk.insist(lambda: self._open(found))  # a pool that stops opens nothing
         except Refusal as refusal:
@@ -203,20 +203,14 @@ class Run:
         if known is None and self.parts.whole(self.finetune.job) is None and self._ended is None:
             await self._move(FinetuneState.CANCELLED)
             return False
-        plan = found.plan
-        self.journal.say(
-            f"{plan.examples} examples with {plan.tokens:,} tokens, {plan.epochs} epochs, {plan.steps} steps."
-        )
-        if found.cut:
-            message = f"{found.cut} examples are longer than {plan.sequence_tokens:,} tokens and are cut."
-            self.journal.say(message, level="warn")
-        await self._move(FinetuneState.QUEUED, plan=plan, quote=found.worst)
+        beginning.tell(self.journal, found)
+        await self._move(FinetuneState.QUEUED, plan=found.plan, quote=found.worst)
         return True
 
     async def _open(self, found: Checked) -> None:
         """Unless it was cancelled. Raises Refusal."""
         if not self.cancel_why:
-            self.parts.open(self._order(found))
+            self.parts.open(beginning.order_of(self.finetune, self.member, self.key, found))
             await self.parts.pool.ticker.committed()
 
     async def _checked(self) -> Checked:
@@ -227,30 +221,6 @@ class Run:
             validation = finetune.validation, self.validation
         base = await self.bases.get(finetune.model)
         return await self.checks.check(base, finetune.wanted, (finetune.training, self.training), validation)
-
-    async def _keep_lengths(self, found: Checked) -> None:
-        validation = None if found.validation is None else found.validation.to_bytes()
-        await self.store.put_finetune_lengths(self.finetune.id, found.training.to_bytes(), validation)
-
-    async def _refuse_frozen(self) -> None:
-        """Raises Refusal 403."""
-        member = await self.disk.insist(lambda: self.store.member(self.finetune.member))
-        if member is None or member.state is not MemberState.ACTIVE:
-            message = "The account is frozen or closed: nothing new begins."
-            raise Refusal(403, "account_frozen", message, type="permission_error")
-
-    def _order(self, found: Checked) -> Order:
-        return Order(
-            id=self.finetune.job,
-            kind=Kind.FINETUNE,
-            model=self.finetune.model,
-            member=self.member,
-            key=self.key,
-            worst=found.worst,
-            prompt_tokens=found.plan.tokens * found.plan.epochs,
-            max_tokens=0,
-            expires_at=self.finetune.expires_at,
-        )
 
     # -- training --------------------------------------------------------------------------------
 
