@@ -70,6 +70,12 @@ class Settings(BaseModel):
     replicas: int = Field(
         0, ge=0, le=256, description="of each model on a site; 0: one for each card, or each node without"
     )
+    training_ranks: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="engines that train together on a site; 0: one on each card of one machine, 1: one alone",
+    )
     log: Literal["auto", "text", "json"] = Field("auto", description="auto: text in a terminal, else json")
 
     log_file: str = Field("", max_length=4096, description="where the log goes instead of to stderr")

@@ -3,7 +3,8 @@
 The model's own weights stay as they are and are shared by all attempts; each brings its adapter and, if it
 goes on from a checkpoint, the optimizer's state. All computing happens in one thread.
 
-Options: device (cuda, mps, cpu), dtype (float32, bfloat16, float16).
+Options: device (cuda, mps, cpu), dtype (float32, bfloat16, float16); of several engines that compute one
+training together (worker/training/peers.py): rank, ranks, and the file by which they meet.
 """
 
 import asyncio
@@ -22,8 +23,9 @@ from potluck.v1 import engine_pb2, work_pb2
 from worker.engines import engine, weights
 from worker.training.attempt import train
 from worker.training.loop import Shell, StoppedError, is_out_of_memory
+from worker.training.peers import Alone, Peers, Together
 
-OPTIONS = ("device", "dtype")
+OPTIONS = ("device", "dtype", "rank", "ranks", "meet")
 KIND = "finetune"
 
 
@@ -38,6 +40,7 @@ class Trainer:
         self._emit = emit
         self._loaded: weights.Loaded
         self._cap_bytes = 0
+        self._peers: Peers = Alone()
         self._running: _Running | None = None  # set by the loop's thread, taken away by the computing one
         self._lock = threading.Lock()
         self._mail: queue.SimpleQueue[_Running | None] = queue.SimpleQueue()
@@ -68,6 +71,14 @@ class Trainer:
         with torch.no_grad():  # until it is used, what lies in a mapped file is not in memory
             loaded.model(torch.zeros((1, 2), dtype=torch.long, device=device.name), use_cache=False)
         self._progress(size, size)
+        if ranks := int(load.options.get("ranks", "0")):
+            try:
+                self._peers = Together.meet(
+                    Path(load.options["meet"]), int(load.options.get("rank", "0")), ranks
+                )
+            except RuntimeError as error:
+                why = str(error).partition("\n")[0][:200]
+                raise engine.EngineError("load_failed", f"the engines did not meet: {why}") from None
         self._thread.start()
         return engine_pb2.Loaded(
             numerics=f"torch/{device.dtype}/{loaded.digest}",
@@ -132,7 +143,14 @@ class Trainer:
             self._emit(engine_pb2.EngineEvent(output=output))
 
         shell = Shell(say=say, unwanted=lambda: running.unwanted, clock=time.monotonic)
-        return train(self._loaded, work.training, running.start.files, shell, cap_bytes=self._cap_bytes)
+        return train(
+            self._loaded,
+            work.training,
+            running.start.files,
+            shell,
+            cap_bytes=self._cap_bytes,
+            peers=self._peers,
+        )
 
 
 def _error_of(error: Exception) -> engine.EngineError:

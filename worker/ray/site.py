@@ -1,19 +1,24 @@
 """The owner's site as the daemon uses it: a cluster, and the hosts of models that live on it."""
 
 import asyncio
+import secrets
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from potluck.v1 import engine_pb2
 from worker.cores import usable_cores
+from worker.hosts.group import GroupHost
 from worker.hosts.host import EngineStartError, Host, OnEvent
 from worker.hosts.process import EngineHost
 from worker.hosts.site import SiteHost
 from worker.machine import Machine
 from worker.messages import FINETUNE
+from worker.models import TRAINER
 from worker.ray.cluster import Cluster
 from worker.ray.placement import Node, Place, places
+from worker.ray.ranks import ranks
 from worker.settings import Settings
 
 BRIDGE: Final = "openai"
@@ -52,6 +57,8 @@ class Site:
         """A StartHost: the model's replicas all over the site; a bridge to a server stays on this machine."""
         if load.engine == BRIDGE:
             return await EngineHost.start(load, on_event)
+        if load.engine == TRAINER and (together := await self._ranks(memory_bytes)):
+            return await self._start_group(load, on_event, together)
         from worker.hosts.ray import ActorHost
 
         async def places_now() -> Sequence[Place]:
@@ -73,6 +80,25 @@ class Site:
             return await ActorHost.start(place, node, load, heard)
 
         return await SiteHost.start(load.model, on_event, places_now, start_one)
+
+    async def _ranks(self, memory_bytes: int) -> Sequence[Place]:
+        nodes = await asyncio.to_thread(self._cluster.nodes)
+        self._nodes = {node.id: node for node in nodes}
+        wanted = self._settings.training_ranks
+        return ranks(nodes, memory_bytes=memory_bytes, models=self._models(), wanted=wanted)
+
+    async def _start_group(self, load: engine_pb2.Load, on_event: OnEvent, together: Sequence[Place]) -> Host:
+        """One engine in each of the places, all on one node, where they meet by a file."""
+        from worker.hosts.ray import ActorHost
+
+        meet = f"{tempfile.gettempdir()}/potluck-{secrets.token_hex(16)}"
+
+        async def start_rank(rank: int, heard: OnEvent) -> Host:
+            own = engine_pb2.Load.FromString(load.SerializeToString())
+            own.options.update({"rank": str(rank), "ranks": str(len(together)), "meet": meet})
+            return await ActorHost.start(together[rank], self._nodes[together[rank].node], own, heard)
+
+        return await GroupHost.start(load.model, on_event, len(together), start_rank)
 
     def close(self) -> None:
         self._cluster.close()

@@ -14,6 +14,7 @@ from worker.training.head import chunk_bytes
 from worker.training.loop import Shell, Training
 from worker.training.memory import Cost, Room, free_bytes
 from worker.training.passes import Passes
+from worker.training.peers import Alone, Peers
 from worker.training.precision import LossScale, precision
 from worker.training.reading import Reader
 
@@ -28,8 +29,9 @@ def train(
     *,
     cap_bytes: int = 0,
     room: Room | None = None,
+    peers: Peers | None = None,
 ) -> work_pb2.Trained:
-    """`cap_bytes`: the owner's, 0: none. `room`: instead of what is measured.
+    """`cap_bytes`: the owner's, 0: none. `room`: instead of what is measured. `peers`: who does it as well.
 
     Raises EngineError, StoppedError, OSError.
     """
@@ -48,6 +50,7 @@ def train(
             room=room or room_of(loaded, passes, adapter, cap_bytes),
             scale=LossScale() if exactly.scaled else None,
             shell=shell,
+            peers=peers or Alone(),
         )
         return training.run()
     finally:

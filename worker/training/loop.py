@@ -26,6 +26,7 @@ from worker.training.memory import Room
 from worker.training.moments import Moments
 from worker.training.packing import Unit, learns, micro_batches, size_of
 from worker.training.passes import Passes
+from worker.training.peers import Peers
 from worker.training.precision import LossScale
 from worker.training.reading import Reader
 
@@ -60,11 +61,12 @@ class Training:
         room: Room,
         scale: LossScale | None,
         shell: Shell,
+        peers: Peers,
     ) -> None:
         """Raises EngineError, OSError."""
         self._work, self._files = work, files
         self._passes, self._adapter, self._reader = passes, adapter, reader
-        self._room, self._scale, self._shell = room, scale, shell
+        self._room, self._scale, self._shell, self._peers = room, scale, shell, peers
         self._begun_s = shell.clock()
         self._moments = Moments(adapter, work.plan)
         if files.state:
@@ -76,7 +78,8 @@ class Training:
         trained = work_pb2.Trained(first_step=self._work.first_step)
         if self._work.first_step < self._work.last_step:
             self._train(trained)
-            self._save(self._work.first_step + trained.steps)
+            if self._peers.first:
+                self._save(self._work.first_step + trained.steps)
         if self._work.validate:
             self._validate(trained)
         return trained
@@ -95,7 +98,8 @@ class Training:
                 trained.steps += 1
                 trained.tokens += done.tokens
                 trained.square_tokens += done.square_tokens
-                if work.seconds_max and self._shell.clock() - self._begun_s >= work.seconds_max:
+                late = work.seconds_max and self._shell.clock() - self._begun_s >= work.seconds_max
+                if self._peers.agree(bool(late)):
                     return
 
     def _units(self, lines: Lines, places: Sequence[int]) -> list[Unit]:
@@ -110,20 +114,13 @@ class Training:
     def _step(self, step: int, units: Sequence[Unit]) -> Sums:
         """One step of the optimizer. Where nothing is left to learn, nothing changes."""
         rate = plan.learning_rate(self._work, step)
+        if not self._peers.alone and self._peers.agree(self._shell.unwanted()):
+            raise StoppedError
         sums, norm = self._gradient(step, units)
         if units:
             self._moments.step(norm, rate)
-        self._shell.say(
-            work_pb2.TrainingStep(
-                step=step,
-                train_loss=sums.mean,
-                train_accuracy=sums.accuracy,
-                tokens=sums.tokens,
-                target_tokens=sums.target_tokens,
-                gradient_norm=norm,
-                learning_rate=rate,
-            )
-        )
+        if self._peers.first:
+            self._shell.say(_told(step, sums, norm, rate))
         return sums
 
     def _gradient(self, step: int, units: Sequence[Unit]) -> tuple[Sums, float]:
@@ -136,6 +133,7 @@ class Training:
                     raise
                 self._give_way(units)
                 continue
+            sums = self._peers.add_up(sums, self._adapter.values.grad)
             if self._scale is not None:
                 self._adapter.values.grad.mul_(1 / self._scale.value)
             norm = self._moments.gradient_norm()
@@ -152,7 +150,7 @@ class Training:
         scale = self._scale.value if self._scale is not None else 1.0
         self._moments.begin()
         sums = Sums()
-        for batch in micro_batches(units, self._room.packed):
+        for batch in micro_batches(self._peers.mine(units), self._room.packed):
             self._heed()
             tokens = self._fitting(batch)
             done = self._passes.learn(batch, count, scale, checkpoints=self._room.checkpoints(tokens))
@@ -178,7 +176,8 @@ class Training:
             torch.cuda.empty_cache()
 
     def _heed(self) -> None:
-        if self._shell.unwanted():
+        """Who has peers ends with them, between steps."""
+        if self._peers.alone and self._shell.unwanted():
             raise StoppedError
 
     def _validate(self, trained: work_pb2.Trained) -> None:
@@ -189,8 +188,9 @@ class Training:
             places = self._work.validated or range(len(lines))
             for begin in range(0, len(places), VALIDATION_UNITS):
                 units = self._units(lines, places[begin : begin + VALIDATION_UNITS])
-                for batch in self._judged([unit for unit in units if learns(unit)]):
+                for batch in self._judged(self._peers.mine([unit for unit in units if learns(unit)])):
                     sums.add(batch)
+        sums = self._peers.add_up(sums)
         if not sums.count:
             raise JobError("bad_examples", "nothing of the validation's answers is left once they are cut")
         if not math.isfinite(sums.loss):
@@ -228,6 +228,18 @@ class Training:
             (folder / DELTA_NAME).write_bytes(deltas.encode(changed))
         except DeltaError as error:
             raise _not_finite(f"the adapter is not finite after step {next_step - 1}: {error}") from None
+
+
+def _told(step: int, sums: Sums, norm: float, rate: float) -> work_pb2.TrainingStep:
+    return work_pb2.TrainingStep(
+        step=step,
+        train_loss=sums.mean,
+        train_accuracy=sums.accuracy,
+        tokens=sums.tokens,
+        target_tokens=sums.target_tokens,
+        gradient_norm=norm,
+        learning_rate=rate,
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:
