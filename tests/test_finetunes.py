@@ -207,7 +207,9 @@ async def test_a_model_that_no_worker_trains_is_refused_at_once(house: House) ->
     await house.honest()
     client = house.openai()
     file = await client.files.create(file=("examples.jsonl", EXAMPLES), purpose="fine-tune")
-    with pytest.raises(openai.BadRequestError, match="the workers that serve emulator-small do no fine-tuning"):
+    with pytest.raises(
+        openai.BadRequestError, match="the workers that serve emulator-small do no fine-tuning"
+    ):
         await client.fine_tuning.jobs.create(model=MODEL, training_file=file.id)
 
 

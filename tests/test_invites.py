@@ -240,7 +240,7 @@ async def test_chores_are_done_again_and_again(stand: Stand) -> None:
         assert line(stand) == CREDIT_LINE - 100
         slept.set()
 
-    task = asyncio.create_task(keep_tidy(pool, stand.context.files, stand.context.uploads, sleep))
+    task = asyncio.create_task(keep_tidy(pool, (stand.context.files, stand.context.uploads), sleep))
     await asyncio.wait_for(done.wait(), 10)
     assert line(stand) == CREDIT_LINE
     task.cancel()
@@ -276,7 +276,7 @@ async def test_what_a_crash_cuts_off_is_finished_at_the_next_start(tmp_path: Pat
         assert [m.name for m in await store.unretired()] == ["bob"]
         stand.context.pool.accounts.know(carol.account)
         for _ in range(2):  # a second time nothing is left to do
-            await tidy(stand.context.pool, stand.context.files, stand.context.uploads)
+            await tidy(stand.context.pool, (stand.context.files, stand.context.uploads))
             assert stand.context.pool.accounts.balance(carol.account)["credit_line"] == 100
             assert line(stand) == CREDIT_LINE - 100
             assert line(stand, "bob") == 0
@@ -301,7 +301,7 @@ async def test_loans_of_a_member_whose_closing_was_cut_off_are_handed_on(stand: 
     retired = entries.retire(accounts.account(carol.account), stand.members["alice"].account, 400)
     await accounts.record(retired)
     assert [member.name for member in await store.closed_lenders()] == ["carol"]
-    await tidy(stand.context.pool, stand.context.files, stand.context.uploads)
+    await tidy(stand.context.pool, (stand.context.files, stand.context.uploads))
     loan = await store.loan_of(dave.account)
     assert (loan.lender, loan.lent) == (stand.members["alice"].account, 150)
     assert await store.closed_lenders() == []
