@@ -15,7 +15,7 @@ from coordinator.core.wholes import Whole
 from coordinator.pool import Pool, impossible
 from coordinator.records import ApiKey, Member
 from coordinator.refusal import Refusal
-from coordinator.submission import Submission
+from coordinator.submission import Submission, Wanted
 from potluck.v1 import work_pb2
 
 
@@ -39,6 +39,7 @@ class Order:
     prompt_tokens: int
     max_tokens: int
     expires_at: float | None
+    workers: Wanted = None  # that may see it
 
 
 @dataclass(slots=True)
@@ -73,11 +74,13 @@ class Parts:
             account=order.member.account,
             created_at=now,
             quote=order.worst,
-            hold=order.worst,
+            hold=0 if order.workers == "mine" else order.worst,
             prompt_tokens=order.prompt_tokens,
             max_tokens=order.max_tokens,
             key="" if order.key is None else order.key.id,
             stored=True,
+            own_only=order.workers == "mine",
+            only=pool.only(order.workers, order.member),
             expires_at=order.expires_at,
         )
         try:

@@ -36,7 +36,7 @@ from coordinator.relay import JobEvent, Relay, ended
 from coordinator.sessions import Sessions
 from coordinator.settings import Settings
 from coordinator.store import Store
-from coordinator.submission import Submission, Ticket, job_id_of
+from coordinator.submission import Submission, Ticket, Wanted, job_id_of
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.training_store import TrainingStore
@@ -150,7 +150,7 @@ class Pool:
             key="" if s.key is None else s.key.id,
             stored=s.stored,
             own_only=own_only,
-            only=self._only(s),
+            only=self.only(s.workers, s.member),
             needs=needs(s.work),
             expires_at=None if s.wait_s is None else self.now() + s.wait_s,
         )
@@ -287,13 +287,14 @@ class Pool:
             now = self.engine.recent.get(job.id) or await self.store.job(job.id)
             yield ended(now or job)
 
-    def _only(self, s: Submission) -> frozenset[WorkerId]:
-        if isinstance(s.workers, tuple):
+    def only(self, wanted: Wanted, member: Member) -> frozenset[WorkerId]:
+        """The workers that may see it; empty: any."""
+        if isinstance(wanted, tuple):
             named = {w.name: w.id for w in self.engine.fleet.workers.values()}
-            return frozenset(named.get(word, WorkerId(word)) for word in s.workers)
-        if s.workers == "trusted" and self.engine.rules.proof.needed:
+            return frozenset(named.get(word, WorkerId(word)) for word in wanted)
+        if wanted == "trusted" and self.engine.rules.proof.needed:
             proven = (w for w in self.engine.fleet.workers.values() if w.standing.proven_at is not None)
-            own = (w for w in self.engine.fleet.workers.values() if w.account == s.member.account)
+            own = (w for w in self.engine.fleet.workers.values() if w.account == member.account)
             return frozenset(w.id for w in (*proven, *own)) or NOBODY
         return frozenset()  # any; in a pool of friends every worker is trusted
 

@@ -12,6 +12,8 @@ from coordinator.records import ApiKey, Member
 from coordinator.relay import JobEvent
 from potluck.v1 import work_pb2
 
+Wanted = Literal["mine", "trusted"] | tuple[str, ...] | None  # workers, by id or name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
@@ -32,7 +34,7 @@ class Submission:
     prompts: tuple[int, ...] = ()  # of an embedding: the tokens of each input
     exact: bool = True  # False: these counts are upper bounds, the model's tokenizer is not known
     stored: bool = False
-    workers: Literal["mine", "trusted"] | tuple[str, ...] | None = None
+    workers: Wanted = None
     wait_s: float | None = None  # for a worker; the pool has a limit of its own
     idempotency_key: str | None = None
     tuned: str = ""

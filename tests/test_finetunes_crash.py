@@ -140,7 +140,15 @@ async def test_what_was_paid_and_not_yet_noted_is_not_done_again(
         job = await ended(house, job_id)
         assert job["status"] == "succeeded", job["error"]
         assert [work.first_step for work in learner.trained] == [80]
+        names = set(house.running.context.tuned.checkpoints)
+        assert len(names) == 3
         await books_are_right(house, job, 9 * 12 * TOKENS)
+    async with open_again(tmp_path, monkeypatch, keys) as house:
+        assert set(house.running.context.tuned.checkpoints) == names
+        house.clock.ahead_s += 31 * DAY_S
+        await house.running.context.finetunes.sweep()
+        assert not house.running.context.tuned.checkpoints
+        assert len(house.running.context.tuned.models) == 1
 
 
 async def test_paused_over_a_restart_it_stays_paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,9 @@ async def test_the_model_is_asked_and_taken_along_at_once(stand: Stand) -> None:
         assert fact in card
     shared = await stand.ask("POST", f"/pool/v1/models/{job.fine_tuned_model}/share", json={"shared": True})
     assert shared.json()["shared"]
+    assert stand.context.tuned.checkpoints
     assert (await client.models.delete(job.fine_tuned_model)).deleted
+    assert not stand.context.tuned.digests(), "its checkpoints go with it"
 
 
 async def test_preference_pairs_are_trained_on_both_answers(stand: Stand) -> None:
@@ -256,8 +258,19 @@ async def test_a_loss_that_is_no_number_ends_it_with_the_reason(stand: Stand) ->
     assert len(await settlements(stand, job)) == 2
     checkpoints = (await stand.openai().fine_tuning.jobs.checkpoints.list(job.id)).data
     assert [one.step_number for one in checkpoints] == [80, 40]
-    kept = await stand.context.store.checkpoint_digests()
-    assert all(stand.context.pool.training_store.path(one).exists() for one in kept)
+    last = checkpoints[0].fine_tuned_model_checkpoint
+    assert last == f"{MODEL}:ft-supper.step-80"
+    answer = await stand.openai().chat.completions.create(
+        model=last, messages=[{"role": "user", "content": "a b c"}], max_tokens=8
+    )
+    assert answer.model == last
+    kept = (await stand.ask("GET", f"/pool/v1/models/{last}/files")).json()
+    assert kept[0]["sha256"] in await stand.context.store.checkpoint_digests()
+    card = (await stand.ask("GET", f"/pool/v1/models/{last}/files/README.md")).text
+    assert "after step 80 of 108" in card
+    for method, path in (("DELETE", f"/v1/models/{last}"), ("POST", f"/pool/v1/models/{last}/share")):
+        refused = await stand.ask(method, path, json={"shared": True})
+        assert (refused.status_code, "goes with its fine-tune" in error_of(refused)["message"]) == (400, True)
     assert len(job.result_files) == 1
     assert stand.available()["reserved"] == 0
 
@@ -611,3 +624,22 @@ async def test_what_nobody_needs_any_more_is_swept_and_all_else_stays(stand: Sta
     go_on.set()
     job = await until(stand, job, *OVER)
     assert job.status == "succeeded", job.error
+
+
+async def test_only_some_workers_may_see_the_examples(stand: Stand) -> None:
+    """Alice has none of her own and names one that is not there; bob's train for him, for free."""
+    for only, why in (("mine", "you have no worker of your own"), (["nobody"], "you named")):
+        body = {"model": MODEL, "training_file": await uploaded(stand), "potluck": {"only": only}}
+        refused = await stand.ask("POST", JOBS, json=body)
+        assert (refused.status_code, why in error_of(refused)["message"]) == (400, True)
+    learner_of(stand)
+    named = await made(stand, extra_body={"potluck": {"only": ["rig"]}})
+    job = await until(stand, named, *OVER)
+    assert job.status == "succeeded", job.error
+    file = await uploaded(stand, by="bob")
+    own = await stand.openai("bob").fine_tuning.jobs.create(
+        model=MODEL, training_file=file, extra_body={"potluck": {"only": "mine"}}
+    )
+    own = await until(stand, own, *OVER, by="bob")
+    assert own.status == "succeeded", own.error
+    assert (facts(own)["charge"], stand.available("bob")["reserved"]) == (0, 0)

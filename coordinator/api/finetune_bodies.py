@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from coordinator.finetunes.check import Checked
+from coordinator.finetunes.ending import checkpoint_name
 from coordinator.finetunes.finetune import Checkpoint, Event, Finetune, FinetuneState
 from coordinator.finetunes.plan import Plan, Wanted
 from coordinator.finetunes.progress import Progress
@@ -148,7 +149,7 @@ def checkpoint_body(finetune: Finetune, checkpoint: Checkpoint) -> dict[str, Any
         "id": checkpoint_id(finetune.id, checkpoint.number),
         "object": "fine_tuning.job.checkpoint",
         "created_at": int(checkpoint.at),
-        "fine_tuned_model_checkpoint": f"{finetune.result}-step-{checkpoint.step}",
+        "fine_tuned_model_checkpoint": checkpoint_name(finetune, checkpoint),
         "fine_tuning_job_id": finetune.id,
         "metrics": dict(checkpoint.metrics),
         "step_number": checkpoint.step,

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
+from coordinator.api.requests import Workers
 from coordinator.api.schema import Schema, wrong
 from coordinator.finetunes import plan
 from coordinator.finetunes.plan import Wanted
@@ -65,7 +66,9 @@ class Method(Schema):
 
 
 class TuningOptions(Schema):
-    """The pool's own part: LoRA, how many workers, and `dry_run`, which only says what it would cost."""
+    """The pool's own part: LoRA, how many workers, which of them may see the examples, and `dry_run`, which
+    only says what it would cost.
+    """
 
     rank: Annotated[int, Field(ge=1, le=lora.RANK_MAX)] | None = None
     alpha: Annotated[float, Field(gt=0, le=plan.ALPHA_MAX)] | None = None
@@ -75,6 +78,7 @@ class TuningOptions(Schema):
     workers: Annotated[int, Field(ge=1, le=plan.WORKERS_MAX)] | None = None
     local_steps: Annotated[int, Field(ge=1, le=plan.LOCAL_STEPS_MAX)] | None = None
     checkpoint_s: Annotated[float, Field(ge=plan.CHECKPOINT_S_MIN, le=plan.CHECKPOINT_S_MAX)] | None = None
+    only: Workers = None
     dry_run: bool = False
 
 
@@ -132,6 +136,7 @@ class FineTuningRequest(Schema):
             workers=options.workers or 1,
             local_steps=options.local_steps or plan.LOCAL_STEPS,
             checkpoint_s=options.checkpoint_s,
+            only=options.only,
         )
         return Order(
             model=entry.name,

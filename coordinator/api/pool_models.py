@@ -90,6 +90,9 @@ class TunedRoutes:
 
     def _own(self, request: Request, caller: Caller) -> TunedModel:
         model = self._find(request, caller)
+        if model.name in self._desk.context.tuned.checkpoints:
+            message = f"{model.name} is a checkpoint: it goes with its fine-tune {model.finetune}."
+            raise ApiError(400, "no_tuned_model", message, param="model")
         if model.member != caller.member.id:
             message = f"{model.name} is another member's."
             raise ApiError(403, "not_your_model", message, param="model")

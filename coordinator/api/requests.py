@@ -86,6 +86,10 @@ def _workers(value: Any) -> Any:
     raise wrong_type(f'"mine", "trusted" or a list of 1 to {WORKERS_MAX} worker ids is needed')
 
 
+Workers = Annotated[
+    Literal["mine", "trusted"] | tuple[str, ...] | None,
+    BeforeValidator(_workers, json_schema_input_type=Literal["mine", "trusted"] | list[str] | None),
+]
 TextsOrIds = str | list[str] | list[int] | list[list[int]]
 Prompt = str | tuple[int, ...]
 
@@ -95,10 +99,7 @@ class PotluckOptions(Schema):
     for one, in seconds.
     """
 
-    workers: Annotated[
-        Literal["mine", "trusted"] | tuple[str, ...] | None,
-        BeforeValidator(_workers, json_schema_input_type=Literal["mine", "trusted"] | list[str] | None),
-    ] = None
+    workers: Workers = None
     wait_s: Annotated[float, Field(gt=0, le=WAIT_S_MAX)] | None = None
 
 

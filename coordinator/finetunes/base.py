@@ -9,6 +9,7 @@ from typing import Final
 from coordinator.bounds import check_model
 from coordinator.core.jobs import JobId, Kind
 from coordinator.core.schedule import Waiting, impossible
+from coordinator.finetunes.plan import Wanted
 from coordinator.pool import Pool
 from coordinator.records import ApiKey, Member
 from coordinator.refusal import Refusal
@@ -77,7 +78,7 @@ class Bases:
             found = self.known[entry.name] = Base(entry, linears)
         return found
 
-    def refuse_impossible(self, base: Base, member: Member, key: ApiKey | None, sequence_tokens: int) -> None:
+    def refuse_impossible(self, base: Base, member: Member, key: ApiKey | None, wanted: Wanted) -> None:
         """Raises Refusal 400 if no worker of the pool could ever train it, 403 if the key is not for it."""
         check_model(key, base.entry.name)
         engine = self.pool.engine
@@ -86,8 +87,10 @@ class Bases:
             kind=Kind.FINETUNE,
             model=base.entry.name,
             account=member.account,
-            context_tokens=sequence_tokens,
+            context_tokens=wanted.sequence_tokens or 0,
             asker=member.name,
+            own_only=wanted.only == "mine",
+            only=self.pool.only(wanted.only, member),
         )
         if why := impossible(waiting, engine.fleet, base.memory_bytes):
             message = f"No worker of this pool could train this: {why}."

@@ -35,6 +35,7 @@ def order_of(finetune: Finetune, member: Member, key: ApiKey, found: Checked) ->
         prompt_tokens=found.plan.tokens * found.plan.epochs,
         max_tokens=0,
         expires_at=finetune.expires_at,
+        workers=finetune.wanted.only,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from coordinator.clock import rfc3339
-from coordinator.finetunes.finetune import Data, Finetune
+from coordinator.finetunes.finetune import Checkpoint, Data, Finetune
 from coordinator.finetunes.made import Made
 from coordinator.finetunes.plan import Plan
 from potluck import pricing
@@ -52,6 +52,20 @@ def card(
         USE,
     )
     return "\n".join(parts)
+
+
+def checkpoint_card(finetune: Finetune, checkpoint: Checkpoint, base: str, licence: str) -> str:
+    """Of an adapter on its way: where it stands."""
+    steps = 0 if finetune.plan is None else finetune.plan.steps
+    rows = [(name, _number(value)) for name, value in sorted(checkpoint.metrics.items())]
+    return "\n".join(
+        (
+            _front(base, licence),
+            f"# {finetune.result}, after step {checkpoint.step} of {steps}\n",
+            f"A checkpoint of the fine-tune {finetune.id}, made {rfc3339(checkpoint.at)}.\n",
+            _table(("", ""), rows),
+        )
+    )
 
 
 def _front(base: str, licence: str) -> str:

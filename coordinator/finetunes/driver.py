@@ -7,7 +7,7 @@ or done twice: parts that were paid are told once more, all others are opened an
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,7 +37,7 @@ from coordinator.finetunes import combining
 from coordinator.finetunes.base import Base
 from coordinator.finetunes.checkpoints import Checkpoints
 from coordinator.finetunes.disk import Disk
-from coordinator.finetunes.finetune import Finetune
+from coordinator.finetunes.finetune import Checkpoint, Finetune
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.lengths import Lengths
 from coordinator.finetunes.made import Made
@@ -266,6 +266,7 @@ async def driver_of(
     disk: Disk,
     journal: Journal,
     wake: Callable[[], None],
+    show: Callable[[list[Checkpoint]], Awaitable[None]],
 ) -> Driver:
     """Of one that was paid: what it needs is on the disk. It is not taken up yet."""
     plan, pool = finetune.plan, parts.pool
@@ -283,6 +284,8 @@ async def driver_of(
         pool.training_store.artifacts,
     )
     checkpoints = Checkpoints.of(plan.steps / plan.epochs, listed)
-    telling = Telling(finetune.id, plan, journal, checkpoints, store, pool.training_store, disk, pool.now)
+    telling = Telling(
+        finetune.id, plan, journal, checkpoints, store, pool.training_store, disk, pool.now, show
+    )
     shapes = base.shapes(plan.rank, plan.targets)
     return Driver(finetune.id, finetune.job, plan, shapes, works, parts, store, disk, telling, wake)

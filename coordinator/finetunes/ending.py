@@ -1,23 +1,29 @@
 """What a fine-tune leaves: the curve as a file, and the model with its configuration and its card."""
 
 import csv
+import hashlib
 import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
+import structlog
+
+from coordinator.artifacts import NoSuchArtifact
 from coordinator.files import Files
-from coordinator.finetunes.card import card
+from coordinator.finetunes.card import card, checkpoint_card
 from coordinator.finetunes.curve import Point, means, metrics
 from coordinator.finetunes.disk import Disk
-from coordinator.finetunes.finetune import Event, Finetune
+from coordinator.finetunes.finetune import Checkpoint, Event, Finetune
 from coordinator.finetunes.made import Made
 from coordinator.pool import Pool
 from coordinator.records import FileId, Purpose
 from coordinator.store import Store
+from coordinator.training_store import TrainingStore
 from coordinator.tuned.model import CARD_NAME, Kept, TunedModel
 from potluck import lora
 from potluck.catalogue import HuggingFace, ModelEntry
 
+log = structlog.get_logger(__name__)
 COLUMNS: Final = (
     *("step", "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy"),
     *("full_valid_loss", "full_valid_mean_token_accuracy", "tokens", "learning_rate", "gradient_norm"),
@@ -93,10 +99,8 @@ async def model_of(
     made: Sequence[Made],
 ) -> TunedModel:
     """The model whose weights are `adapter`; its other files are made. Not yet known to anybody."""
-    plan, store, now, base = finetune.plan, pool.training_store, pool.now(), origin(entry)
+    plan, now, base = finetune.plan, pool.now(), origin(entry)
     assert plan is not None, "it was planned before it was trained"
-    data = lora.config_json(rank=plan.rank, alpha=plan.alpha, targets=plan.targets, base=base)
-    config = await disk.insist(lambda: store.put(data))
     text = card(
         finetune,
         plan,
@@ -107,17 +111,64 @@ async def model_of(
         made=made,
         ended_at=now,
     )
-    written = await disk.insist(lambda: store.put(text.encode()))
+    return await _model(pool.training_store, disk, finetune, base, finetune.result, adapter, text, now)
+
+
+async def checkpoint_models(
+    pool: Pool, disk: Disk, finetune: Finetune, entry: ModelEntry, listed: Iterable[Checkpoint]
+) -> list[TunedModel]:
+    """Those of its checkpoints, which may be asked under names of their own."""
+    base, store, found = origin(entry), pool.training_store, []
+    for one in listed:
+        name = checkpoint_name(finetune, one)
+        text = checkpoint_card(finetune, one, base, entry.licence)
+        try:
+            model = await _model(store, disk, finetune, base, name, one.sha256, text, one.at)
+        except NoSuchArtifact:
+            log.warning("a checkpoint is gone", action="checkpoint_gone", model=name)
+        else:
+            found.append(model)
+    return found
+
+
+def checkpoint_name(finetune: Finetune, checkpoint: Checkpoint) -> str:
+    """No suffix of a member has a dot."""
+    return f"{finetune.result}.step-{checkpoint.step}"
+
+
+async def _model(
+    store: TrainingStore,
+    disk: Disk,
+    finetune: Finetune,
+    base: str,
+    name: str,
+    adapter: str,
+    text: str,
+    at: float,
+) -> TunedModel:
+    plan = finetune.plan
+    assert plan is not None, "it was planned before it was trained"
+    data = lora.config_json(rank=plan.rank, alpha=plan.alpha, targets=plan.targets, base=base)
     return TunedModel(
-        name=finetune.result,
+        name=name,
         base=finetune.model,
         member=finetune.member,
         finetune=finetune.id,
-        created_at=now,
+        created_at=at,
         weights=Kept(lora.WEIGHTS_NAME, adapter, store.artifacts.size(adapter)),
-        config=Kept(lora.CONFIG_NAME, config.sha256, config.size_bytes),
-        card=Kept(CARD_NAME, written.sha256, written.size_bytes),
+        config=await _kept(store, disk, lora.CONFIG_NAME, data),
+        card=await _kept(store, disk, CARD_NAME, text.encode()),
     )
+
+
+async def _kept(store: TrainingStore, disk: Disk, name: str, data: bytes) -> Kept:
+    """What is there already is not written again: at a start, there are many of these."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        store.path(sha256)
+    except NoSuchArtifact:
+        await disk.insist(lambda: store.put(data))
+    return Kept(name, sha256, len(data))
 
 
 async def all_events(store: Store, finetune_id: str) -> list[Event]:

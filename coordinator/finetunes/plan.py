@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from coordinator.core.course import Course, steps_of
+from coordinator.submission import Wanted as Workers
 from potluck import pricing
 from potluck.v1 import work_pb2
 
@@ -56,6 +57,7 @@ class Wanted:
     workers: int = 1
     local_steps: int = LOCAL_STEPS
     checkpoint_s: float | None = None
+    only: Workers = None  # that may see the examples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

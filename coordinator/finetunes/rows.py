@@ -216,11 +216,21 @@ class Finetunes(Database):
             for row in rows
         ]
 
-    async def forget_old_checkpoints(self, now: float) -> None:
-        """Of fine-tunes that have ended and whose time is over."""
+    async def checkpointed_finetunes(self) -> list[Finetune]:
+        """All that have some."""
+        some = select(_CHECKPOINTS.c.finetune_id)
+        async with self.reading() as connection:
+            rows = await connection.execute(select(_FINETUNES).where(_FINETUNES.c.id.in_(some)))
+            return [_finetune_of(row) for row in rows.all()]
+
+    async def forget_old_checkpoints(self, now: float) -> list[str]:
+        """Of fine-tunes that have ended and whose time is over: these."""
         over = select(_FINETUNES.c.id).where(not_(_OPEN), _FINETUNES.c.expires_at <= now)
+        theirs = _CHECKPOINTS.c.finetune_id.in_(over)
         async with self.writing() as connection:
-            await connection.execute(delete(_CHECKPOINTS).where(_CHECKPOINTS.c.finetune_id.in_(over)))
+            ids = list(await connection.scalars(select(_CHECKPOINTS.c.finetune_id).where(theirs).distinct()))
+            await connection.execute(delete(_CHECKPOINTS).where(theirs))
+        return ids
 
     async def checkpoint_digests(self) -> set[str]:
         async with self.reading() as connection:
@@ -276,7 +286,7 @@ def _finetune_of(row: Any) -> Finetune:
         result=row.result,
         training=Data(FileId(row.training_file_id), row.training_sha256, row.training_bytes),
         validation=validation,
-        wanted=Wanted(**_with_targets(json.loads(row.wanted))),
+        wanted=_wanted_of(json.loads(row.wanted)),
         plan=Plan(**_with_targets(json.loads(row.plan))) if row.plan else None,
         created_at=row.created_at,
         expires_at=row.expires_at,
@@ -290,6 +300,11 @@ def _finetune_of(row: Any) -> Finetune:
         result_files=tuple(json.loads(row.result_files)),
         moments=json.loads(row.moments),
     )
+
+
+def _wanted_of(values: dict[str, Any]) -> Wanted:
+    only = values["only"]
+    return Wanted(**_with_targets(values) | {"only": tuple(only) if isinstance(only, list) else only})
 
 
 def _with_targets(values: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
 from coordinator.finetunes.disk import PAUSE_S, Disk
 from coordinator.finetunes.driver import Driver, driver_of
-from coordinator.finetunes.finetune import Fault, Finetune, FinetuneState
+from coordinator.finetunes.finetune import Checkpoint, Fault, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.progress import Progress, progress_of
 from coordinator.finetunes.works import adapter_kept
@@ -228,12 +228,26 @@ class Run:
         """What drives it, from the beginning or from where it was."""
         base = await self.bases.get(self.finetune.model)
         driver = await driver_of(
-            self.finetune, base, self.parts, self.store, self.disk, self.journal, self._news.set
+            self.finetune,
+            base,
+            self.parts,
+            self.store,
+            self.disk,
+            self.journal,
+            self._news.set,
+            self.show_checkpoints,
         )
         async with self._turn:
             self.driver = driver
             await driver.take_up()
             await self._agree(driver)
+
+    async def show_checkpoints(self, listed: list[Checkpoint]) -> None:
+        """These may be asked from now on, and no others of it."""
+        entry = (await self.bases.get(self.finetune.model)).entry
+        pool, finetune = self.parts.pool, self.finetune
+        models = await ending.checkpoint_models(pool, self.disk, finetune, entry, listed)
+        self.tuned.list_checkpoints(finetune.id, models)
 
     async def _agree(self, driver: Driver) -> None:
         """What a crash came between: pausing has three steps, and the first one counts."""

@@ -11,8 +11,10 @@ import structlog
 from coordinator.core.jobs import Job, JobId, MemberId
 from coordinator.core.pricing import Training
 from coordinator.files import DAY_S, Files
+from coordinator.finetunes import ending
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
+from coordinator.finetunes.disk import Disk
 from coordinator.finetunes.finetune import DAYS, Data, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.lengths import method_of
@@ -68,7 +70,7 @@ class Finetunes:
     async def quote(self, member: Member, key: ApiKey, order: Order) -> Checked:
         """What it would cost, and what is in the files. Nothing is made. Raises Refusal."""
         base = await self.bases.get(order.model)
-        self.bases.refuse_impossible(base, member, key, order.wanted.sequence_tokens or 0)
+        self.bases.refuse_impossible(base, member, key, order.wanted)
         training, validation = await self._data(member, order)
         return await self.checks.check(base, order.wanted, training, validation)
 
@@ -86,7 +88,7 @@ class Finetunes:
             finetune = self._new(made_id, member, key, order)
             if finetune_id is not None and (known := await self.store.finetune(finetune_id)) is not None:
                 return self._again(known, finetune, order)
-            self.bases.refuse_impossible(base, member, key, order.wanted.sequence_tokens or 0)
+            self.bases.refuse_impossible(base, member, key, order.wanted)
             count = sum(run.member.id == member.id for run in self.runs.values())
             self.tuned.refuse_full(member.id, count + 1)
             if count >= OPEN_MAX:
@@ -239,7 +241,17 @@ class Finetunes:
             ]
             assert paths[0] is not None, "there is a training file, which is not deleted while it is used"
             self._start(finetune, member, keys[finetune.key], paths[0], paths[1])
+        for finetune in await self.store.checkpointed_finetunes():
+            await self._show_checkpoints(finetune)
         self.resumed = True
+
+    async def _show_checkpoints(self, finetune: Finetune) -> None:
+        """They may be asked again, if their base is still in the catalogue."""
+        if (entry := self.parts.pool.catalogue().get(finetune.model)) is not None:
+            listed = await self.store.finetune_checkpoints(finetune.id)
+            pool, disk = self.parts.pool, Disk(finetune.id)
+            models = await ending.checkpoint_models(pool, disk, finetune, entry, listed)
+            self.tuned.list_checkpoints(finetune.id, models)
 
     async def sweep(self) -> int:
         """Remove what was made in training and is of no more use; how much.
@@ -248,7 +260,8 @@ class Finetunes:
         """
         if not self.resumed or not all(run.settled for run in self.runs.values()):
             return 0
-        await self.store.forget_old_checkpoints(self.parts.pool.now())
+        for finetune_id in await self.store.forget_old_checkpoints(self.parts.pool.now()):
+            self.tuned.list_checkpoints(finetune_id, ())
         keep = await self.store.checkpoint_digests() | self.tuned.digests()
         for run in self.runs.values():
             keep |= run.artifacts

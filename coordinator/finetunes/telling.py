@@ -1,6 +1,6 @@
 """What a member is told of a fine-tune while it is trained: the curve, events, checkpoints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,6 +9,7 @@ from coordinator.core.jobs import Job
 from coordinator.finetunes.checkpoints import Checkpoints
 from coordinator.finetunes.curve import Curve, Live, Point, metrics, point_of
 from coordinator.finetunes.disk import Disk
+from coordinator.finetunes.finetune import Checkpoint
 from coordinator.finetunes.journal import PAGE, Journal
 from coordinator.finetunes.made import Made
 from coordinator.finetunes.plan import Plan
@@ -33,6 +34,7 @@ class Telling:
     artifacts: TrainingStore
     disk: Disk
     now: Callable[[], float]
+    show: Callable[[list[Checkpoint]], Awaitable[None]]  # those that may be asked from now on
     curve: Curve = field(default_factory=Curve)
     validated: dict[int, str] = field(default_factory=dict)
     right: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Telling:
                 self.journal.say(f"Checkpoint created at step {said.step}/{self.plan.steps}.")
             listed = list(self.checkpoints.listed)
             await self.disk.insist(lambda: self.store.put_finetune_checkpoints(self.finetune_id, listed))
+            await self.show(listed)
         if losses:
             self.curve.look(said.step, losses)
             message = f"Step {said.step}/{self.plan.steps}: validation loss={said.valid_loss:.4f}"

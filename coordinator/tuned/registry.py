@@ -1,6 +1,6 @@
 """All tuned models of the pool, in memory as on the disk: who may ask for which, and what still uses one."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,11 +17,15 @@ User = Callable[[str], Awaitable[str | None]]
 
 @dataclass(slots=True)
 class TunedModels:
-    """`users`: each says what of its own is open and asks the model, in words, or None."""
+    """`checkpoints`: of fine-tunes, which may be asked like models and go with their fine-tune.
+
+    `users`: each says what of its own is open and asks the model, in words, or None.
+    """
 
     pool: Pool
     store: Store
     models: dict[str, TunedModel] = field(default_factory=dict)
+    checkpoints: dict[str, TunedModel] = field(default_factory=dict)
     users: list[User] = field(default_factory=list)
 
     async def load(self) -> None:
@@ -34,7 +38,8 @@ class TunedModels:
         entry = self.pool.catalogue().get(base) if mark else None
         if entry is None:
             return None
-        found = self.models.get(f"{entry.name}{mark}{suffix}")
+        full = f"{entry.name}{mark}{suffix}"
+        found = self.models.get(full) or self.checkpoints.get(full)
         return found if found is not None and found.seen_by(member) else None
 
     def seen_by(self, member: MemberId) -> list[TunedModel]:
@@ -57,6 +62,11 @@ class TunedModels:
             await self.store.add_tuned(model)
             self.models[model.name] = model
 
+    def list_checkpoints(self, finetune: str, listed: Iterable[TunedModel]) -> None:
+        """These are all that this fine-tune has from now on."""
+        others = {name: one for name, one in self.checkpoints.items() if one.finetune != finetune}
+        self.checkpoints = others | {one.name: one for one in listed}
+
     async def share(self, model: TunedModel, *, shared: bool) -> TunedModel:
         await self.store.share_tuned(model.name, shared=shared)
         self.models[model.name] = replace(self.models[model.name], shared=shared)
@@ -74,11 +84,14 @@ class TunedModels:
         except BaseException:
             self.models[model.name] = model
             raise
+        await self.store.put_finetune_checkpoints(model.finetune, ())
+        self.list_checkpoints(model.finetune, ())
 
     def digests(self) -> set[str]:
         """Of the files that must stay: all models', and those of jobs that are open."""
         adapters = [work.adapter for work in self.pool.works.values() if work.HasField("adapter")]
-        kept = {file.sha256 for model in self.models.values() for file in model.files}
+        models = (*self.models.values(), *self.checkpoints.values())
+        kept = {file.sha256 for model in models for file in model.files}
         return kept | {digest for a in adapters for digest in (a.weights_sha256, a.config_sha256)}
 
     async def _job(self, name: str) -> str | None:
