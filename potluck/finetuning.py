@@ -11,6 +11,7 @@ Every method raises a class of `potluck.errors` and nothing else.
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from potluck.errors import PotluckError, Unavailable, Unreachable
@@ -25,7 +26,7 @@ from potluck.finetune import (
     not_finished,
     succeeded,
 )
-from potluck.results import read, read_listed
+from potluck.results import read
 from potluck.transport import Transport, path_of
 
 JOBS: Final = "/v1/fine_tuning/jobs"
@@ -102,8 +103,9 @@ class FineTuneCalls:
 
     def events(self, finetune_id: str, *, limit: int = EVENTS_PAGE) -> tuple[FineTuneEvent, ...]:
         """The newest ones, in the order in which they happened."""
-        answer = self._transport.get(_path(finetune_id, "events"), {"limit": min(limit, EVENTS_PAGE)})
-        return tuple(reversed(read_listed(FineTuneEvent, answer)))
+        found = self._pages(_path(finetune_id, "events"), min(limit, EVENTS_PAGE))
+        newest = [read(FineTuneEvent, one) for one in islice(found, limit)]
+        return tuple(reversed(newest))
 
     def stream(self, finetune_id: str, *, after: str | None = None) -> Iterator[FineTuneEvent]:
         """Each event as it happens, from the first one or from behind `after`, up to the end."""

@@ -23,7 +23,7 @@ from potluck.cli.curve import BLOCKS, TRAIN, Curve, sparkline
 from potluck.cli.durations import spoken
 from potluck.cli.main import run
 from potluck.cli.printing import Printer
-from potluck.cli.training import lines_of
+from potluck.cli.training import Pace, lines_of
 from potluck.errors import JobCancelled
 from potluck.finetune import FineTune, FineTuneFacts, Recipe
 
@@ -425,6 +425,16 @@ def test_what_there_is_to_see_of_one_that_waits() -> None:
         "0.00 of at most 3.20 credits",
     ]
     assert "potluck jobs resume job_1" in lines_of(tune("paused"), Curve(), Printer())[0]
+
+
+def test_between_two_segments_the_last_speed_stands() -> None:
+    pace = Pace()
+    assert pace.kept(tune(), 5.0).potluck.eta_s is None
+    pace.kept(tune(tokens_per_second=100.0, eta_s=60.0), 10.0)
+    kept = pace.kept(tune(), 30.0).potluck
+    assert (kept.tokens_per_second, kept.eta_s) == (100.0, 40.0)
+    assert pace.kept(tune(), 80.0).potluck.eta_s is None
+    assert pace.kept(tune("paused"), 30.0).potluck.eta_s is None
 
 
 def test_a_curve_is_drawn_as_wide_as_there_is_room() -> None:

@@ -210,9 +210,8 @@ def _watch_finetune(session: Session, finetune_id: str, timeout_s: float | None)
     if session.printer.output == "json":
         session.printer.json(found)
     ended_finetune(found)
-    session.printer.note(
-        f'{found.fine_tuned_model} is there: potluck chat -m {found.fine_tuned_model} "Hello"'
-    )
+    if session.printer.text:
+        finetune_result(session, found)
 
 
 def _changed_finetune(session: Session, found: FineTune) -> None:

@@ -9,6 +9,7 @@ from potluck.cli.amounts import YesOption, asked
 from potluck.cli.printing import Printer
 from potluck.cli.session import Session, command, group_with
 from potluck.cli.shown import Shown
+from potluck.cli.training import NO_ADAPTERS
 from potluck.errors import UsageError
 from potluck.results import Model
 from potluck.tuned import folder_name
@@ -22,6 +23,8 @@ def models(session: Session) -> None:
     if not found:
         printer.note("This pool serves no model yet: a worker brings one. See `potluck worker start --help`.")
     printer.show(found, lambda: _show(printer, found))
+    if any(model.base is not None and not model.workers for model in found):
+        printer.note(NO_ADAPTERS)
     if found and not any(model.workers for model in found):
         printer.note(
             "No worker serves any of them now. See `potluck workers`, or share a machine: `potluck worker`."

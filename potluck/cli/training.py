@@ -1,6 +1,8 @@
 """Following a fine-tune: live lines on a terminal, plain ones elsewhere, and what to say at its end."""
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from potluck.cli.block import Block
@@ -14,12 +16,23 @@ from potluck.finetune import FineTune, FineTuneEvent, id_of, succeeded
 
 SPARK_COLUMNS: Final = 24
 PLAIN_LINES: Final = 10  # about steps, where nothing can be drawn anew
-EVENTS_MAX: Final = 1_000
+EVENTS_MAX: Final = 10_000  # as many as a pool keeps
+NEWEST: Final = 1_000
+NO_ADAPTERS: Final = (
+    "No worker serves tuned models now: those of `potluck worker start --engine torch` do, while the engine"
+    " llamacpp does not."
+)
 WORDS: Final = {
     "validating_files": "reading the files",
     "queued": "waiting for a worker",
     "running": "training",
     "paused": "paused",
+}
+STAGES: Final = {
+    "downloading": "fetching what it needs",
+    "loading": "loading the model",
+    "uploading": "handing over a checkpoint",
+    "checking": "measuring the validation loss",
 }
 
 
@@ -32,14 +45,14 @@ def follow_finetune(session: Session, finetune_id: str, timeout_s: float | None,
     try:
         if session.printer.output == "jsonl" and not quiet:
             return _with_events(session, finetune_id, timeout_s)
-        curve, plain = Curve(), _Plain(session.printer, quiet=quiet)
+        curve, pace, plain = Curve(), Pace(), _Plain(session.printer, quiet=quiet)
         with Block(shown=session.printer.text) as block:
             for found in session.pool.finetunes.follow(finetune_id, timeout_s=timeout_s):
                 if block.live and not curve.values(TRAIN):
                     curve.add(event.data for event in _metrics(session, finetune_id) if event.data)
                 curve.add(found.potluck.curve_tail)
                 if block.live:
-                    block.show(lines_of(found, curve, session.printer))
+                    block.show(lines_of(pace.kept(found, time.monotonic()), curve, session.printer))
                 elif session.printer.text:
                     plain.say(found, curve)
     except KeyboardInterrupt:
@@ -68,8 +81,35 @@ def result(session: Session, found: FineTune) -> None:
     ended(found)
     name = found.fine_tuned_model or found.potluck.result
     session.printer.show(found, lambda: session.printer.line(name))
-    session.printer.note(f'Chat with it: potluck chat -m {name} "Hello"')
+    if session.printer.text:
+        session.printer.note(_course(session, found))
+    chat_with(session, name)
     session.printer.note(f"Take it along: potluck models download {name}")
+
+
+def _course(session: Session, found: FineTune) -> str:
+    """What it was from its beginning to its end, in a line."""
+    curve, printer = Curve(), session.printer
+    curve.add(event.data for event in _metrics(session, found.id) if event.data)
+    said = [f"{found.potluck.steps_done:,} steps"]
+    for name, words in ((TRAIN, "loss"), (VALID, "validation loss")):
+        if values := curve.values(name):
+            said.append(
+                f"{words} {values[0]:.3f} to {values[-1]:.3f}"
+                if len(values) > 1
+                else f"{words} {values[0]:.3f}"
+            )
+    return ", ".join([*said, f"{printer.amount(found.potluck.charge)} {printer.unit}"])
+
+
+def chat_with(session: Session, name: str) -> None:
+    """How to ask the model, or why nobody answers."""
+    if not session.printer.text:
+        return
+    if any(model.name == name and model.workers for model in session.pool.models()):
+        session.printer.note(f'Chat with it: potluck chat -m {name} "Hello"')
+    else:
+        session.printer.note(NO_ADAPTERS)
 
 
 def lines_of(found: FineTune, curve: Curve, printer: Printer, *, blocks: bool | None = None) -> list[str]:
@@ -85,11 +125,29 @@ def lines_of(found: FineTune, curve: Curve, printer: Printer, *, blocks: bool | 
     return lines
 
 
+@dataclass(slots=True)
+class Pace:
+    """The last speed that was measured: between two segments there is none for a while."""
+
+    tokens_per_second: float | None = None
+    ends_at: float = 0.0
+
+    def kept(self, found: FineTune, now: float) -> FineTune:
+        """With the last speed where it has none, and what is left of the time then."""
+        facts = found.potluck
+        if facts.tokens_per_second is not None and facts.eta_s is not None:
+            self.tokens_per_second, self.ends_at = facts.tokens_per_second, now + facts.eta_s
+        elif found.status == "running" and self.tokens_per_second is not None and self.ends_at > now:
+            told = replace(facts, tokens_per_second=self.tokens_per_second, eta_s=self.ends_at - now)
+            return replace(found, potluck=told)
+        return found
+
+
 def _state(found: FineTune) -> str:
     facts = found.potluck
     words = WORDS.get(found.status, found.status)
-    if found.status == "running" and facts.workers:
-        return f"{words} on {', '.join(facts.workers)}"
+    if facts.workers and not found.ended:
+        return f"{STAGES.get(facts.stage, words)} on {', '.join(facts.workers)}"
     said = facts.why or (facts.stage if facts.stage != found.status else "")
     if found.status == "paused":
         said = f"potluck jobs resume {facts.job} goes on"
@@ -129,9 +187,10 @@ def facts_of(found: FineTune, printer: Printer) -> list[tuple[str, str]]:
         ("status", _state(found) if not found.ended else found.status),
         ("steps", done),
         ("examples", f"{facts.examples:,}, {facts.tokens_per_epoch:,} tokens an epoch"),
-        ("LoRA", f"rank {lora.get('rank')}, alpha {lora.get('alpha')}"),
-        ("settled", f"{printer.amount(facts.charge)} {printer.unit}"),
+        ("LoRA", f"rank {lora.get('rank')}, alpha {lora.get('alpha') or 'auto'}"),
     ]
+    if not found.ended:
+        said.append(("paid", f"{printer.amount(facts.charge)} {printer.unit} so far"))
     for name in (TRAIN, VALID):
         curve = Curve()
         curve.add(facts.curve_tail)
@@ -148,14 +207,15 @@ class _Plain:
     def __init__(self, printer: Printer, *, quiet: bool) -> None:
         self._say: Callable[[str], None] = printer.note if quiet else printer.line
         self._printer, self._state, self._shown = printer, "", 0
+        self._workers: tuple[str, ...] = ()
 
     def say(self, found: FineTune, curve: Curve) -> None:
         facts = found.potluck
-        state = f"{found.status} on {', '.join(facts.workers)}" if facts.workers else found.status
-        if state != self._state:
-            self._state = state
+        if found.status != self._state or (facts.workers and facts.workers != self._workers):
+            self._state, self._workers = found.status, facts.workers or self._workers
+            on = f" on {', '.join(facts.workers)}" if facts.workers else ""
             cost = f", {self._printer.amount(facts.charge)} {self._printer.unit}" if found.ended else ""
-            self._say(f"{facts.job} {state}{cost}")
+            self._say(f"{facts.job} {found.status}{on}{cost}")
         if facts.steps and facts.steps_done * PLAIN_LINES // facts.steps > self._shown and not found.ended:
             self._shown = facts.steps_done * PLAIN_LINES // facts.steps
             losses = _losses(curve.values(TRAIN), curve.values(VALID), drawn=False)
@@ -167,7 +227,7 @@ def _with_events(session: Session, finetune_id: str, timeout_s: float | None) ->
     seen: set[str] = set()
     calls, now = session.pool.finetunes, None
     for now in calls.follow(finetune_id, timeout_s=timeout_s):
-        for event in calls.events(now.id, limit=EVENTS_MAX):
+        for event in calls.events(now.id, limit=NEWEST if seen else EVENTS_MAX):
             if event.id not in seen:
                 seen.add(event.id)
                 session.printer.json(event)
