@@ -74,19 +74,19 @@ def test_each_epoch_takes_each_example_once_and_shares_take_theirs_in_order() ->
 
 # -- memory
 
-COST = Cost.of(kept=3 << 20, layers=32, hidden=4096, item_bytes=2)  # as of an 8B
+COST = Cost.of("cuda", kept=3 << 20, layers=32, hidden=4096, item_bytes=2)  # as of an 8B
 
 
 def test_layers_that_compute_again_keep_their_inputs_alone() -> None:
     assert COST.plain > 3 << 20
     assert 32 * 4096 * 2 < COST.thin < COST.plain / 5
-    one = Cost.of(kept=10, layers=1, hidden=8, item_bytes=4)
+    one = Cost.of("cpu", kept=10, layers=1, hidden=8, item_bytes=4)
     assert one.thin <= one.plain
 
 
 def test_a_card_with_room_saves_nothing_and_computes_as_much_as_is_useful() -> None:
     room = Room.of(COST, 64 * GB, "cuda")
-    assert room == Room(16384, 131072, 16384)
+    assert room == Room(16384, 65536, 16384)
     assert not room.checkpoints(16384)
     assert room.checkpoints(16385)
 
@@ -99,14 +99,14 @@ def test_a_card_without_room_computes_again_rather_than_little_at_once() -> None
 
 
 def test_a_processor_is_quick_with_little() -> None:
-    small = Cost.of(kept=1 << 20, layers=30, hidden=576, item_bytes=4)
+    small = Cost.of("cpu", kept=1 << 20, layers=30, hidden=576, item_bytes=4)
     assert Room.of(small, 8 * GB, "cpu").packed == TOKENS_MAX["cpu"]
 
 
 @given(st.integers(0, 1 << 40), st.sampled_from(["cpu", "mps", "cuda"]), st.integers(1, 1 << 24))
 @CHECKED
 def test_what_is_decided_fits(free: int, device: str, kept: int) -> None:
-    cost = Cost.of(kept=kept, layers=32, hidden=4096, item_bytes=2)
+    cost = Cost.of(device, kept=kept, layers=32, hidden=4096, item_bytes=2)
     room = Room.of(cost, free, device)
     assert room.plain * cost.plain <= free
     assert room.thin * cost.thin <= free

@@ -1,5 +1,7 @@
 """One attempt at a piece of a fine-tune, from its files to its files, with a model that is loaded."""
 
+import ctypes
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +57,8 @@ def train(
         return training.run()
     finally:
         adapter.remove()
+        del adapter
+        give_back()
 
 
 def reader_of(loaded: Loaded, tokens_max: int) -> Reader:
@@ -63,7 +67,9 @@ def reader_of(loaded: Loaded, tokens_max: int) -> Reader:
 
 def room_of(loaded: Loaded, passes: Passes, adapter: Adapter, cap_bytes: int) -> Room:
     config, device = loaded.model.config, loaded.device
+    give_back()
     cost = Cost.of(
+        device.name,
         kept=passes.kept_bytes(),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -77,6 +83,13 @@ def room_of(loaded: Loaded, passes: Passes, adapter: Adapter, cap_bytes: int) ->
         fixed=_VECTORS * 4 * adapter.parameters + chunk_bytes(device.name),
     )
     return Room.of(cost, free, device.name)
+
+
+def give_back() -> None:
+    """glibc keeps what was freed between what is still used, unless it is asked; others have no such call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _free_bytes(device: str) -> int:

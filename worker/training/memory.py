@@ -10,7 +10,9 @@ rounded in the same order.
 from dataclasses import dataclass
 from typing import Final
 
-TOKENS_MAX: Final = {"cpu": 1024, "mps": 4096, "cuda": 16384}  # of a micro-batch: more is no faster
+TOKENS_MAX: Final = {"cpu": 512, "mps": 4096, "cuda": 16384}  # of a micro-batch: more is no faster
+# What an allocator takes for what is asked of it: glibc's heap has gaps once sizes have changed a few times.
+SLACK_PERCENT: Final = {"cpu": 200, "mps": 125, "cuda": 110}
 FREE_PART: Final = {"cpu": 0.5, "mps": 0.5, "cuda": 0.8}
 TOKENS_MIN: Final = 64  # a machine that has no room for so much trains nothing
 EFFICIENT_PART: Final = 8  # a smaller part of the most than this one leaves the device idle
@@ -25,11 +27,12 @@ class Cost:
     thin: int
 
     @classmethod
-    def of(cls, *, kept: int, layers: int, hidden: int, item_bytes: int) -> "Cost":
+    def of(cls, device: str, *, kept: int, layers: int, hidden: int, item_bytes: int) -> "Cost":
         """`kept`: as measured over all layers. Of the layer that is computed again, it is there as well."""
         width = hidden * item_bytes
         plain = kept + kept // layers + _WIDE * width
-        return cls(plain, min(plain, layers * width + 2 * kept // layers + _WIDE * width))
+        thin = min(plain, layers * width + 2 * kept // layers + _WIDE * width)
+        return cls(*(each * SLACK_PERCENT[device] // 100 for each in (plain, thin)))
 
 
 @dataclass(frozen=True, slots=True)
