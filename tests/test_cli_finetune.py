@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import structlog.testing
 from fixtures_api import MODEL, Stand
+from fixtures_learner import learner_of
 
 from potluck import Pool
 from potluck.cli.block import Block, fitted
@@ -50,7 +51,7 @@ def write(path: Path, examples: list[Any]) -> Path:
 
 def write_dear(folder: Path) -> Path:
     """More than a credit line pays for."""
-    return write(folder / "dear.jsonl", [example(number, 2_000) for number in range(400)])
+    return write(folder / "dear.jsonl", [example(number, 2_000) for number in range(40)])
 
 
 class Line:
@@ -303,6 +304,37 @@ async def test_what_fails_when_it_is_read_is_said_with_its_exit_code(
     assert (await line("jobs", "watch", job_id))[0] == 6
     assert (await line("jobs", "result", job_id))[0] == 6
     assert "error" in (await line("jobs", "show", job_id))[1]
+
+
+async def test_it_ends_as_a_model_that_is_asked_and_taken_along(
+    stand: Stand, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--wait` prints nothing but its name; what was there to see stands beside it, and later too."""
+    monkeypatch.setattr("potluck.finetuning.POLL_S", 0.05)
+    learner_of(stand, steps=7)
+    write(tmp_path / "valid.jsonl", [example(number) for number in range(10)])
+    name = f"{MODEL}:ft-supper"
+    code, out, err = await line(
+        *("submit", "finetune", "data.jsonl", "--validation", "valid.jsonl", "--suffix", "supper"),
+        *("--epochs", "4", "--batch-size", "2", "--yes", "--wait"),
+    )
+    assert (code, out) == (0, f"{name}\n"), err
+    assert "24 steps, loss " in err
+    assert f"potluck chat -m {name}" in err
+    (job,) = await jobs_of(stand)
+    job_id = job.id.replace("ftjob-", "job_")
+    code, out, err = await line("jobs", "watch", job_id)
+    assert (code, out.splitlines()[-1]) == (0, name)
+    assert "validation loss " in err
+    assert (await line.json("jobs", "result", job_id))["fine_tuned_model"] == name
+    shown = dict(row.split("  ", 1) for row in (await line("jobs", "show", job_id))[1].splitlines() if row)
+    assert (shown["state"].strip(), shown["steps"].strip()) == ("succeeded", "24 of 24")
+    assert (await line("chat", "-m", name, "hello"))[0] == 0
+    assert (await line("models", "download", name, "--to", "taken"))[0] == 0
+    assert "README.md" in {path.name for path in (tmp_path / "taken").iterdir()}
+    with Pool() as pool:
+        kept = await asyncio.to_thread(lambda: list(pool.finetunes.checkpoints(job_id)))
+    assert kept[0].step_number == 24
 
 
 @asynccontextmanager

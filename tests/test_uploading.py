@@ -48,7 +48,7 @@ class Relay:
         above_reader, above = await asyncio.open_connection("127.0.0.1", self.upstream)
         back = asyncio.create_task(self._copy(above_reader, writer))
         try:
-            while data := await reader.read(1_024 if self.bytes_left < float("inf") else 1 << 20):
+            while data := await reader.read(1_024 if self.bytes_left < 1 << 20 else 1 << 16):
                 self.passed += len(data)
                 self.bytes_left -= len(data)
                 if self.bytes_left <= 0:
