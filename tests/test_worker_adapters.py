@@ -68,7 +68,9 @@ class Bench:
 
     def begin(self, wanted: work_pb2.Adapter | None, attempt: AttemptId = ATTEMPT) -> None:
         assign = session_pb2.Assign(attempt=wire.attempt_to(attempt), model="small", adapter=wanted)
-        assigned = Assigned(attempt, "small", "carol", goes_on=False, payload=assign)
+        assigned = Assigned(
+            attempt, "small", "carol", goes_on=False, payload=assign, adapts=wanted is not None
+        )
         store = ModelStore(self.cache, quota_bytes=self.quota_bytes)
         needs = Needs(store, Policy(), self.store, Workroom(self.cache / "training", store))
         self.files.begin(assigned, needs=needs, start=self.begun.append, emit=self.said.append)

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -42,6 +42,7 @@ from worker.messages import (
     ReceiptKept,
     Reconnect,
     Resumed,
+    Role,
     SendAccepted,
     SendFrame,
     SendHeartbeat,
@@ -130,14 +131,14 @@ def step(number: int, tokens: int = 10) -> Step:
 
 def trainer(**limits: Any) -> Core:
     made = core(**limits)
-    made.handle(ModelOffered("m", "trainer", 1, trains=True), 0.0)
+    made.handle(ModelOffered("m", "trainer", 1, role=Role.TRAIN), 0.0)
     return made
 
 
 def test_training_has_a_place_of_its_own_beside_the_slots() -> None:
     """One on a worker, whatever the model; it takes no slot, and finds one when all slots are taken."""
     made = trainer(slots=1)
-    made.handle(ModelOffered("n", "trainer", 1, trains=True), 0.0)
+    made.handle(ModelOffered("n", "trainer", 1, role=Role.TRAIN), 0.0)
     made.handle(assigned(), 0.0)
     assert sent(made.handle(training(B), 0.0), StartEngine)
     [busy] = sent(made.handle(training(AttemptId("job_c", 1), "n"), 0.0), SendRefused)
@@ -157,10 +158,31 @@ def test_what_is_served_is_not_for_that_reason_trained() -> None:
         "model_not_served",
         "this worker does not train m",
     )
-    made.handle(ModelOffered("m", "trainer", 1, trains=True), 0.0)
-    made.handle(ModelWithdrawn("m", "its trainer does not load", trains=True), 0.0)
+    made.handle(ModelOffered("m", "trainer", 1, role=Role.TRAIN), 0.0)
+    made.handle(ModelWithdrawn("m", "its trainer does not load", role=Role.TRAIN), 0.0)
     assert sent(made.handle(training(B), 0.0), SendRefused)
     assert sent(made.handle(assigned(AttemptId("job_c", 1)), 0.0), StartEngine)
+
+
+def adapted(attempt: AttemptId = A) -> Assigned:
+    return replace(assigned(attempt), adapts=True)
+
+
+def test_adapters_have_slots_of_their_own_where_another_engine_applies_them() -> None:
+    """Its name is in the receipt; where none is offered, they take the slots of what serves the model."""
+    made = core(slots=1)
+    made.handle(ModelOffered("m", "torch", 1, role=Role.ADAPT), 0.0)
+    assert sent(made.handle(assigned(), 0.0), StartEngine)
+    assert sent(made.handle(adapted(B), 0.0), StartEngine)
+    assert [attempt.engine for attempt in made.attempts.running()] == ["emulator", "torch"]
+    for more in (assigned(AttemptId("job_c", 1)), adapted(AttemptId("job_d", 1))):
+        [full] = sent(made.handle(more, 0.0), SendRefused)
+        assert full.reason.message == "all 1 slots of m are taken"
+    made.handle(EngineFinished(B, DONE), 1.0)
+    made.handle(ModelWithdrawn("m", "torch does not load", role=Role.ADAPT), 1.0)
+    assert sent(made.handle(adapted(AttemptId("job_e", 1)), 1.0), SendRefused)
+    made.handle(EngineFinished(A, DONE), 1.0)
+    assert sent(made.handle(adapted(AttemptId("job_f", 1)), 1.0), StartEngine)
 
 
 def test_steps_are_frames_like_text_and_the_receipt_claims_what_was_trained() -> None:

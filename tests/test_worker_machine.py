@@ -18,7 +18,8 @@ from worker import advice
 from worker.cores import CoreShare, share, usable_cores
 from worker.errors import WorkerConflict
 from worker.loads import load_of
-from worker.models import Choice, catalogue_from, choose, load_s_max, options_of, trainer_of
+from worker.messages import Role
+from worker.models import Choice, adapting_of, catalogue_from, choose, load_s_max, options_of, trainer_of
 from worker.probe import Probe, disk_free_bytes, hardware_of
 from worker.rules import Sharing
 from worker.session import BACKOFF_S_MAX, BACKOFF_S_MIN, Backoff
@@ -290,12 +291,7 @@ def test_whatever_serves_a_model_the_trainer_has_its_own_way_into_memory(engine:
     """In float32 on a processor, in half of it on a card, with room for what training needs beside."""
     found = trainer(served(engine))
     assert found is not None
-    assert (found.engine, found.eager, found.trains, found.key) == (
-        "trainer",
-        False,
-        True,
-        ("smollm2-135m-instruct", True),
-    )
+    assert (found.engine, found.eager, found.key) == ("trainer", False, ("smollm2-135m-instruct", Role.TRAIN))
     assert found.variant.files == served().variant.files
     assert found.variant.memory_bytes == 134_515_008 * 5 + (1 << 30)
     on_card = trainer(served(engine), number_bytes=2)
@@ -321,8 +317,36 @@ def test_what_cannot_be_trained_here_is_not_offered() -> None:
 def test_the_emulator_trains_what_it_serves() -> None:
     found = trainer(served("emulator"), here=False)
     assert found is not None
-    assert (found.engine, found.trains) == ("emulator", True)
+    assert (found.engine, found.role) == ("emulator", Role.TRAIN)
     assert options_of(found, Settings(engine_options={"steps_per_s": "5"})) == {"steps_per_s": "5"}
+
+
+def adapting(served: Choice, *, here: bool = True, memory_bytes: int = PLENTY) -> Choice | None:
+    return adapting_of(served, here=here, memory_bytes=memory_bytes)
+
+
+def test_beside_an_engine_without_adapters_torch_answers_with_them(tmp_path: Path) -> None:
+    """Loaded on demand, under a name of its own in memory, without the options of the other engine."""
+    found = adapting(served())
+    assert found is not None
+    assert (found.engine, found.eager, found.key) == ("torch", False, ("smollm2-135m-instruct", Role.ADAPT))
+    assert found.tenant != served().tenant
+    settings = Settings(slots=7, engine_options={"n_gpu_layers": "3"})
+    load = load_of(found, settings, paths=[], threads=2, memory_bytes_max=5, cache_dir=tmp_path)
+    assert (load.engine, list(load.kinds), load.slots) == ("torch", list(found.entry.kinds), 7)
+    assert not load.options
+
+
+def test_where_torch_cannot_or_need_not_there_is_no_engine_for_adapters() -> None:
+    """It serves already, is not here, has no room or no variant; vectors only; bridges; the emulator."""
+    assert adapting(served("torch")) is None
+    assert adapting(served(), here=False) is None
+    assert adapting(served(), memory_bytes=served().variant.memory_bytes - 1) is None
+    only = served().variant.model_copy(update={"engines": ("llamacpp",)})
+    assert adapting(served(variants=(only,))) is None
+    assert adapting(served(kinds=("embedding",))) is None
+    assert adapting(replace(served(), engine="openai")) is None
+    assert adapting(served("emulator")) is None
 
 
 def test_a_trainer_is_told_what_it_is_loaded_for(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ async def test_its_owner_takes_the_machine_back_and_nothing_stays(tmp_path: Path
         failed = (await ended(coordinator, told)).failed
         assert (failed.fault, failed.code) == (work_pb2.FAULT_NONE, "yielded")
         await eventually(lambda: all(name.endswith(".lock") for name in left(tmp_path)))
-        assert not [service.host for service in daemon._serving.supervisor.trainers if service.host]
+        assert not [service.host for service in daemon._serving.supervisor.beside if service.host]
 
 
 async def test_an_owner_who_shares_for_chats_trains_nothing(tmp_path: Path) -> None:
@@ -320,15 +320,15 @@ async def test_a_trainer_leaves_memory_when_nothing_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What serves the model stays; the next part loads the trainer anew."""
-    monkeypatch.setattr(service, "TRAINER_IDLE_S", 0.05)
+    monkeypatch.setattr(service, "BESIDE_IDLE_S", 0.05)
     async with coordinating() as coordinator, working(coordinator, tmp_path, **FAST) as daemon:
         await coordinator.ready()
         supervisor = daemon._serving.supervisor
-        assert not supervisor.trainers
+        assert not supervisor.beside
         for job in ("job_a", "job_b"):
             told = coordinator.assign_training(part(coordinator), job)
             assert (await ended(coordinator, told)).HasField("completed")
-            await eventually(lambda: not supervisor.trainers)
+            await eventually(lambda: not supervisor.beside)
         assert trains(coordinator)
         [serving] = supervisor.models.values()
         assert serving.host is not None

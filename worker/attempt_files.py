@@ -86,9 +86,7 @@ class AttemptFiles:
         emit: Callable[[Event], None],
     ) -> None:
         """`start` is called at once where no files are needed, else when they are here."""
-        assign = assigned.payload
-        adapts = isinstance(assign, session_pb2.Assign) and assign.HasField("adapter")
-        if not (assigned.trains or adapts):
+        if not (assigned.trains or assigned.adapts):
             start(assigned)
             return
         what = "training" if assigned.trains else "adapter"

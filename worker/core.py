@@ -134,11 +134,11 @@ class Core:
                 self._drain(why, limit_s, now)
             case Paused() | Resumed():
                 self._heed(event, now, out)
-            case ModelOffered(model, engine, slots, trains):
-                self._offers.models[model, trains] = Offer(engine, slots)
+            case ModelOffered(model, engine, slots, role):
+                self._offers.models[model, role] = Offer(engine, slots)
                 self._liveness.beat_soon(now)
-            case ModelWithdrawn(model, _, trains):
-                self._offers.models.pop((model, trains), None)
+            case ModelWithdrawn(model, _, role):
+                self._offers.models.pop((model, role), None)
                 self._liveness.beat_soon(now)
             case ModelsChanged():
                 self._liveness.beat_soon(now)

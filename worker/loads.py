@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from potluck.v1 import engine_pb2
-from worker.messages import FINETUNE
+from worker.messages import FINETUNE, Role
 from worker.models import BRIDGE, EMULATOR, Choice, load_s_max, options_of
 from worker.settings import Settings
 
@@ -27,11 +27,11 @@ def load_of(
         model=choice.entry.name,
         paths=[str(path) for path in paths],
         threads=threads,
-        slots=1 if choice.trains else settings.slots,
+        slots=1 if choice.role is Role.TRAIN else settings.slots,
         context_tokens=settings.context_tokens,
         options=options_of(choice, settings),
         cache_dir=str(cache_dir),
-        kinds=[FINETUNE] if choice.trains else [str(kind) for kind in choice.entry.kinds],
+        kinds=[FINETUNE] if choice.role is Role.TRAIN else [str(kind) for kind in choice.entry.kinds],
         memory_bytes_max=memory_bytes_max,
         gpus=settings.caps.gpus,
         load_s_max=load_s_max(choice, settings),
@@ -40,6 +40,6 @@ def load_of(
 
 def slots_of(choice: Choice, settings: Settings, loaded: engine_pb2.Loaded) -> int:
     """Attempts at once, as far as it is known."""
-    if choice.trains:
+    if choice.role is Role.TRAIN:
         return 1
     return loaded.slots or settings.slots or SLOTS_GUESSED.get(choice.engine, 1)

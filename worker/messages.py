@@ -13,6 +13,14 @@ from potluck.receipts import ReceiptBody
 FINETUNE: Final = "finetune"  # the kind of work that trains
 
 
+class Role(StrEnum):
+    """What one engine does for a model: `ADAPT` answers with adapters on it where what serves it cannot."""
+
+    SERVE = "serve"
+    TRAIN = "train"
+    ADAPT = "adapt"
+
+
 class Fault(StrEnum):
     """Whose fault a failure is; only a worker's own costs it reliability."""
 
@@ -109,6 +117,7 @@ class Assigned:
     kind: str = ""  # chat | completion | embedding | finetune
     steps: int = 0  # of the whole fine-tune
     files: object = None  # those it needs on this machine, once they are here
+    adapts: bool = False  # it is answered with an adapter on the model
 
     @property
     def trains(self) -> bool:
@@ -149,19 +158,19 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffered:
-    """The model can be given work from now on (it may still have to be loaded for it), or be trained."""
+    """The model can be given work of this role from now on (it may still have to be loaded for it)."""
 
     model: str
     engine: str
     slots: int
-    trains: bool = False
+    role: Role = Role.SERVE
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWithdrawn:
     model: str
     why: str
-    trains: bool = False
+    role: Role = Role.SERVE
 
 
 @dataclass(frozen=True, slots=True)

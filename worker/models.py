@@ -10,7 +10,7 @@ from typing import Final
 
 from potluck.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, ModelEntry, Variant
 from worker.errors import WorkerConflict
-from worker.messages import FINETUNE
+from worker.messages import FINETUNE, Role
 from worker.rules import Sharing
 from worker.settings import Settings
 
@@ -27,15 +27,22 @@ NEEDS: Final = {
 }
 TRAINER_NEEDS: Final = ("torch", "transformers", "peft")
 TRAINED_WITH: Final = "torch"  # the engine whose variants the trainer loads
+ADAPTS: Final = "torch"  # the engine that answers with adapters
 TRAINER_OPTIONS: Final = frozenset({"device", "dtype"})
 TRAINING_BYTES: Final = 1 << 30  # for what it computes on its way, whatever the model
+
+TENANTS: Final = {
+    Role.SERVE: "{}",
+    Role.TRAIN: "the training of {}",
+    Role.ADAPT: "what was tuned from {}",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One model to serve. `eager`: the owner asked for it by name, so it is loaded at once and stays.
 
-    `trains`: or to train, in an engine of its own that is loaded when there is a training.
+    Whoever trains it, or answers with adapters on it, does so in an engine of its own, loaded on demand.
     """
 
     entry: ModelEntry
@@ -43,16 +50,21 @@ class Choice:
     engine: str
     eager: bool
     bridge: str = ""  # its table in worker.toml, where a server of the owner's serves it
-    trains: bool = False
+    role: Role = Role.SERVE
 
     @property
-    def key(self) -> tuple[str, bool]:
-        return self.entry.name, self.trains
+    def key(self) -> tuple[str, Role]:
+        return self.entry.name, self.role
+
+    @property
+    def beside(self) -> bool:
+        """Another engine serves the model; this one is loaded on demand, and its files fetched."""
+        return self.role is not Role.SERVE
 
     @property
     def tenant(self) -> str:
         """What it is called among those that share memory."""
-        return f"the training of {self.entry.name}" if self.trains else self.entry.name
+        return TENANTS[self.role].format(self.entry.name)
 
 
 # Whatever forms of the weights the catalogue knows: the server has its own.
@@ -122,17 +134,34 @@ def trainer_of(
     the model's numbers, as they are held for it. A bridge leads to a server that is not ours to train on.
     """
     wanted = not sharing.kinds or FINETUNE in sharing.kinds
-    if not wanted or choice.engine == BRIDGE or not {"chat", "completion"}.intersection(choice.entry.kinds):
+    if not wanted or choice.engine == BRIDGE or not _generates(choice):
         return None
     if choice.engine == EMULATOR:
-        return replace(choice, eager=False, trains=True)
+        return replace(choice, eager=False, role=Role.TRAIN)
     needed = training_bytes(choice.entry, number_bytes)
     ways = [variant for variant in choice.entry.variants if TRAINED_WITH in variant.engines]
     if not here or not ways or needed > memory_bytes:
         return None
     chosen = choice.variant if choice.variant in ways else ways[0]
     variant = chosen.model_copy(update={"memory_bytes": needed})
-    return Choice(choice.entry, variant, TRAINER, eager=False, trains=True)
+    return Choice(choice.entry, variant, TRAINER, eager=False, role=Role.TRAIN)
+
+
+def adapting_of(choice: Choice, *, here: bool, memory_bytes: int) -> Choice | None:
+    """What answers with adapters on this model beside the engine that serves it; None: that one does itself,
+    or nothing here can.
+
+    `here`: torch is. `memory_bytes`: the most that it may take. A bridge leads to a server that knows no
+    adapters of ours.
+    """
+    if not here or choice.engine in (ADAPTS, BRIDGE, EMULATOR) or not _generates(choice):
+        return None
+    found = _variant(choice.entry, [ADAPTS], {ADAPTS: memory_bytes})
+    return None if found is None else Choice(choice.entry, *found, eager=False, role=Role.ADAPT)
+
+
+def _generates(choice: Choice) -> bool:
+    return not {"chat", "completion"}.isdisjoint(choice.entry.kinds)
 
 
 def training_bytes(entry: ModelEntry, number_bytes: int) -> int:
@@ -144,8 +173,10 @@ def training_bytes(entry: ModelEntry, number_bytes: int) -> int:
 
 def options_of(choice: Choice, settings: Settings) -> dict[str, str]:
     """What the engine of this model is told: the owner's options, or the bridge to the owner's server. Of
-    those that were written for torch, a trainer knows some.
+    those that were written for torch, a trainer knows some; beside another engine, torch gets none.
     """
+    if choice.role is Role.ADAPT:
+        return {}
     if choice.engine == TRAINER:
         meant = settings.engine_options if settings.engine == TRAINED_WITH else {}
         return {name: value for name, value in meant.items() if name in TRAINER_OPTIONS}

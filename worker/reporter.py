@@ -120,7 +120,7 @@ class Reporter:
         if self.state == "stopped":
             return now
         serving = self._serving
-        services = [*serving.supervisor.models.values(), *serving.supervisor.trainers]
+        services = [*serving.supervisor.models.values(), *serving.supervisor.beside]
         models = tuple(model_now(service, serving.in_pool) for service in services)
         tokens = self._core.attempts.tokens_produced()
         update = {

@@ -30,6 +30,7 @@ from worker.messages import (
     ModelOffered,
     ModelsChanged,
     ModelWithdrawn,
+    Role,
 )
 from worker.models import Choice
 from worker.pace import Pace
@@ -42,7 +43,8 @@ RETRY_S_MIN: Final = 5.0
 RETRY_S_MAX: Final = 300.0
 STEADY_S: Final = 60.0  # an engine that lived so long has not failed in a row
 PROGRESS_S_MIN: Final = 1.0
-TRAINER_IDLE_S: Final = 120.0  # the parts of a fine-tune follow each other, and others want their cores back
+BESIDE_IDLE_S: Final = 120.0  # parts of a fine-tune follow each other, and others want their cores back
+LORA: Final = "lora"  # the feature of an engine that answers with adapters
 ON_DISK: Final = frozenset(
     {session_pb2.MODEL_STATE_PRESENT, session_pb2.MODEL_STATE_LOADING, session_pb2.MODEL_STATE_READY}
 )
@@ -88,7 +90,8 @@ class ModelService:
 
     def start(self, assigned: Assigned) -> None:
         self._used_at = asyncio.get_running_loop().time()
-        if self.host is None or (self.choice.trains and self.host.running):  # one may still be ending
+        alone = self.choice.role is Role.TRAIN
+        if self.host is None or (alone and self.host.running):  # one may still be ending
             self._waiting[assigned.attempt] = assigned
             self._wanted.set()
         else:
@@ -176,7 +179,7 @@ class ModelService:
 
     async def _until_wanted(self) -> None:
         """What serves has its files already then. Raises FetchError."""
-        if not self.choice.trains:
+        if not self.choice.beside:
             await self._fetch()
             self._move(session_pb2.MODEL_STATE_PRESENT, self.why)
         await self._wanted.wait()
@@ -260,8 +263,8 @@ class ModelService:
     def _want_again(self) -> None:
         """At once, unless it is loaded on demand and there is none."""
         self._wanted.set()
-        if self.choice.trains and not self._waiting:
-            self._unload("unloaded: nothing is trained")
+        if self.choice.beside and not self._waiting:
+            self._unload("unloaded: nobody waits for it")
 
     def _unload(self, why: str) -> None:
         self._log.info(why, action="model_unloaded")
@@ -286,8 +289,8 @@ class ModelService:
     def _idle_s(self) -> float | None:
         """How long the engine may be idle; None: for ever."""
         wished = self.around.settings.unload_after_s or None
-        if self.choice.trains:
-            return min(wished or TRAINER_IDLE_S, TRAINER_IDLE_S)
+        if self.choice.beside:
+            return min(wished or BESIDE_IDLE_S, BESIDE_IDLE_S)
         return None if self.choice.eager else wished
 
     async def _restart(self, why: str) -> None:
@@ -310,14 +313,14 @@ class ModelService:
         """What waits is told; another try follows later, since disks are emptied and networks come back."""
         self._log.error("the model cannot be served", action="model_failed", why=str(error))
         self._move(session_pb2.MODEL_STATE_FAILED, str(error))
-        self.around.emit(ModelWithdrawn(self.choice.entry.name, str(error), self.choice.trains))
+        self.around.emit(ModelWithdrawn(self.choice.entry.name, str(error), self.choice.role))
         code = error.code if isinstance(error, EngineStartError) else "model_not_there"
         self.refuse_waiting(Failure(Fault.WORKER, code, str(error)))
         pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2.0**self._failures)
         self._failures = min(self._failures + 1, 30)
         await asyncio.sleep(pause_s)
-        if self.choice.trains:  # nobody waits: whoever asks next may find that it works again
-            self._unload("training may be tried again")
+        if self.choice.beside:  # nobody waits: whoever asks next may find that it works again
+            self._unload("it may be tried again")
             self._offer()
 
     # --- words in and out ---
@@ -328,7 +331,7 @@ class ModelService:
             self._hand_over(host, assigned)
 
     def _hand_over(self, host: Host, assigned: Assigned) -> None:
-        if isinstance(assigned.files, engine_pb2.LoadedAdapter) and "lora" not in host.loaded.features:
+        if isinstance(assigned.files, engine_pb2.LoadedAdapter) and LORA not in host.loaded.features:
             unable = Failure(Fault.NONE, "no_adapters", f"{self.choice.engine} serves no adapters")
             asyncio.get_running_loop().call_soon(self.around.emit, EngineFailed(assigned.attempt, unable))
             return
@@ -366,8 +369,8 @@ class ModelService:
             self._poked.set()
 
     def _offer(self) -> None:
-        name, trains = self.choice.key
-        self.around.emit(ModelOffered(name, self.choice.engine, self.slots(), trains))
+        name, role = self.choice.key
+        self.around.emit(ModelOffered(name, self.choice.engine, self.slots(), role))
 
     def _move(self, state: session_pb2.ModelState.ValueType, why: str = "") -> None:
         self.state, self.why = state, why

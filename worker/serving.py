@@ -24,7 +24,7 @@ from worker.hosts.process import EngineHost
 from worker.load import Load
 from worker.memory import Memory
 from worker.messages import Event
-from worker.models import TRAINER, Choice, catalogue_from, choose, trainer_of
+from worker.models import ADAPTS, TRAINER, Choice, adapting_of, catalogue_from, choose, trainer_of
 from worker.probe import Probe, hardware_of
 from worker.ray.site import Site
 from worker.rules import size_bytes
@@ -144,9 +144,9 @@ class Serving:
         names = ", ".join(f"{choice.entry.name} ({choice.engine})" for choice in choices)
         self._log.info(f"serving {names}", action="models_chosen")
         self._know(catalogue)
-        trainers = self._trainers(choices)
-        self._shares = self._share_out([*choices, *trainers])
-        await self.supervisor.serve([*choices, *trainers], self._surroundings(choices))
+        beside = [*self._trainers(choices), *self._adapting(choices)]
+        self._shares = self._share_out([*choices, *beside])
+        await self.supervisor.serve([*choices, *beside], self._surroundings(choices))
 
     def _trainers(self, choices: list[Choice]) -> list[Choice]:
         """What trains these models here: in float32 on a processor, in half of it on a card."""
@@ -163,6 +163,12 @@ class Serving:
         )
         return [trainer for trainer in found if trainer is not None]
 
+    def _adapting(self, choices: list[Choice]) -> list[Choice]:
+        """What answers with adapters on those models whose engine cannot."""
+        here, room = ADAPTS in self.engines, self.memory.caps[self._place(ADAPTS)]
+        found = (adapting_of(choice, here=here, memory_bytes=room) for choice in choices)
+        return [adapting for adapting in found if adapting is not None]
+
     def _surroundings(self, choices: list[Choice]) -> Surroundings:
         sizes = self._by_place(choices)
         at_once = max(1, sum(together(found.values(), self.memory.caps[p]) for p, found in sizes.items()))
@@ -172,7 +178,7 @@ class Serving:
             downloads=self._downloads,
             speeds=self.speeds,
             converted=self._places.converted,
-            threads=lambda: max(1, self.threads // (at_once + self._training())),
+            threads=lambda: max(1, self.threads // (at_once + self._beside())),
             emit=self._emit,
             artifacts=self._artifacts,
             uploads=Uploads(self._artifacts),
@@ -183,14 +189,14 @@ class Serving:
             start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
 
-    def _training(self) -> int:
-        """Engines that train beside those that serve. On a site their cores are set aside for good: whoever
-        serves there does not load anew whenever a training comes and goes.
+    def _beside(self) -> int:
+        """Engines that train or adapt beside those that serve. On a site their cores are set aside for good:
+        whoever serves there does not load anew whenever a training comes and goes.
         """
         supervisor = self.supervisor
         if self._site is not None:
             return supervisor.engines - len(supervisor.models)
-        return len(supervisor.trainers)
+        return len(supervisor.beside)
 
     # --- its life ---
 

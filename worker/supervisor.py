@@ -1,4 +1,4 @@
-"""All models of one daemon: which are served and trained, and whether any may be in memory at all."""
+"""All models of one daemon: which are served, trained, adapted, and whether any may be in memory."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -20,18 +20,19 @@ from worker.messages import (
     Fault,
     ModelsChanged,
     ModelWithdrawn,
+    Role,
 )
 from worker.models import Choice
 from worker.served import served_model
 from worker.service import ModelService
 from worker.surroundings import Surroundings
 
-Key = tuple[str, bool]  # the model's name, and whether it is what trains it
+Key = tuple[str, Role]  # the model's name, and what is done for it
 
 
 class Supervisor:
-    """Runs a `ModelService` for each model, and one more for each that is trained as well. While paused, none
-    of them runs and nothing is in memory.
+    """Runs a `ModelService` for each model, one more for each that is trained as well, and one for each whose
+    adapters another engine applies than serves it. While paused, none of them runs and nothing is in memory.
     """
 
     def __init__(self) -> None:
@@ -41,24 +42,30 @@ class Supervisor:
         self._deliveries = Deliveries()
         self._trainings: dict[AttemptId, Assigned] = {}  # until their engine has finished
         self._silent: set[AttemptId] = set()  # of these, those of which no step was told
-        self._trainers_seen = 0  # in memory, when it was last looked
+        self._roles: dict[AttemptId, Role] = {}  # of each that its model's service has
+        self._beside_seen = 0  # in memory, when it was last looked
         self._paused = ""
         self._turn = asyncio.Lock()  # one change of all at a time
 
     @property
     def models(self) -> dict[str, ModelService]:
         """Those that serve, by name."""
-        return {name: service for (name, trains), service in self._services.items() if not trains}
+        return {name: service for (name, role), service in self._services.items() if role is Role.SERVE}
 
     @property
-    def trainers(self) -> list[ModelService]:
-        """Those that are in memory or on their way there."""
-        return [service for (_, trains), service in self._services.items() if trains and service.in_memory]
+    def beside(self) -> list[ModelService]:
+        """Those that train or adapt, and are in memory or on their way there."""
+        return [
+            service
+            for (_, role), service in self._services.items()
+            if role is not Role.SERVE and service.in_memory
+        ]
 
     @property
     def engines(self) -> int:
         """How many there may be at once, if each model is in memory: one of them trains."""
-        return len(self.models) + any(trains for _, trains in self._services)
+        roles = [role for _, role in self._services]
+        return len(roles) - max(0, roles.count(Role.TRAIN) - 1)
 
     async def serve(self, choices: list[Choice], around: Surroundings) -> None:
         """From now on exactly these; what is served already and did not change goes on undisturbed."""
@@ -110,13 +117,14 @@ class Supervisor:
     # --- attempts ---
 
     def start(self, assigned: Assigned) -> None:
-        key = (assigned.model, assigned.trains)
-        around = self._services[key].around
+        around = self._services[assigned.model, self._role(assigned)].around
 
         def start(assigned: Assigned) -> None:
-            if (service := self._services.get(key)) is None:
+            role = self._role(assigned)  # now: it may have failed while files were fetched
+            if (service := self._services.get((assigned.model, role))) is None:
                 around.emit(EngineFailed(assigned.attempt, _gone(assigned.model)))
                 return
+            self._roles[assigned.attempt] = role
             if assigned.trains:
                 self._trainings[assigned.attempt] = assigned
                 self._silent.add(assigned.attempt)
@@ -124,6 +132,17 @@ class Supervisor:
 
         needs = Needs(around.store, around.downloads, around.artifacts, around.workroom)
         self._files.begin(assigned, needs=needs, start=start, emit=around.emit)
+
+    def _role(self, assigned: Assigned) -> Role:
+        if assigned.trains:
+            return Role.TRAIN
+        return Role.ADAPT if assigned.adapts and Role.ADAPT in self._able(assigned.model) else Role.SERVE
+
+    def _able(self, model: str) -> set[Role]:
+        """What engines beside the one that serves it may do for this model, as far as is known."""
+        asked = {role: self._services.get((model, role)) for role in (Role.TRAIN, Role.ADAPT)}
+        failed = session_pb2.MODEL_STATE_FAILED
+        return {role for role, service in asked.items() if service is not None and service.state != failed}
 
     def _hear(self, around: Surroundings, event: Event) -> None:
         """What the models say, on its way to the core. Training ends when the pool has what it made."""
@@ -137,8 +156,8 @@ class Supervisor:
         if isinstance(event, EngineFinished | EngineFailed):
             self._over(around.emit, event)
             return
-        if isinstance(event, ModelsChanged) and len(self.trainers) != self._trainers_seen:
-            self._trainers_seen = len(self.trainers)
+        if isinstance(event, ModelsChanged) and len(self.beside) != self._beside_seen:
+            self._beside_seen = len(self.beside)
             self.poke()  # the cores are shared among more, or fewer
         around.emit(event)
 
@@ -151,13 +170,14 @@ class Supervisor:
         self._files.ended(attempt)
         self._trainings.pop(attempt, None)
         self._silent.discard(attempt)
+        self._roles.pop(attempt, None)
 
     def stop(self, attempt: AttemptId, model: str) -> None:
         """What it made is not delivered; its files stay until its engine has ended it."""
         if self._files.stop(attempt):
             return
-        trains = self._trainings.pop(attempt, None) is not None
-        service = self._services.get((model, trains))
+        self._trainings.pop(attempt, None)
+        service = self._services.get((model, self._roles.get(attempt, Role.SERVE)))
         if self._deliveries.stop(attempt) or service is None or service.stop(attempt):
             self._forget(attempt)
 
@@ -168,13 +188,8 @@ class Supervisor:
             service.poke()
 
     def served(self) -> list[session_pb2.ServedModel]:
-        """What can be trained is said with the model, as one more kind of work."""
-        able = {
-            name
-            for (name, trains), service in self._services.items()
-            if trains and service.state != session_pb2.MODEL_STATE_FAILED
-        }
-        return [served_model(service, trains=name in able) for name, service in self.models.items()]
+        """What can be trained is said with the model, as one more kind of work; adapters, as a feature."""
+        return [served_model(service, self._able(name)) for name, service in self.models.items()]
 
     def progress(self) -> Iterator[session_pb2.Progress]:
         """A sign of life for each attempt that has nothing to tell of yet, or whose result is on its way."""

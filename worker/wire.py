@@ -99,6 +99,7 @@ def event_from(message: session_pb2.CoordinatorMessage) -> Event | None:
                 assign,
                 kind=FINETUNE if kind == "training" else kind,
                 steps=assign.work.training.plan.steps,
+                adapts=assign.HasField("adapter"),
             )
         case "ack":
             return Acknowledged(attempt_from(message.ack.attempt), message.ack.sequence)

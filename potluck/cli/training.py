@@ -19,8 +19,7 @@ PLAIN_LINES: Final = 10  # about steps, where nothing can be drawn anew
 EVENTS_MAX: Final = 10_000  # as many as a pool keeps
 NEWEST: Final = 1_000
 NO_ADAPTERS: Final = (
-    "No worker serves tuned models now: those of `potluck worker start --engine torch` do, while the engine"
-    " llamacpp does not."
+    "No worker serves tuned models now: those do that have torch, and room for the model in it."
 )
 WORDS: Final = {
     "validating_files": "reading the files",

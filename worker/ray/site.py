@@ -26,8 +26,8 @@ TOKEN_FILE: Final = Path("~/.ray/auth_token")  # where Ray itself keeps it
 
 
 class Site:
-    """`models`: how many engines share the site now: those of the models that the daemon serves, and one for
-    training. Ray sets their part aside for each, whether or not it works.
+    """`models`: how many engines share the site now: those of the models that the daemon serves, one for
+    training, and those for adapters. Ray sets their part aside for each, whether or not it works.
     """
 
     def __init__(self, cluster: Cluster, settings: Settings, models: Callable[[], int]) -> None:
