@@ -348,7 +348,7 @@ async def test_what_no_worker_can_do_is_refused_at_once(
 
 
 async def test_models_and_workers_show_features(stand: Stand) -> None:
-    features = ["json_schema", "reasoning", "tools"]
+    features = ["json_schema", "lora", "reasoning", "tools"]
     models = (await stand.ask("GET", "/pool/v1/models")).json()
     assert next(model for model in models if model["name"] == MODEL)["features"] == features
     [worker] = (await stand.ask("GET", "/pool/v1/workers")).json()

@@ -1,6 +1,6 @@
 """Text leaves an engine whole: no half characters, no part of a stop string, the same however it was cut."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from potluck.v1 import work_pb2
@@ -54,14 +54,17 @@ def test_any_chunking_gives_the_text_cut_at_the_first_stop(
         assert delta.tokens == len(delta.token_ids)
 
 
+@example(text=">>>><<<é", stops=("<",), sizes=[1, 1, 1, 1, 4])
 @given(TEXTS.filter(bool), STOPS, st.lists(st.integers(1, 7), max_size=30))
 def test_ids_that_were_delivered_decode_to_the_text_that_was_delivered(
     text: str, stops: tuple[str, ...], sizes: list[int]
 ) -> None:
     tokens = tokens_of(text.encode(), sizes)
     for delta in run(tokens, stops):
-        spelled = b"".join(tokens[token] for token in delta.token_ids).decode()
-        assert delta.text == spelled or (delta.finish_reason == "stop" and spelled.startswith(delta.text))
+        stopped = delta.finish_reason == "stop"  # its last token may end inside a character that is not said
+        spelled = b"".join(tokens[token] for token in delta.token_ids)
+        said = spelled.decode(errors="ignore" if stopped else "strict")
+        assert delta.text == said or (stopped and said.startswith(delta.text))
 
 
 @given(TEXTS.filter(bool), STOPS, st.lists(st.integers(1, 7), max_size=30))
