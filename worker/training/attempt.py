@@ -38,6 +38,21 @@ def train(
     Raises EngineError, StoppedError, OSError.
     """
     plan.check(work, loaded.context_tokens)
+    try:
+        return _train(loaded, work, files, shell, cap_bytes, room, peers or Alone())
+    finally:
+        give_back()
+
+
+def _train(
+    loaded: Loaded,
+    work: work_pb2.TrainingWork,
+    files: engine_pb2.TrainingFiles,
+    shell: Shell,
+    cap_bytes: int,
+    room: Room | None,
+    peers: Peers,
+) -> work_pb2.Trained:
     reader = reader_of(loaded, work.plan.sequence_tokens)
     exactly = precision(loaded.device.dtype)
     adapter = Adapter(loaded.model, work.plan.lora, Path(files.adapter))
@@ -52,13 +67,11 @@ def train(
             room=room or room_of(loaded, passes, adapter, cap_bytes),
             scale=LossScale() if exactly.scaled else None,
             shell=shell,
-            peers=peers or Alone(),
+            peers=peers,
         )
         return training.run()
     finally:
         adapter.remove()
-        del adapter
-        give_back()
 
 
 def reader_of(loaded: Loaded, tokens_max: int) -> Reader:
