@@ -199,6 +199,13 @@ class TrainingStore:
         """Its file, only to be read. Raises NoSuchArtifact."""
         return self.artifacts.path(sha256)
 
+    async def drop(self, names: AbstractSet[str]) -> None:
+        """Delete what nobody needs any more, however lately it came; not what an open attempt brings."""
+        open_now = {name for uploads in self._uploads.values() for name in uploads}
+        for name in sorted(names - open_now):
+            self._came_at.pop(name, None)
+            await asyncio.to_thread(self.artifacts.delete, name)
+
     async def sweep(self, keep: AbstractSet[str]) -> int:
         """Delete all that nobody keeps, except what came lately or is an open attempt's; how many."""
         since = self.now() - CLAIM_S

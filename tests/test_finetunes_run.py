@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+import structlog.testing
 from fixtures_api import MODEL, TEXT, Stand, error_of
 from fixtures_learner import TOKENS, Learner, Tensors, learner_of
 from openai.types.fine_tuning import FineTuningJob
@@ -17,6 +18,7 @@ from test_finetunes import EXAMPLES, JOBS, chat, facts, made, pair, text, until,
 
 from coordinator.artifacts import StoreFull
 from coordinator.core import retries
+from coordinator.core.fleet import Patience
 from coordinator.core.ledger import Code
 from coordinator.finetunes import disk, journal
 from potluck import deltas, tensors
@@ -278,6 +280,7 @@ async def test_a_loss_that_is_no_number_ends_it_with_the_reason(stand: Stand) ->
 async def begun(stand: Stand, **more: Any) -> tuple[FineTuningJob, Learner, asyncio.Event]:
     """One whose second segment hangs until the event is set."""
     hangs, go_on = asyncio.Event(), asyncio.Event()
+    stand.context.pool.engine.fleet.patience = Patience(lease_s=600.0)  # it says nothing while it hangs
 
     async def hang(assign: session_pb2.Assign) -> None:
         if assign.work.training.first_step:
@@ -481,7 +484,10 @@ async def test_the_same_bytes_uploaded_twice_are_one_and_prove_nothing(stand: St
 
 
 async def in_rounds(stand: Stand, **options: Any) -> FineTuningJob:
-    """Three workers' shares of three steps each, side by side, by one that does all of them."""
+    """Three workers' shares of three steps each, side by side, by one that does all of them; what is of no more
+    use goes at once.
+    """
+    stand.context.finetunes.resumed = True
     return await made(
         stand,
         training_file=await uploaded(stand, text([chat(n) for n in range(36)])),
@@ -603,27 +609,91 @@ async def test_the_check_of_the_books_knows_fine_tunes(stand: Stand, statement: 
     assert found in "; ".join(finding.message for finding in await store.verify())
 
 
-async def test_what_nobody_needs_any_more_is_swept_and_all_else_stays(stand: Stand) -> None:
-    """States and adapters in between go; checkpoints, the model, and what an open one goes on from stay."""
-    training = stand.context.pool.training_store
-    learner_of(stand, steps=10, before=None)
-    done = await until(stand, await made(stand), *OVER)
-    job, learner, go_on = await begun(stand)
-    finetunes = stand.context.finetunes
+async def test_what_nobody_needs_any_more_goes_at_once_and_all_else_stays(stand: Stand) -> None:
+    """States and adapters in between go with the step after them; refused ones are swept; checkpoints, the
+    model, and what an open one goes on from stay.
+    """
+    training, finetunes = stand.context.pool.training_store, stand.context.finetunes
     assert await finetunes.sweep() == 0, "before it has looked at what is open, it touches nothing"
     finetunes.resumed = True
+    learner = learner_of(stand, steps=10)
+    done = await until(stand, await made(stand), *OVER)
+    model = stand.context.tuned.models[done.fine_tuned_model or ""]
+    listed = await stand.context.store.finetune_checkpoints(done.id)
+    kept = {file.sha256 for file in model.files} | {one.sha256 for one in listed}
+    there = set(training.artifacts.names())
+    assert kept <= there
+    states = {work.state.sha256 for work in learner.trained if work.HasField("state")}
+    assert not states & there
+    assert len(there - kept) < 20, "cards of checkpoints, and what the last step was for"
+    job, learner, go_on = await begun(stand)
     made_lately = training.now
     training.now = lambda: made_lately() + 2 * 3_600
-    assert await finetunes.sweep() > 10
-    model = stand.context.tuned.models[done.fine_tuned_model or ""]
-    checkpoints = await stand.context.store.finetune_checkpoints(done.id)
-    kept = {file.sha256 for file in model.files} | {one.sha256 for one in checkpoints}
+    await finetunes.sweep()
     going_on = learner.trained[-1]
-    kept |= {going_on.adapter.sha256, going_on.state.sha256}
-    assert kept <= set(training.artifacts.names())
+    kept |= {going_on.adapter.sha256, going_on.state.sha256, learner.trained[0].adapter.sha256}
+    there = set(training.artifacts.names())
+    assert kept <= there
     go_on.set()
     job = await until(stand, job, *OVER)
     assert job.status == "succeeded", job.error
+
+
+async def test_a_member_has_so_many_models_and_so_many_bytes_of_them(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner_of(stand)
+    monkeypatch.setattr("coordinator.tuned.registry.MODELS_MAX", 1)
+    await until(stand, await made(stand), *OVER)
+    with pytest.raises(openai.PermissionDeniedError, match="may have 1"):
+        await made(stand)
+    monkeypatch.setattr("coordinator.tuned.registry.MODELS_MAX", 100)
+    roomless = stand.context.settings.model_copy(update={"files_bytes_max": 100_000})
+    file = await uploaded(stand)
+    monkeypatch.setattr(stand.context.pool, "settings", roomless)
+    with pytest.raises(openai.PermissionDeniedError, match="more than 100,000 bytes together"):
+        await made(stand, training_file=file)
+
+
+async def test_a_stream_that_a_stopping_coordinator_cuts_off_does_not_say_done(stand: Stand) -> None:
+    """Who reads it knows that there is more, and asks again."""
+    job, _, _ = await begun(stand)
+    headers = {"authorization": f"Bearer {stand.keys['alice']}"}
+    url = f"{stand.url}{JOBS}/{job.id}/events?stream=true"
+    lines = []
+    async with stand.http.stream("GET", url, headers=headers) as response:
+        async for line in response.aiter_lines():
+            lines.append(line)
+            if "Step 40/" in line:
+                await stand.context.finetunes.close()
+    assert "data: [DONE]" not in lines
+    assert len(lines) > 40
+
+
+async def test_a_bug_in_one_ends_that_one_with_its_parts_paid(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    job, _, _ = await begun(stand)
+    monkeypatch.setattr("coordinator.finetunes.driver.Driver.open_waiting", broken)
+    with structlog.testing.capture_logs() as logs:  # written for people, the traceback takes minutes
+        job = await until(stand, job, *OVER)
+    assert "finetune_broke" in {log.get("action") for log in logs}
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.code == "server_error"
+    assert len(await settlements(stand, job)) == 1
+    assert stand.available()["reserved"] == 0
+    assert await stand.context.store.verify() == []
+
+
+async def test_a_key_for_another_model_trains_nothing(stand: Stand) -> None:
+    made_key = (await stand.ask("POST", "/pool/v1/keys", json={"name": "k", "models": ["smollm2"]})).json()
+    body = {"model": MODEL, "training_file": await uploaded(stand)}
+    refused = await stand.ask("POST", JOBS, by=made_key["key"], json=body)
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "model_not_allowed")
 
 
 async def test_only_some_workers_may_see_the_examples(stand: Stand) -> None:

@@ -16,7 +16,10 @@ STILL_HERE = b": still here\n\n"  # a comment, so that nothing in between takes 
 
 
 class EventsStream(Response):
-    """From behind one event until the fine-tune ends; leaving early ends nothing but the stream."""
+    """From behind one event until the fine-tune ends; leaving early ends nothing but the stream.
+
+    One that ends without [DONE] was cut off: the coordinator stopped, and there is more.
+    """
 
     def __init__(self, finetune_id: str, journal: Journal, after: int) -> None:
         super().__init__()
@@ -42,7 +45,8 @@ class EventsStream(Response):
             if event is not None:
                 body = b"data: " + orjson.dumps(event_body(self._finetune_id, event)) + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        end = DONE if self._journal.closed else b""
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
 
 async def _gone(receive: Receive) -> None:

@@ -21,6 +21,7 @@ from potluck.linears import Linear
 from potluck.lora import LoraError, Shapes
 
 CONFIG: Final = "config.json"
+VALUE_BYTES: Final = 4
 ADAPTER_BYTES_MAX: Final = 4 << 30  # as workers take them
 
 
@@ -42,12 +43,16 @@ class Base:
             raise Refusal(
                 400, "invalid_value", f"potluck.targets: {error}.", param="potluck.targets"
             ) from None
-        if 4 * lora.parameters(found) > ADAPTER_BYTES_MAX:
+        if VALUE_BYTES * lora.parameters(found) > ADAPTER_BYTES_MAX:
             message = (
                 f"potluck.rank: an adapter of rank {rank} would have more than {ADAPTER_BYTES_MAX:,} bytes."
             )
             raise Refusal(400, "invalid_value", message, param="potluck.rank")
         return found
+
+    def weights_bytes(self, wanted: Wanted) -> int:
+        """Of the adapter, in float32. Raises Refusal 400."""
+        return VALUE_BYTES * lora.parameters(self.shapes(wanted.rank, wanted.targets))
 
     def targets(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """Of a list that `shapes` takes."""

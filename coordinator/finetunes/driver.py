@@ -27,6 +27,7 @@ from coordinator.core.course import (
     Finish,
     OpenEvaluate,
     OpenTrain,
+    PartDone,
     PartFailed,
     Ticked,
 )
@@ -54,6 +55,7 @@ PARTS_READ: Final = 200
 NORMS_KEPT: Final = 64
 
 Open = OpenTrain | OpenEvaluate
+Release = Callable[[set[str]], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
@@ -71,6 +73,7 @@ class Driver:
     disk: Disk
     telling: Telling
     wake: Callable[[], None]
+    release: Release  # what it needs no more
     tuning: Tuning | None = None
     verdict: Finish | Fail | None = None
     trained_tokens: int = 0
@@ -139,13 +142,14 @@ class Driver:
         await self.disk.insist(self.telling.journal.write)
 
     async def handle(self, event: Event) -> None:
-        tuning = self._machine
+        tuning, needed = self._machine, self.artifacts
         actions = tuning.handle(event, self.parts.pool.now())
         if actions or not isinstance(event, Ticked):
             snapshot = json.dumps({"tuning": tuning.snapshot(), "norms": list(self.norms)})
             await self.disk.insist(lambda: self.store.put_finetune_snapshot(self.finetune_id, snapshot))
         for action in actions:
             await self._carry_out(action)
+        await self.release(needed - self.artifacts)
 
     @property
     def begun(self) -> bool:
@@ -232,10 +236,16 @@ class Driver:
 
     @property
     def artifacts(self) -> set[str]:
-        """Digests of what must stay for it to go on."""
+        """Digests of what must stay for it to go on, what the machine has not heard of yet included."""
         names = [] if self.tuning is None else list(self.tuning.artifacts)
-        heard = [name for made in self.made.values() for name in made.artifacts]
-        return digests([*names, *heard])
+        names += [name for made in self.made.values() for name in made.artifacts]
+        for event in self._events:
+            match event:
+                case PartDone():
+                    names += event.artifact
+                case Aggregated():
+                    names += [event.adapter, event.momentum]
+        return digests(names)
 
     # -- rounds ----------------------------------------------------------------------------------
 
@@ -266,6 +276,7 @@ async def driver_of(
     disk: Disk,
     journal: Journal,
     wake: Callable[[], None],
+    release: Release,
     show: Callable[[list[Checkpoint]], Awaitable[None]],
 ) -> Driver:
     """Of one that was paid: what it needs is on the disk. It is not taken up yet."""
@@ -288,4 +299,4 @@ async def driver_of(
         finetune.id, plan, journal, checkpoints, store, pool.training_store, disk, pool.now, show
     )
     shapes = base.shapes(plan.rank, plan.targets)
-    return Driver(finetune.id, finetune.job, plan, shapes, works, parts, store, disk, telling, wake)
+    return Driver(finetune.id, finetune.job, plan, shapes, works, parts, store, disk, telling, wake, release)

@@ -21,7 +21,8 @@ class Journal:
     now: Callable[[], float]
     last: int = 0  # the number of the newest
     written: int = 0  # of the newest on the disk
-    closed: bool = False
+    closed: bool = False  # the fine-tune has ended
+    stopped: bool = False  # the coordinator stops: more will come after its restart
     _waiting: list[Event] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -51,19 +52,23 @@ class Journal:
         self.closed = True
         self._wake()
 
+    def stop(self) -> None:
+        self.stopped = True
+        self._wake()
+
     def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
 
     async def follow(self, after: int) -> AsyncIterator[Event | None]:
-        """Each event behind that number, as it is written, until the journal is closed. None: nothing yet."""
+        """Each event behind that number, as it is written, until the end or a stop. None: nothing yet."""
         while True:
-            news, closed = self._news, self.closed
+            news, over = self._news, self.closed or self.stopped
             while page := await self.store.finetune_events(self.finetune_id, limit=PAGE, after=after):
                 for event in page:
                     yield event
                 after = page[-1].number
-            if closed:
+            if over:
                 return
             try:
                 async with asyncio.timeout(LOOK_S):

@@ -23,7 +23,7 @@ from coordinator.finetunes import beginning, ending, receiving
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
 from coordinator.finetunes.disk import PAUSE_S, Disk
-from coordinator.finetunes.driver import Driver, driver_of
+from coordinator.finetunes.driver import Driver, Release, driver_of
 from coordinator.finetunes.finetune import Checkpoint, Fault, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.progress import Progress, progress_of
@@ -55,6 +55,7 @@ class Run:
     bases: Bases
     checks: Checks
     tuned: TunedModels
+    release: Release  # artifacts that it needs no more, and others may
     cancel_why: str = ""
     driver: Driver | None = None
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -185,8 +186,11 @@ class Run:
             await self._write_down()
         finally:
             self.parts.forget(self.finetune.job)
-            self.journal.close()
-            self.done.set()
+
+    def over(self) -> None:
+        """It has ended, or the coordinator stops."""
+        (self.journal.close if self.finetune.ended else self.journal.stop)()
+        self.done.set()
 
     async def _begin(self) -> bool:
         """Read both files, then set the worst case aside. False: it has ended, and nothing was done."""
@@ -235,6 +239,7 @@ class Run:
             self.disk,
             self.journal,
             self._news.set,
+            self.release,
             self.show_checkpoints,
         )
         async with self._turn:
@@ -302,7 +307,7 @@ class Run:
             pass
         self._news.clear()
 
-    def broken(self) -> Finetune:
+    def break_off(self) -> None:
         """After a bug in here: what was paid stays paid, and nothing more is done."""
         fault = Fault("server_error", "The pool failed to go on with this fine-tune; its log says why.")
         now = self.now
@@ -311,7 +316,7 @@ class Run:
             event = JobEvent.CANCELLED if paused else JobEvent.GAVE_UP
             self.parts.end(now.job, event, fault.message, fault.code)
         moments = {**now.moments, FinetuneState.FAILED.value: self.parts.pool.now()}
-        return replace(now, state=FinetuneState.FAILED, fault=fault, moments=moments)
+        self.finetune = replace(now, state=FinetuneState.FAILED, fault=fault, moments=moments)
 
     # -- what it came to -------------------------------------------------------------------------
 

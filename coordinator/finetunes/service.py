@@ -80,7 +80,7 @@ class Finetunes:
         """`finetune_id`: derived from the request's Idempotency-Key. Raises Refusal."""
         self.parts.pool.accounts.check_open()
         base = await self.bases.get(order.model)
-        base.shapes(order.wanted.rank, order.wanted.targets)
+        weights_bytes = base.weights_bytes(order.wanted)
         # Until it runs: the files are not deleted, the name is not taken, and the same request that comes
         # again finds it.
         async with self.files.deciding:
@@ -90,7 +90,7 @@ class Finetunes:
                 return self._again(known, finetune, order)
             self.bases.refuse_impossible(base, member, key, order.wanted)
             count = sum(run.member.id == member.id for run in self.runs.values())
-            self.tuned.refuse_full(member.id, count + 1)
+            self.tuned.refuse_full(member.id, count + 1, weights_bytes)
             if count >= OPEN_MAX:
                 message = f"You have {OPEN_MAX} open fine-tunes, the most at once. Wait for one to end."
                 raise Refusal(429, "too_many_finetunes", message, type="rate_limit_error")
@@ -254,20 +254,32 @@ class Finetunes:
             self.tuned.list_checkpoints(finetune.id, models)
 
     async def sweep(self) -> int:
-        """Remove what was made in training and is of no more use; how much.
-
-        Nothing before those that are open have found out what they go on from.
-        """
-        if not self.resumed or not all(run.settled for run in self.runs.values()):
+        """Remove what was made in training and is of no more use; how much."""
+        if not self._knows_all():
             return 0
         for finetune_id in await self.store.forget_old_checkpoints(self.parts.pool.now()):
             self.tuned.list_checkpoints(finetune_id, ())
-        keep = await self.store.checkpoint_digests() | self.tuned.digests()
-        for run in self.runs.values():
-            keep |= run.artifacts
-        for work in self.parts.pool.works.values():
-            keep |= digests(work)
+        keep = await self.store.checkpoint_digests() | self._needed()
         return await self.parts.pool.training_store.sweep(keep)
+
+    def _knows_all(self) -> bool:
+        """Whether every open fine-tune has found out what it goes on from."""
+        return self.resumed and all(run.settled for run in self.runs.values())
+
+    def _needed(self) -> set[str]:
+        """Digests of what models, open fine-tunes and open jobs need."""
+        works = self.parts.pool.works.values()
+        return self.tuned.digests().union(
+            *(run.artifacts for run in self.runs.values()), *(digests(work) for work in works)
+        )
+
+    async def _release(self, artifacts: set[str]) -> None:
+        """A segment leaves hundreds of megabytes: what it went on from goes when the next one is noted."""
+        if artifacts and self._knows_all():
+            try:
+                await self.parts.pool.training_store.drop(artifacts - self._needed())
+            except OSError as error:  # somebody reads it, on Windows: swept later
+                log.info("an artifact stays for now", action="artifact_stays", why=str(error))
 
     async def close(self) -> None:
         """Stop; nothing is lost."""
@@ -295,6 +307,7 @@ class Finetunes:
             self.bases,
             self.checks,
             self.tuned,
+            self._release,
         )
         self.runs[finetune.id] = run
         task = asyncio.create_task(self._watched(run))
@@ -307,9 +320,11 @@ class Finetunes:
             await run.run()
         except Exception:
             log.exception("a fine-tune broke", action="finetune_broke", finetune=run.finetune.id)
-            await self.store.put_finetune(run.broken())
+            run.break_off()
+            await run.disk.insist(lambda: self.store.put_finetune(run.finetune))
         finally:
             self.runs.pop(run.finetune.id, None)
+            run.over()
 
 
 def keeper(pool: Pool, store: Store, files: Files, tuned: TunedModels) -> Finetunes:

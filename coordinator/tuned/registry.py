@@ -46,15 +46,20 @@ class TunedModels:
         """By name."""
         return [self.models[name] for name in sorted(self.models) if self.models[name].seen_by(member)]
 
-    def refuse_full(self, member: MemberId, more: int) -> None:
-        """Raises Refusal 403 if the member's models, with so many more, would be too many."""
-        own = sum(model.member == member for model in self.models.values())
-        if own + more > MODELS_MAX:
-            message = (
-                f"You have {own} tuned models and {more - 1} more under way; a member may have {MODELS_MAX}."
-                " Delete some first."
-            )
-            raise Refusal(403, "too_many_models", message, type="permission_error")
+    def refuse_full(self, member: MemberId, more: int, weights_bytes: int) -> None:
+        """Raises Refusal 403 if the member's models, with so many more of this size, would be too many."""
+        own = [model.weights.bytes for model in self.models.values() if model.member == member]
+        most = self.pool.settings.files_bytes_max
+        if len(own) + more > MODELS_MAX:
+            said = f"a member may have {MODELS_MAX}"
+        elif sum(own) + more * weights_bytes > most:
+            said = f"with {weights_bytes:,} bytes each they would be more than {most:,} bytes together"
+        else:
+            return
+        message = (
+            f"You have {len(own)} tuned models and {more - 1} more under way; {said}. Delete some first."
+        )
+        raise Refusal(403, "too_many_models", message, type="permission_error")
 
     async def add(self, model: TunedModel) -> None:
         """Once more is as once: after a crash."""
