@@ -143,6 +143,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         await tidy(pool, sweepers)
         stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
+        stack.push_async_callback(_background(context.pulse.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
         await context.finetunes.resume()

@@ -9,6 +9,7 @@ from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
 from coordinator.pool import Pool
+from coordinator.pulse import KEPT_S, Pulse
 from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
 from potluck.catalogue import Catalogue
@@ -21,6 +22,9 @@ async def context_of(
     files = await Files.open(pool.store, pool.settings, now)
     tuned = TunedModels(pool, pool.store)
     await tuned.load()
+    pulse = Pulse(pool.engine, now)
+    pulse.recall(await pool.store.tokens_by_minute(now() - KEPT_S))
+    pool.followers.append(pulse.ended)
     context: Context
     context = Context(
         pool=pool,
@@ -36,6 +40,7 @@ async def context_of(
         batches=batch_keeper(pool, pool.store, files, lambda: context),
         finetunes=finetune_keeper(pool, pool.store, files, tuned),
         tuned=tuned,
+        pulse=pulse,
     )
     tuned.users.append(context.batches.uses_model)
     pool.training = context.finetunes

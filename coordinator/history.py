@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Row, and_, or_, select
+from sqlalchemy import BigInteger, Row, and_, cast, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
@@ -65,6 +65,15 @@ class History(Database):
     async def attempts(self, job_id: JobId) -> tuple[Attempt, ...]:
         job = await self.job(job_id)
         return () if job is None else job.attempts
+
+    async def tokens_by_minute(self, since: float) -> list[tuple[float, int]]:
+        """(end of the minute, tokens of the jobs that ended in it), oldest first; only minutes with some."""
+        minute = (cast(_JOBS.c.ended_at, BigInteger) // literal(60)).label("minute")
+        statement = select(minute, func.sum(_JOBS.c.output_tokens)).where(_JOBS.c.ended_at >= since)
+        statement = statement.where(_JOBS.c.output_tokens > 0).group_by(minute).order_by(minute)
+        async with self.reading() as connection:
+            rows = (await connection.execute(statement)).all()
+            return [((int(at) + 1) * 60.0, int(tokens)) for at, tokens in rows]
 
     async def receipts_of(self, job_id: JobId) -> list[RecordedReceipt]:
         statement = select(_RECEIPTS).where(_RECEIPTS.c.job_id == job_id)

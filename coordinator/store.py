@@ -18,6 +18,7 @@ from coordinator.batches.rows import Batches
 from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.core.standing import Standing
+from coordinator.dashboard.rows import BrowserSessions
 from coordinator.database import Database
 from coordinator.enrolment import Enrolment
 from coordinator.filing import Filing
@@ -64,6 +65,7 @@ _WORKERS = table_of(tables.Worker)
 
 class Store(
     Members,
+    BrowserSessions,
     Standings,
     Invites,
     Enrolment,

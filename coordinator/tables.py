@@ -19,6 +19,7 @@ from coordinator.batches.tables import BatchFailure as BatchFailure  # noqa: PLC
 from coordinator.core.jobs import AttemptState, JobState, Kind
 from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState
+from coordinator.dashboard.tables import BrowserSession as BrowserSession  # noqa: PLC0414 -- one of the tables
 from coordinator.dialect import append_only
 from coordinator.file_tables import File as File  # noqa: PLC0414 -- one of the tables
 from coordinator.finetunes.tables import Finetune as Finetune  # noqa: PLC0414 -- one of the tables

@@ -264,5 +264,5 @@ async def _to_the_end(function: Callable[..., object], *arguments: object) -> No
     try:
         await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait({working})
+        await asyncio.gather(working, return_exceptions=True)  # nobody is left to hear what it failed with
         raise

@@ -26,11 +26,9 @@ def status(pool: Pool) -> dict[str, Any]:
     return {
         "pool": pool.settings.pool_name,
         "version": version(),
-        "workers": {"sharing": sum(_sharing(w) for w in fleet), "enrolled": len(fleet)},
+        "workers": {"sharing": sum(w.sharing for w in fleet), "enrolled": len(fleet)},
         "jobs": {"running": running, "queued": len(pool.engine.queue)},
-        "models": sorted(
-            {m for w in fleet if _sharing(w) for m, s in w.models.items() if s.state == "ready"}
-        ),
+        "models": sorted({m for w in fleet if w.sharing for m, s in w.models.items() if s.state == "ready"}),
         "commons": pool.accounts.balance(COMMONS)["balance"],
         "ledger_sum": pool.engine.book.total(),
         "coordinator_public_key": pool.public_key,
@@ -52,7 +50,7 @@ def workers(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _worker(pool: Pool, w: Worker) -> dict[str, Any]:
-    state, why = ("sharing", "") if _sharing(w) else ("away", "not connected")
+    state, why = ("sharing", "") if w.sharing else ("away", "not connected")
     if w.connected and (w.draining or w.state != "sharing"):
         state, why = ("draining", w.why) if w.draining else (w.state, w.why)
     return {
@@ -115,7 +113,7 @@ def _model(pool: Pool, entry: ModelEntry, needs: frozenset[str] = frozenset()) -
     serving = [
         s
         for w in pool.engine.fleet.workers.values()
-        if _sharing(w) and (s := w.models.get(entry.name)) is not None and s.state != "failed"
+        if w.sharing and (s := w.models.get(entry.name)) is not None and s.state != "failed"
         if not s.lacks(needs)
     ]
     order = ["ready", "loading", "downloading", "present", "absent"]
@@ -140,10 +138,6 @@ def _model(pool: Pool, entry: ModelEntry, needs: frozenset[str] = frozenset()) -
             "output_1000_tokens": quote(answer, pool.tariff),
         },
     }
-
-
-def _sharing(worker: Worker) -> bool:
-    return worker.connected and not worker.draining and worker.state == "sharing"
 
 
 def _hardware(hardware: session_pb2.Hardware | None) -> dict[str, Any] | None:

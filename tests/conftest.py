@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+import structlog
 
 # Tests start hundreds of processes. Where nobody may keep what was compiled, as containers often say, each of them
 # compiles all that it imports anew: five seconds for a coordinator that otherwise takes one.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Where no daemon has set up its log, structlog writes a traceback with all locals of each frame: minutes for some.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 pytest_plugins = [
     name

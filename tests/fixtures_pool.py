@@ -1,6 +1,8 @@
 """A real pool on loopback: coordinator and workers as processes, as their owners would start them."""
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -29,10 +31,12 @@ COMMAND = [sys.executable, "-m", "potluck"]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that no outbound connection is given meanwhile: they come from 32768 up (ip(7), ip_local_port_range)."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass

@@ -108,11 +108,11 @@ async def test_books_that_cannot_be_written_are_nobodys_mistake(stand: Stand) ->
         assert (await stand.ask(method, path, by="admin", json=body)).status_code < 300, path
 
 
-async def test_the_front_door_leads_to_the_description(stand: Stand) -> None:
+async def test_the_front_door_leads_to_the_sign_in(stand: Stand) -> None:
     """The address alone, typed into a browser, ends at a page."""
     response = await stand.http.get(f"{stand.url}/", follow_redirects=True)
     assert response.status_code == 200
-    assert response.url.path == "/docs"
+    assert response.url.path == "/sign-in"
 
 
 async def test_operations_need_no_key(stand: Stand) -> None:

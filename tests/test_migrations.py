@@ -69,6 +69,7 @@ async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
     """The sentence says which revision, and what to do."""
     await (await Store.open(url_in(tmp_path), NOW)).close()
     connection = sqlite3.connect(tmp_path / "potluck.db")
+    (head,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.commit()
     with pytest.raises(DatabaseNewer, match=r"newer Potluck \(revision 9999; .* Upgrade Potluck"):
@@ -76,7 +77,7 @@ async def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:
     assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("9999",)
     connection.close()
     connection = sqlite3.connect(tmp_path / "potluck.db")
-    connection.execute("UPDATE alembic_version SET version_num = '0007'")
+    connection.execute("UPDATE alembic_version SET version_num = ?", (head,))
     connection.commit()
     connection.close()
     await (await Store.open(url_in(tmp_path), NOW)).close()  # the lock was let go

@@ -41,6 +41,7 @@ from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRe
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.uploads import CompleteRequest, UploadRequest, uploads_router
+from coordinator.dashboard.routes import dashboard_router
 from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreUnavailable
 from potluck.version import version
@@ -113,6 +114,7 @@ def create_api(context: Context) -> FastAPI:
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))
+    app.include_router(dashboard_router(desk))
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

@@ -7,6 +7,8 @@ Nobody is authenticated by address. Addresses only bound how often wrong keys ma
 against the address and against the address with the key's beginning, and beyond the limit a request is
 answered without asking the database. Keys that worked before are always looked up, so that one confused
 script does not lock out everybody behind the same router.
+
+A browser that is signed in (`browser`) stands for the key that signed in, and may what that key may.
 """
 
 import asyncio
@@ -17,13 +19,14 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from coordinator.api.browser import READING, check_csrf, session_of
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
 from coordinator.api.frozen import refuse_frozen
 from coordinator.api.limits import Window
 from coordinator.bounds import bounds_of, owner_of, too_many_requests
 from coordinator.core.budgets import Bound, Limit
-from coordinator.keys import digest_of
+from coordinator.keys import digest_of, looks_like_key
 from coordinator.records import ApiKey, Authenticated, Member, Role, Scope
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -38,7 +41,6 @@ LIMITED_MAX = 20_000  # members and keys
 MINUTE_S = 60.0
 KEY_CHARS_MAX = 256
 KEY_PREFIX_CHARS = 16
-READING = frozenset({"GET", "HEAD"})
 ANY_SCOPE = tuple(Scope)
 
 Value = TypeVar("Value")
@@ -145,26 +147,22 @@ class Auth:
 
     async def _caller(self, request: Request) -> Caller:
         now = self._clock.now()
-        key = bearer_key(request)
-        key_digest = digest_of(key)
+        secret, browser = _secret_of(request)
+        key_digest = digest_of(secret)
         cached = self._cache.get(key_digest)
         if cached is not None and cached[0] > now:
             return cached[1]
-        counted = self._counted(request, key[:KEY_PREFIX_CHARS])
+        counted = self._counted(request, "browser" if browser else secret[:KEY_PREFIX_CHARS])
         if key_digest not in self._known:
             self._refuse(counted, now)
         epoch = self._epoch
-        found = await self._look_up(key_digest)
+        found = await self._look_up(key_digest, browser=browser)
         if found is None:
             self._cache.pop(key_digest, None)
             self._known.pop(key_digest, None)
             for name in counted:
                 self._failures.add(name, FAILURES_MAX, now)
-            message = (
-                "This API key is not valid here: it is mistyped, expired, revoked, or of another pool. "
-                "`potluck login URL` stores a new one."
-            )
-            raise ApiError(401, "invalid_api_key", message)
+            raise _signed_out() if browser else _wrong_key()
         _remember(self._known, key_digest, None, KNOWN_MAX)
         caller = self._as_caller(found)
         if epoch == self._epoch:
@@ -178,17 +176,35 @@ class Auth:
         member, key = found.member, found.key
         return Caller(member, key, bounds_of(member, key, self._settings), key.scopes_for(member))
 
-    async def _look_up(self, key_digest: str) -> Authenticated | None:
+    async def _look_up(self, secret_digest: str, *, browser: bool) -> Authenticated | None:
         """One question for all requests of a key: a busy member's come together when the cache ends."""
-        task = self._asked.get(key_digest)
+        task = self._asked.get(secret_digest)
         if task is None:
-            task = asyncio.create_task(self._store.authenticate(key_digest, self._clock.now()))
-            self._asked[key_digest] = task
+            task = asyncio.create_task(self._found(secret_digest, browser=browser))
+            self._asked[secret_digest] = task
         try:
             return await asyncio.shield(task)
         finally:
-            if self._asked.get(key_digest) is task:
-                del self._asked[key_digest]
+            if self._asked.get(secret_digest) is task:
+                del self._asked[secret_digest]
+
+    async def _found(self, secret_digest: str, *, browser: bool) -> Authenticated | None:
+        now = self._clock.now()
+        if not browser:
+            return await self._store.authenticate(secret_digest, now)
+        key_digest = await self._store.key_of_session(secret_digest, now)
+        return None if key_digest is None else await self._store.authenticate(key_digest, now)
+
+    async def sign_in(self, request: Request, key: str) -> Caller:
+        """Whose key this is, which came in a form. Raises ApiError 401 or 429."""
+        counted = self._counted(request, key[:KEY_PREFIX_CHARS])
+        self._refuse(counted, now := self._clock.now())
+        found = await self._store.authenticate(digest_of(key), now) if looks_like_key(key) else None
+        if found is None:
+            for name in counted:
+                self._failures.add(name, FAILURES_MAX, now)
+            raise _wrong_key()
+        return self._as_caller(found)
 
     def refuse_guessers(self, request: Request) -> None:
         """For routes whose secret is in the body. Raises ApiError 429."""
@@ -229,6 +245,27 @@ def _remember(cache: OrderedDict[str, Value], key: str, value: Value, items_max:
     cache.move_to_end(key)
     if len(cache) > items_max:
         cache.popitem(last=False)
+
+
+def _secret_of(request: Request) -> tuple[str, bool]:
+    """The key, or the cookie of a browser that sends none; which of them. Raises ApiError 401 or 403."""
+    session = session_of(request)
+    if session is None or "authorization" in request.headers:
+        return bearer_key(request), False
+    check_csrf(request, session)
+    return session, True
+
+
+def _wrong_key() -> ApiError:
+    message = (
+        "This API key is not valid here: it is mistyped, expired, revoked, or of another pool. "
+        "`potluck login URL` stores a new one."
+    )
+    return ApiError(401, "invalid_api_key", message)
+
+
+def _signed_out() -> ApiError:
+    return ApiError(401, "signed_out", "You are not signed in any more. Sign in again.")
 
 
 def bearer_key(request: Request) -> str:

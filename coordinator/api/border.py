@@ -20,11 +20,12 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 CONTENT_SECURITY_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 NO_STORE = (b"cache-control", b"no-store")
+NO_REFERRER = (b"referrer-policy", b"no-referrer")
+UNLESS_SET = (CONTENT_SECURITY_POLICY, NO_STORE, NO_REFERRER)
 
 
 class Border:
@@ -105,7 +106,7 @@ def _is_address(host: str) -> bool:
 
 
 def _with_headers(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    """A page may bring a content policy and a cache rule of its own; everything else gets the strictest."""
+    """A page may bring policies and a cache rule of its own; everything else gets the strictest."""
     present = {name for name, _ in headers}
-    extra = [header for header in (CONTENT_SECURITY_POLICY, NO_STORE) if header[0] not in present]
+    extra = [header for header in UNLESS_SET if header[0] not in present]
     return [*headers, (b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *extra]

@@ -11,6 +11,7 @@ from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
 from coordinator.pool import Pool
+from coordinator.pulse import Pulse
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.tokens import TokenCounter
@@ -54,6 +55,7 @@ class Context:
     batches: Batches
     finetunes: Finetunes
     tuned: TunedModels
+    pulse: Pulse
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

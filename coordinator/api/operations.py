@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from coordinator.api.context import Context
 from coordinator.api.docs import PAGE_POLICY, page
@@ -19,7 +19,6 @@ def operations_router(context: Context, app: FastAPI) -> APIRouter:
     add(router, "GET", "/readyz", routes.readyz)
     add(router, "GET", "/openapi.json", routes.openapi)
     add(router, "GET", "/docs", routes.docs)
-    add(router, "GET", "/", routes.front)
     return router
 
 
@@ -46,10 +45,6 @@ class Operations:
         except StoreError:
             return "its database does not answer"
         return None
-
-    async def front(self, _request: Request) -> Response:
-        """Whoever opens the pool in a browser is shown what it answers to."""
-        return RedirectResponse("/docs")
 
     async def openapi(self, _request: Request) -> Response:
         """The whole API as OpenAPI 3.1."""

@@ -18,7 +18,7 @@ from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
 from coordinator.invitations import Wanted, looks_like_invite
-from coordinator.records import Invite, InviteState
+from coordinator.records import Invite, InviteState, Member
 from coordinator.refusal import Refusal
 from coordinator.store_errors import (
     InviteEnded,
@@ -133,34 +133,35 @@ class Invites:
 
     async def accept(self, request: Request) -> Response:
         """Become a member by an invitation, without a key: `{id, name, key}`; the key is shown this once."""
-        context, auth = self._desk.context, self._desk.auth
-        auth.refuse_guessers(request)
+        context = self._desk.context
+        self._desk.auth.refuse_guessers(request)
         key = idempotency_key(request)
         wanted = await self._desk.read(request, AcceptRequest)
-        token = wanted.token.strip()
-        if not looks_like_invite(token):
-            message = (
-                "This is not an invitation: one starts with `pli_` and has 47 characters. Copy it whole."
-            )
-            raise ApiError(400, "invite_malformed", message, param="token")
-        try:
-            member, text = await context.pool.invitations.accept(
-                token, wanted.name, key=key, now=context.clock.now()
-            )
-        except InviteRefused as error:
-            auth.count_failure(request, "invitation")
-            raise _refused(error) from None
-        except NameTaken as error:
-            raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
-        except StoreUnavailable:
-            raise
-        except StoreError as error:
-            raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        except Refusal as refusal:
-            raise refused(refusal) from None
+        member, text = await accept(self._desk, request, wanted, key)
         balance = context.pool.accounts.balance(member.account)
         body = {"id": member.id, "name": member.name, "role": member.role.value, "key": text}
         return Json({**body, "credit_line": balance["credit_line"], "pool": context.settings.pool_name}, 201)
+
+
+async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str | None) -> tuple[Member, str]:
+    """The new member, and the text of its key. Raises ApiError. `key`: the request's Idempotency-Key."""
+    context, token = desk.context, wanted.token.strip()
+    if not looks_like_invite(token):
+        message = "This is not an invitation: one starts with `pli_` and has 47 characters. Copy it whole."
+        raise ApiError(400, "invite_malformed", message, param="token")
+    try:
+        return await context.pool.invitations.accept(token, wanted.name, key=key, now=context.clock.now())
+    except InviteRefused as error:
+        desk.auth.count_failure(request, "invitation")
+        raise _refused(error) from None
+    except NameTaken as error:
+        raise ApiError(409, "name_taken", sentence(error), param="name", retry=False) from None
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        raise ApiError(400, "invalid_value", sentence(error), param="name") from None
+    except Refusal as refusal:
+        raise refused(refusal) from None
 
 
 def _refused(error: InviteRefused) -> ApiError:

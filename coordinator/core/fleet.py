@@ -125,10 +125,15 @@ class Worker:
         """Share of attempts without own fault; a newcomer starts as if four had gone well."""
         return (self.successes + 4) / (self.successes + self.faults + 4)
 
+    @property
+    def sharing(self) -> bool:
+        """There and willing."""
+        return self.connected and not self.draining and self.state == "sharing"
+
     def takes(self, kind: Kind, model: str) -> Served | None:
         """How it would serve this, if it is there and willing."""
         served = self.models.get(model)
-        if not self.connected or self.draining or self.suspect or self.state != "sharing" or served is None:
+        if not self.sharing or self.suspect or served is None:
             return None
         return served if kind in served.kinds and served.state != "failed" else None
 
