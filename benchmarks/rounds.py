@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import stand
 import torch
 from fixtures_tiny import write_tiny
 
@@ -370,6 +371,7 @@ def main() -> None:
     parser.add_argument("--liar", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    print(stand.machine("torch", "transformers", "peft"), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_examples(asked.file, folder, asked.examples, asked.validation)
