@@ -14,6 +14,7 @@ from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.home import add_home
 from coordinator.dashboard.live import Live
 from coordinator.dashboard.page import Site
+from coordinator.dashboard.playground import add_playground
 from coordinator.dashboard.shown import environment
 from coordinator.dashboard.signing import add_signing
 
@@ -23,7 +24,7 @@ STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 def dashboard_router(desk: Desk) -> APIRouter:
     router = APIRouter()
     site = Site(desk, environment(), Live(desk.context.closing))
-    for add in (add_assets, add_signing, add_attention, add_home, add_credits):
+    for add in (add_assets, add_signing, add_attention, add_home, add_credits, add_playground):
         add(site, router)
 
     async def live(request: Request, caller: Caller) -> Response:

@@ -24,7 +24,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        credits=credits, signed=signed, moment=moment, size=size, number=number, duration=duration
+        credits=credits,
+        plain=rounded,
+        signed=signed,
+        moment=moment,
+        size=size,
+        number=number,
+        duration=duration,
     )
     return made
 
