@@ -2,7 +2,7 @@
 """Rounds on several workers against data-parallel training with as many optimizer steps, in one process.
 
     benchmarks/rounds.py GSM8K [--examples 256] [--validation 64] [--local-steps 16,8] [--rate 3e-4]
-    benchmarks/rounds.py GSM8K --liar
+    benchmarks/rounds.py GSM8K --liar --examples 1024 --rate 3e-3
 
 GSM8K is its train.jsonl (Cobbe et al. 2021, arXiv 2110.14168), of which the first lines are trained and the
 last ones held out. Both ways train the same examples in the same shares at the same learning rates, from the
