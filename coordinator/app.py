@@ -144,6 +144,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
         stack.push_async_callback(_background(context.pulse.run(), failed))
+        stack.push_async_callback(context.presence.keep)
+        stack.push_async_callback(_background(context.presence.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)
         await context.finetunes.resume()

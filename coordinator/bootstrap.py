@@ -1,6 +1,7 @@
 """The first start of a pool: its commons, its first admin, and that admin's key in a file."""
 
 from coordinator import keys
+from coordinator.audit_log.event import Action, AuditEvent
 from coordinator.records import Role
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -23,5 +24,9 @@ async def ensure_first_start(store: Store, settings: Settings, now: float) -> st
     except FileNotFoundError:
         key = keys.generate()
         keys.write_admin_key(settings.folder, key)
-    await store.create_member(ADMIN_NAME, Role.ADMIN, settings.default_credit_line, "first", now, key=key)
+    admin, _ = await store.create_member(
+        ADMIN_NAME, Role.ADMIN, settings.default_credit_line, "first", now, key=key
+    )
+    told = {"name": admin.name, "role": admin.role.value}
+    await store.record_event(AuditEvent(action=Action.MEMBER_ADDED, at=now, subject=admin.id, details=told))
     return str(settings.folder / keys.ADMIN_KEY_FILE)

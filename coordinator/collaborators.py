@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 from coordinator.api.batches import keeper as batch_keeper
 from coordinator.api.context import Clock, Context
+from coordinator.audit_log.log import AuditLog
 from coordinator.ca import CertificateAuthority
 from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
+from coordinator.notices.board import Board
 from coordinator.pool import Pool
+from coordinator.presence import Presence
 from coordinator.pulse import KEPT_S, Pulse
 from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
@@ -25,6 +28,9 @@ async def context_of(
     pulse = Pulse(pool.engine, now)
     pulse.recall(await pool.store.tokens_by_minute(now() - KEPT_S))
     pool.followers.append(pulse.ended)
+    audit_log, board, presence = AuditLog(pool.store), Board(pool.store), Presence(pool.store)
+    for remembered in (audit_log, board, presence):
+        await remembered.load()
     context: Context
     context = Context(
         pool=pool,
@@ -41,6 +47,9 @@ async def context_of(
         finetunes=finetune_keeper(pool, pool.store, files, tuned),
         tuned=tuned,
         pulse=pulse,
+        audit_log=audit_log,
+        board=board,
+        presence=presence,
     )
     tuned.users.append(context.batches.uses_model)
     pool.training = context.finetunes

@@ -34,33 +34,33 @@ _POSTGRES_FULL: Final = "53100"  # disk_full
 # INSERT OR REPLACE deletes without firing DELETE triggers, hence the third one.
 _SQLITE_APPEND_ONLY: Final = (
     """CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} BEGIN
-  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are never changed');
+  SELECT RAISE(ABORT, 'the {of} is append-only: {table} are never changed');
 END""",
     """CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} BEGIN
-  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are never deleted');
+  SELECT RAISE(ABORT, 'the {of} is append-only: {table} are never deleted');
 END""",
     """CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table}
 WHEN EXISTS (SELECT 1 FROM {table} WHERE {taken}) BEGIN
-  SELECT RAISE(ABORT, 'the ledger is append-only: {table} are recorded once');
+  SELECT RAISE(ABORT, 'the {of} is append-only: {table} are recorded once');
 END""",
 )
 _POSTGRES_APPEND_ONLY: Final = (
     """CREATE FUNCTION {table}_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  RAISE EXCEPTION 'the ledger is append-only: {table} are never changed or deleted';
+  RAISE EXCEPTION 'the {of} is append-only: {table} are never changed or deleted';
 END $$""",
     """CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
 FOR EACH STATEMENT EXECUTE FUNCTION {table}_append_only()""",
 )
 
 
-def append_only(table: Table, taken: str) -> None:
+def append_only(table: Table, taken: str, *, of: str = "ledger") -> None:
     """Whoever creates the table creates the triggers that refuse UPDATE and DELETE in it.
 
-    `taken` is the condition under which a NEW row would replace an old one.
+    `taken` is the condition under which a NEW row would replace an old one; `of`: what the table is part of.
     """
     for name, statements in (("sqlite", _SQLITE_APPEND_ONLY), ("postgresql", _POSTGRES_APPEND_ONLY)):
         for statement in statements:
-            text = statement.format(table=table.name, taken=taken)
+            text = statement.format(table=table.name, taken=taken, of=of)
             ddl = DDL(text)  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
             event.listen(table, "after_create", ddl.execute_if(dialect=name))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import make_url
 
 from coordinator import keys
+from coordinator.audit_log.event import Action, AuditEvent
 from coordinator.clock import SteadyClock
 from coordinator.records import Member, MemberState, Role
 from coordinator.settings import Settings
@@ -34,10 +35,14 @@ async def recover_admin(settings: Settings, name: str | None) -> tuple[Member, P
             path, key.text.encode() + b"\n"
         )  # before the key opens anything: or nobody would know it
         try:
-            await store.create_key(admin.id, KEY_NAME, now, key=key)
+            made, _ = await store.create_key(admin.id, KEY_NAME, now, key=key)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        told = {"name": admin.name, "member": admin.id}
+        await store.record_event(
+            AuditEvent(action=Action.KEY_RECOVERED, at=now, subject=made.id, details=told)
+        )
     finally:
         await store.close()
     return admin, path

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
         20.0, gt=0, le=2**31, description="without a turn: an interactive job passes"
     )
     fairness_batch_aged_s: float = Field(1_800.0, gt=0, le=2**31, description="the same, of a stored job")
+    terms_required: bool = Field(
+        default=False, description="who has not accepted the pool's terms may only look"
+    )
     certificate_days: int = Field(7, ge=1, le=90, description="of a worker's certificate")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)

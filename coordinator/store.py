@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import tables
 from coordinator.audit import Audit
+from coordinator.audit_log.rows import AuditEvents
 from coordinator.batches.rows import Batches
 from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
@@ -28,6 +29,8 @@ from coordinator.invites import Invites
 from coordinator.lately import Lately
 from coordinator.members import Members
 from coordinator.movements import Movements
+from coordinator.notices.rows import Notices
+from coordinator.presence import Sightings
 from coordinator.proofs import Proofs
 from coordinator.records import Batch, Loaded, RecordedReceipt
 from coordinator.registry import Registry
@@ -66,6 +69,7 @@ _WORKERS = table_of(tables.Worker)
 class Store(
     Members,
     BrowserSessions,
+    AuditEvents,
     Standings,
     Invites,
     Enrolment,
@@ -73,7 +77,9 @@ class Store(
     Lately,
     Movements,
     Totals,
+    Notices,
     Registry,
+    Sightings,
     Spending,
     Filing,
     Uploads,

@@ -14,6 +14,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field
 
+from coordinator.audit_log.tables import AuditEvent as AuditEvent  # noqa: PLC0414 -- one of the tables
 from coordinator.batches.tables import Batch as Batch  # noqa: PLC0414 -- one of the tables
 from coordinator.batches.tables import BatchFailure as BatchFailure  # noqa: PLC0414 -- one of the tables
 from coordinator.core.jobs import AttemptState, JobState, Kind
@@ -26,6 +27,9 @@ from coordinator.finetunes.tables import Finetune as Finetune  # noqa: PLC0414 -
 from coordinator.finetunes.tables import FinetuneCheckpoint as FinetuneCheckpoint  # noqa: PLC0414 -- likewise
 from coordinator.finetunes.tables import FinetuneEvent as FinetuneEvent  # noqa: PLC0414 -- likewise
 from coordinator.finetunes.tables import FinetuneProgress as FinetuneProgress  # noqa: PLC0414 -- likewise
+from coordinator.notices.tables import Terms as Terms  # noqa: PLC0414 -- one of the tables
+from coordinator.notices.tables import TermsAcceptance as TermsAcceptance  # noqa: PLC0414 -- likewise
+from coordinator.presence_tables import Sighting as Sighting  # noqa: PLC0414 -- one of the tables
 from coordinator.records import HeadReason, MemberState, Role
 from coordinator.table_base import Base as Base  # noqa: PLC0414 -- for whoever wants all of them
 from coordinator.table_base import check, integer, key, one_of, text_column

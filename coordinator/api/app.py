@@ -26,6 +26,7 @@ from coordinator.api.limits import Gauge
 from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
+from coordinator.api.pool_audit import audit_router
 from coordinator.api.pool_gifts import GrantRequest, TransferRequest, gifts_router
 from coordinator.api.pool_invites import AcceptRequest, InviteRequest, invites_router
 from coordinator.api.pool_jobs import jobs_router
@@ -34,6 +35,7 @@ from coordinator.api.pool_ledger import ledger_router
 from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
 from coordinator.api.pool_models import ShareRequest, tuned_router
+from coordinator.api.pool_notices import AcceptTermsRequest, AnnouncementRequest, TermsRequest, notices_router
 from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
 from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
@@ -73,6 +75,9 @@ SCHEMAS: tuple[type[Schema], ...] = (
     CloseRequest,
     InviteRequest,
     AcceptRequest,
+    TermsRequest,
+    AcceptTermsRequest,
+    AnnouncementRequest,
 )
 
 
@@ -89,7 +94,8 @@ def create_api(context: Context) -> FastAPI:
     app = FastAPI(
         title=title, version=version(), docs_url=None, redoc_url=None, openapi_url=None, middleware=[border]
     )
-    desk = Desk(context, Auth(context.store, context.clock, settings), Gauge())
+    auth = Auth(context.store, context.clock, settings, context.board, context.presence)
+    desk = Desk(context, auth, Gauge())
     for make in (
         chat_router,
         completions_router,
@@ -111,6 +117,8 @@ def create_api(context: Context) -> FastAPI:
         standing_router,
         gifts_router,
         invites_router,
+        notices_router,
+        audit_router,
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(context, app))

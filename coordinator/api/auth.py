@@ -22,11 +22,13 @@ from starlette.requests import Request
 from coordinator.api.browser import READING, check_csrf, session_of
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
-from coordinator.api.frozen import refuse_frozen
+from coordinator.api.frozen import refuse_frozen, refuse_unaccepted
 from coordinator.api.limits import Window
 from coordinator.bounds import bounds_of, owner_of, too_many_requests
 from coordinator.core.budgets import Bound, Limit
 from coordinator.keys import digest_of, looks_like_key
+from coordinator.notices.board import Board
+from coordinator.presence import Presence
 from coordinator.records import ApiKey, Authenticated, Member, Role, Scope
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -84,8 +86,11 @@ class Caller:
 
 
 class Auth:
-    def __init__(self, store: Store, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, settings: Settings, board: Board, presence: Presence
+    ) -> None:
         self._store, self._clock, self._settings = store, clock, settings
+        self._board, self._presence = board, presence
         self._cache: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._asked: dict[str, asyncio.Task[Authenticated | None]] = {}  # being looked up, by digest
@@ -103,7 +108,7 @@ class Auth:
         caller = request.state.caller = await self._caller(request)
         self._slow_down(self._work, caller, self._clock.now())
         caller.may((Scope.INFERENCE,))
-        await refuse_frozen(self._store, caller.member)
+        await self._refuse(caller.member)
         return caller
 
     async def look(self, request: Request, *scopes: Scope) -> Caller:
@@ -119,7 +124,7 @@ class Auth:
     async def act(self, request: Request) -> Caller:
         """The caller of a route that gives or changes something. Raises ApiError 401, 403 or 429."""
         caller = await self.look(request)
-        await refuse_frozen(self._store, caller.member)
+        await self._refuse(caller.member)
         return caller
 
     async def admin(self, request: Request) -> Caller:
@@ -134,6 +139,12 @@ class Auth:
         caller.may((Scope.ADMIN,))
         return caller
 
+    async def _refuse(self, member: Member) -> None:
+        """Raises ApiError 403 for a member who may only look just now."""
+        await refuse_frozen(self._store, member)
+        if self._settings.terms_required:
+            refuse_unaccepted(self._board, member)
+
     def requests(self, subject: str) -> tuple[int, float]:
         """Requests for work in the last minute, and when none will be counted if none comes until then."""
         now = self._clock.now()
@@ -146,6 +157,11 @@ class Auth:
         self._epoch += 1
 
     async def _caller(self, request: Request) -> Caller:
+        caller = request.state.by = await self._found_caller(request)
+        self._presence.saw(caller.member.id, self._clock.now())
+        return caller
+
+    async def _found_caller(self, request: Request) -> Caller:
         now = self._clock.now()
         secret, browser = _secret_of(request)
         key_digest = digest_of(secret)
@@ -154,7 +170,7 @@ class Auth:
             return cached[1]
         counted = self._counted(request, "browser" if browser else secret[:KEY_PREFIX_CHARS])
         if key_digest not in self._known:
-            self._refuse(counted, now)
+            self._refuse_counted(counted, now)
         epoch = self._epoch
         found = await self._look_up(key_digest, browser=browser)
         if found is None:
@@ -198,7 +214,7 @@ class Auth:
     async def sign_in(self, request: Request, key: str) -> Caller:
         """Whose key this is, which came in a form. Raises ApiError 401 or 429."""
         counted = self._counted(request, key[:KEY_PREFIX_CHARS])
-        self._refuse(counted, now := self._clock.now())
+        self._refuse_counted(counted, now := self._clock.now())
         found = await self._store.authenticate(digest_of(key), now) if looks_like_key(key) else None
         if found is None:
             for name in counted:
@@ -208,7 +224,7 @@ class Auth:
 
     def refuse_guessers(self, request: Request) -> None:
         """For routes whose secret is in the body. Raises ApiError 429."""
-        self._refuse(self._counted(request, ""), self._clock.now())
+        self._refuse_counted(self._counted(request, ""), self._clock.now())
 
     def count_failure(self, request: Request, secret: str) -> None:
         """A wrong secret of another kind than a key: join tokens, signatures."""
@@ -220,7 +236,7 @@ class Auth:
         address = client_address(request, behind_proxy=self._settings.behind_proxy)
         return address, f"{address} {beginning}"
 
-    def _refuse(self, counted: tuple[str, ...], now: float) -> None:
+    def _refuse_counted(self, counted: tuple[str, ...], now: float) -> None:
         wait_s = max(self._failures.wait_s(name, FAILURES_MAX, now) for name in counted)
         if wait_s > 0:
             message = (

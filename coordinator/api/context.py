@@ -5,12 +5,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from coordinator.audit_log.log import AuditLog
 from coordinator.batches.service import Batches
 from coordinator.ca import CertificateAuthority
 from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
+from coordinator.notices.board import Board
 from coordinator.pool import Pool
+from coordinator.presence import Presence
 from coordinator.pulse import Pulse
 from coordinator.settings import Settings
 from coordinator.store import Store
@@ -56,6 +59,9 @@ class Context:
     finetunes: Finetunes
     tuned: TunedModels
     pulse: Pulse
+    audit_log: AuditLog
+    board: Board
+    presence: Presence
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

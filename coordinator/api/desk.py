@@ -36,7 +36,9 @@ class Desk:
         return validated(schema, await self.read_object(request))
 
     async def read_object(self, request: Request) -> dict[str, Any]:
-        return await read_json(request, self.context.settings.body_bytes_max)
+        """It stays in the request's state, for whoever tells what was asked."""
+        asked = request.state.asked = await read_json(request, self.context.settings.body_bytes_max)
+        return asked
 
     async def member(self, request: Request) -> Member:
         """Whom the path names. Raises ApiError 404."""

@@ -1,6 +1,7 @@
-"""What a member whose account is frozen is told."""
+"""What a member whose account is frozen is told, and one who has not accepted the pool's terms."""
 
 from coordinator.api.errors import ApiError
+from coordinator.notices.board import Board
 from coordinator.records import Member, MemberState, Role
 from coordinator.store import Store
 
@@ -23,3 +24,14 @@ async def refuse_frozen(store: Store, member: Member) -> None:
         f" your workers go on earning; for everything else ask {whom}."
     )
     raise ApiError(403, "account_frozen", message)
+
+
+def refuse_unaccepted(board: Board, member: Member) -> None:
+    """Raises ApiError 403 for whom the pool waits to accept its terms."""
+    if (terms := board.owed(member.id)) is None:
+        return
+    message = (
+        f"{member.name} has not accepted version {terms.version} of this pool's terms of use. Read them on the"
+        " page /terms or at /pool/v1/terms, then accept them there."
+    )
+    raise ApiError(403, "terms_not_accepted", message, extra={"potluck": {"version": terms.version}})

@@ -7,11 +7,13 @@ from pydantic import AfterValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.audited import audited
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
+from coordinator.audit_log.event import Action
 from coordinator.core.ledger import COMMONS, Recorded
 from coordinator.records import Member
 from coordinator.refusal import Refusal
@@ -81,6 +83,7 @@ class Gifts:
         balance = context.pool.accounts.balance(caller.member.account)
         return Json({**_body(done, to, wanted.amount), "note": wanted.note or None, **balance}, 201)
 
+    @audited(Action.CREDITS_GRANTED, "to.id", "to.name", "amount", "reason", "entry")
     async def grant(self, request: Request) -> Response:
         """Give out of the commons, in the open: `{id, to, amount, reason, at, commons}`. For admins."""
         context = self._desk.context

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator.api.address import http_address
+from coordinator.api.audited import audited, note
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_gifts import Note
@@ -17,6 +18,7 @@ from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
+from coordinator.audit_log.event import Action
 from coordinator.invitations import Wanted, looks_like_invite
 from coordinator.records import Invite, InviteState, Member
 from coordinator.refusal import Refusal
@@ -69,6 +71,7 @@ class Invites:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
+    @audited(Action.INVITATION_MADE, "id", "note", "credit_line", "from_pool", "expires_at")
     async def create(self, request: Request) -> Response:
         """Invite one person: `{id, token, credit_line, expires_at, commands}`; the token is shown this once.
 
@@ -114,6 +117,7 @@ class Invites:
         names: dict[Any, str] = {member.id: member.name for member in await context.store.members()}
         return Json({"data": [_body(invite, names) for invite in found]})
 
+    @audited(Action.INVITATION_REVOKED, "id")
     async def revoke(self, request: Request) -> Response:
         """Take an open invitation back, as who made it or an admin: `{id, state}`. Its line returns."""
         context = self._desk.context
@@ -150,7 +154,9 @@ async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str |
         message = "This is not an invitation: one starts with `pli_` and has 47 characters. Copy it whole."
         raise ApiError(400, "invite_malformed", message, param="token")
     try:
-        return await context.pool.invitations.accept(token, wanted.name, key=key, now=context.clock.now())
+        member, text = await context.pool.invitations.accept(
+            token, wanted.name, key=key, now=context.clock.now()
+        )
     except InviteRefused as error:
         desk.auth.count_failure(request, "invitation")
         raise _refused(error) from None
@@ -162,6 +168,8 @@ async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str |
         raise ApiError(400, "invalid_value", sentence(error), param="name") from None
     except Refusal as refusal:
         raise refused(refusal) from None
+    await note(desk, request, Action.MEMBER_JOINED, member.id, {"name": member.name}, by=member.id)
+    return member, text
 
 
 def _refused(error: InviteRefused) -> ApiError:

@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.context import Context
 from coordinator.api.desk import Desk
@@ -19,6 +20,7 @@ from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import key_body, when
+from coordinator.audit_log.event import Action
 from coordinator.bounds import check_model
 from coordinator.records import Ancestor, Member, Scope
 from coordinator.refusal import Refusal
@@ -28,6 +30,7 @@ KEY_S_MAX = 10 * 366 * 86_400
 MODELS_MAX = 64
 MODEL_CHARS_MAX = 256
 ANCESTORS_MAX = 8
+TOLD = ("name", "scopes", "models", "limits", "expires_at")  # of a key, in the audit log
 
 
 class KeyRequest(Schema):
@@ -68,6 +71,7 @@ class Keys:
         keys = await self._desk.context.store.list_keys(caller.member.id)
         return Json({"data": [key_body(key, caller.member) for key in keys]})
 
+    @audited(Action.KEY_MADE, "id", *TOLD)
     async def create(self, request: Request) -> Response:
         """A further key of the caller, shown this once: `{id, name, key, scopes, models, limits, ...}`.
 
@@ -84,6 +88,7 @@ class Keys:
         keys = await self._desk.context.store.list_keys(member.id)
         return Json({"data": [key_body(key, member) for key in keys]})
 
+    @audited(Action.KEY_MADE, "id", "member", *TOLD)
     async def create_of(self, request: Request) -> Response:
         """A further key for a member who lost theirs, shown this once. For admins."""
         caller = await self._desk.auth.admin(request)
@@ -114,8 +119,9 @@ class Keys:
             raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
         except StoreError as error:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
-        return Json({**key_body(key, member), "key": text}, 201)
+        return Json({**key_body(key, member), "member": member.id, "key": text}, 201)
 
+    @audited(Action.KEY_REVOKED, "id", "name", "member")
     async def revoke(self, request: Request) -> Response:
         """Revoke a key of the caller, or as an admin anybody's; it is worth nothing from now on.
 
@@ -135,7 +141,9 @@ class Keys:
         except Unknown:
             raise ApiError(404, "key_not_found", f"You have no key {key_id}.") from None
         self._desk.auth.forget()
-        return Json({"id": key.id, "revoked_at": when(key.revoked_at)})
+        return Json(
+            {"id": key.id, "name": key.name, "member": key.member, "revoked_at": when(key.revoked_at)}
+        )
 
 
 def _scopes(caller: Caller, wanted: list[Scope] | None) -> frozenset[Scope]:

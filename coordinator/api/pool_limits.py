@@ -7,12 +7,14 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.audited import audited
 from coordinator.api.auth import ANY_SCOPE, Caller
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
+from coordinator.audit_log.event import Action
 from coordinator.bounds import bounds_of, owner_of, read, written
 from coordinator.core.budgets import Bound, Limit, Limits, period_ends
 from coordinator.core.jobs import MemberId
@@ -92,6 +94,7 @@ class LimitRoutes:
         await self._desk.auth.admin(request)
         return Json(self._body(await self._find(request)))
 
+    @audited(Action.MEMBER_LIMITED, "id", "name", "limits")
     async def put(self, request: Request) -> Response:
         """Set a member's own limits, all of them; they hold from the next request on. For admins."""
         await self._desk.auth.admin(request)

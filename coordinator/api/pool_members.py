@@ -7,11 +7,13 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.audited import audited
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import account_body
+from coordinator.audit_log.event import Action
 from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Role
 from coordinator.store_errors import NameTaken, StoreError, StoreUnavailable
@@ -48,6 +50,7 @@ class Members:
         members = await context.store.members()
         return Json({"data": [account_body(member, context.pool.accounts) for member in members]})
 
+    @audited(Action.MEMBER_ADDED, "id", "name", "role", "credit_line")
     async def create(self, request: Request) -> Response:
         """A new member with an account and a first key, shown this once: `{id, name, key}`. For admins."""
         context = self._desk.context

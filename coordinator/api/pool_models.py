@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from coordinator.api.audited import audited
 from coordinator.api.auth import ANY_SCOPE, Caller
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
@@ -13,6 +14,7 @@ from coordinator.api.prepare import unknown_model
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.artifacts import NoSuchArtifact
+from coordinator.audit_log.event import Action
 from coordinator.records import Scope
 from coordinator.tuned.model import CARD_NAME, Kept, TunedModel
 
@@ -61,6 +63,7 @@ class TunedRoutes:
         headers = {"etag": f'"{kept.sha256}"'}
         return FileResponse(path, media_type=kind, filename=kept.name, headers=headers)
 
+    @audited(Action.MODEL_SHARED, "name", "shared")
     async def share(self, request: Request) -> Response:
         """Let the whole pool ask a tuned model of the caller's, or nobody else any more: `{name, shared}`."""
         caller = await self._desk.auth.look(request, Scope.ACCOUNT)
@@ -69,6 +72,7 @@ class TunedRoutes:
         model = await self._desk.context.tuned.share(model, shared=wanted.shared)
         return Json({"name": model.name, "shared": model.shared})
 
+    @audited(Action.MODEL_DELETED, "id")
     async def delete(self, request: Request) -> Response:
         """Delete a tuned model of the caller's, unless something open asks it: `{id, object, deleted}`."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.audited import audited, note
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
@@ -16,6 +17,7 @@ from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import account_body
+from coordinator.audit_log.event import Action
 from coordinator.core.ledger import Overdrawn
 from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Member, Role
@@ -68,6 +70,7 @@ class Standing:
         await self._desk.auth.admin(request)
         return self._answer(await self._desk.member(request))
 
+    @audited(Action.MEMBER_CHANGED, "id", "name", "role", "credit_line")
     async def change(self, request: Request) -> Response:
         """Change a member's credit line or role; the line only down to what is owed and what others lent."""
         context = self._desk.context
@@ -89,6 +92,7 @@ class Standing:
             self._desk.auth.forget()
         return self._answer(changed)
 
+    @audited(Action.MEMBER_FROZEN, "id", "name", "reason")
     async def freeze(self, request: Request) -> Response:
         """The member may look and earn, and nothing else, until unfrozen."""
         await self._desk.auth.admin(request)
@@ -105,6 +109,7 @@ class Standing:
             self._desk.auth.forget()
         return self._answer(frozen)
 
+    @audited(Action.MEMBER_UNFROZEN, "id", "name")
     async def unfreeze(self, request: Request) -> Response:
         """The member may do everything again."""
         await self._desk.auth.admin(request)
@@ -117,6 +122,7 @@ class Standing:
             self._desk.auth.forget()
         return self._answer(active)
 
+    @audited(Action.MEMBER_CLOSED, "id", "name", "reason")
     async def close(self, request: Request) -> Response:
         """Close an account for good: jobs, keys, tokens, invitations and workers end.
 
@@ -135,6 +141,7 @@ class Standing:
         except LastAdmin as error:
             raise _last_admin(error) from None
         except Overdrawn as short:
+            await note(self._desk, request, Action.MEMBER_CLOSED, member.id, {"name": member.name})
             message = f"The account is closed; its books wait until the commons can bear its debt: {short}."
             raise ApiError(409, "commons_short", message, retry=False) from None
         finally:

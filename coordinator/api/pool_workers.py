@@ -15,12 +15,14 @@ from starlette.responses import Response
 
 from coordinator import views
 from coordinator.api.address import grpc_address, http_address
+from coordinator.api.audited import audited
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_members import sentence
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
+from coordinator.audit_log.event import Action
 from coordinator.ca import CsrError
 from coordinator.core.jobs import WorkerId
 from coordinator.enrolment import JOIN_TOKEN_USES_MAX
@@ -96,6 +98,7 @@ class Workers:
         names = {m.id: m.name for m in await context.store.members()} if enrolled else {}
         return Json([*live, *(_away(worker, names.get(worker.member, worker.member)) for worker in enrolled)])
 
+    @audited(Action.WORKER_TRUSTED, "id", "released")
     async def vouch(self, request: Request) -> Response:
         """Trust a worker without further proof; its held earnings are free: `{id, released}`. For admins.
 
@@ -114,6 +117,7 @@ class Workers:
         await context.pool.ticker.committed()
         return Json({"id": worker_id, "released": released})
 
+    @audited(Action.WORKER_REVOKED, "id", "name")
     async def revoke(self, request: Request) -> Response:
         """Shut a worker out for good, as its owner or an admin: its stream closes, its jobs go elsewhere."""
         context = self._desk.context
@@ -129,6 +133,7 @@ class Workers:
         context.pool.expel(worker_id)
         return Json({"id": revoked.id, "name": revoked.name, "revoked_at": when(revoked.revoked_at)})
 
+    @audited(Action.JOIN_TOKEN_MADE, "", "uses", "expires_at")
     async def create_join_token(self, request: Request) -> Response:
         """A token by which workers join as the caller's, shown this once: `{token, expires_at, commands}`."""
         context = self._desk.context
@@ -149,6 +154,7 @@ class Workers:
         ]
         return Json({"token": str(token), "expires_at": when(expires_at), "commands": commands}, 201)
 
+    @audited(Action.WORKER_ENROLLED, "worker_id", "name", "member")
     async def enrol(self, request: Request) -> Response:
         """Let a worker in by its join token: `{worker_id, name, member, pool, public_key, grpc, ...}`."""
         context = self._desk.context

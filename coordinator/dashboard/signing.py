@@ -7,11 +7,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from coordinator.api.audited import note
 from coordinator.api.auth import Caller
 from coordinator.api.browser import SESSION_S, give_cookie, new_session, session_of, take_cookie
 from coordinator.api.errors import ApiError
 from coordinator.api.pool_invites import AcceptRequest, accept
 from coordinator.api.schema import validated
+from coordinator.audit_log.event import Action
 from coordinator.dashboard.form import read_form
 from coordinator.dashboard.page import SIGN_IN, Site, local_path
 from coordinator.keys import digest_of
@@ -41,7 +43,8 @@ class Signing:
 
         async def signed_in() -> Response:
             fields.update(await read_form(request))
-            caller = await self._desk.auth.sign_in(request, fields.get("key", ""))
+            caller = request.state.by = await self._desk.auth.sign_in(request, fields.get("key", ""))
+            await note(self._desk, request, Action.SIGNED_IN, caller.member.id)
             return await self._in(caller, local_path(fields.get("next", "/")))
 
         fields: dict[str, str] = {}
