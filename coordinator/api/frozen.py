@@ -31,7 +31,7 @@ def refuse_unaccepted(board: Board, member: Member) -> None:
     if (terms := board.owed(member.id)) is None:
         return
     message = (
-        f"{member.name} has not accepted version {terms.version} of this pool's terms of use. Read them on the"
-        " page /terms or at /pool/v1/terms, then accept them there."
+        f"{member.name} has not accepted version {terms.version} of this pool's terms of use. Read them on"
+        " the page /terms or at /pool/v1/terms, then accept them there."
     )
     raise ApiError(403, "terms_not_accepted", message, extra={"potluck": {"version": terms.version}})

@@ -35,8 +35,8 @@ class Audit:
     async def list(self, request: Request) -> Response:
         """Who changed what: `{data: [{number, at, by, key, action, subject, details}], has_more}`.
 
-        Newest first. `?limit&before&action&member&subject`: `before` is a number, `member` a name or an id. For
-        admins.
+        Newest first. `?limit&before&action&member&subject`: `before` is a number, `member` a name or an id.
+        For admins.
         """
         await self._desk.auth.admin(request)
         only(request, ("limit", "before", "action", "member", "subject"))

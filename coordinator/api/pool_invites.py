@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from coordinator.api.address import http_address
 from coordinator.api.audited import audited, note
+from coordinator.api.context import Context
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_gifts import Note
@@ -19,6 +20,7 @@ from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
 from coordinator.audit_log.event import Action
+from coordinator.core.jobs import MemberId
 from coordinator.invitations import Wanted, looks_like_invite
 from coordinator.records import Invite, InviteState, Member
 from coordinator.refusal import Refusal
@@ -112,10 +114,7 @@ class Invites:
             raise ApiError(
                 403, "admin_needed", "Only an admin may list everybody's invitations.", param="all"
             )
-        await context.pool.invitations.sweep(context.clock.now())
-        found = await context.store.invites(member=None if everybody else caller.member.id)
-        names: dict[Any, str] = {member.id: member.name for member in await context.store.members()}
-        return Json({"data": [_body(invite, names) for invite in found]})
+        return Json({"data": await invites_of(context, None if everybody else caller.member.id)})
 
     @audited(Action.INVITATION_REVOKED, "id")
     async def revoke(self, request: Request) -> Response:
@@ -145,6 +144,13 @@ class Invites:
         balance = context.pool.accounts.balance(member.account)
         body = {"id": member.id, "name": member.name, "role": member.role.value, "key": text}
         return Json({**body, "credit_line": balance["credit_line"], "pool": context.settings.pool_name}, 201)
+
+
+async def invites_of(context: Context, member: MemberId | None) -> list[dict[str, Any]]:
+    """One member's invitations, or everybody's; those whose time is over have ended."""
+    await context.pool.invitations.sweep(context.clock.now())
+    names: dict[Any, str] = {member.id: member.name for member in await context.store.members()}
+    return [_body(invite, names) for invite in await context.store.invites(member=member)]
 
 
 async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str | None) -> tuple[Member, str]:

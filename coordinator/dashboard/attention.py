@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from coordinator.api.auth import Caller
 from coordinator.dashboard.live import Fragment, everybody
 from coordinator.dashboard.page import Site
+from coordinator.notices.board import Board
 from coordinator.pool import Pool
 from coordinator.records import MemberState
 from potluck.credits import rounded
@@ -27,7 +28,7 @@ class Callout:
 
 
 def add_attention(site: Site, _router: APIRouter) -> None:
-    pool, pulse = site.desk.context.pool, site.desk.context.pulse
+    pool, pulse, board = site.desk.context.pool, site.desk.context.pulse, site.desk.context.board
 
     def beat(_caller: Caller, _argument: str) -> tuple[int, int, int, int, str]:
         fleet = pool.engine.fleet.workers.values()
@@ -56,20 +57,39 @@ def add_attention(site: Site, _router: APIRouter) -> None:
     async def show_balance(caller: Caller, _argument: str) -> str:
         return site.text("fragments/balance.html", balance=pool.accounts.balance(caller.member.account))
 
+    def announced(_caller: Caller, _argument: str) -> Hashable:
+        return board.shown(site.desk.context.clock.now())
+
+    async def show_announced(caller: Caller, argument: str) -> str:
+        return site.text("fragments/announcement.html", announcement=announced(caller, argument))
+
     def callouts(caller: Caller, _argument: str) -> Hashable:
-        return tuple(attention(pool, caller))
+        return tuple(attention(pool, board, caller))
 
     async def show_callouts(caller: Caller, _argument: str) -> str:
-        return site.text("fragments/attention.html", callouts=attention(pool, caller))
+        return site.text("fragments/attention.html", callouts=attention(pool, board, caller))
 
     site.live.add(Fragment("pulse", beat, show_beat, whose=everybody))
     site.live.add(Fragment("balance", balance, show_balance))
     site.live.add(Fragment("attention", callouts, show_callouts))
+    site.live.add(Fragment("announcement", announced, show_announced, whose=everybody))
 
 
-def attention(pool: Pool, caller: Caller) -> list[Callout]:
+def attention(pool: Pool, board: Board, caller: Caller) -> list[Callout]:
     """What the caller should know, the worst first."""
-    return [*_of_the_pool(pool, caller), *_of_workers(pool, caller), *_of_credits(pool, caller)]
+    return [
+        *_of_the_pool(pool, caller),
+        *_of_terms(board, caller),
+        *_of_workers(pool, caller),
+        *_of_credits(pool, caller),
+    ]
+
+
+def _of_terms(board: Board, caller: Caller) -> list[Callout]:
+    if (terms := board.owed(caller.member.id)) is None:
+        return []
+    words = "This pool has terms of use." if terms.version == 1 else "The pool's terms of use have changed."
+    return [Callout("info", words, "/terms", "Read and accept them")]
 
 
 def _of_the_pool(pool: Pool, caller: Caller) -> list[Callout]:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator.api.auth import Caller
-from coordinator.api.errors import ApiError, Json
+from coordinator.api.errors import Json
 from coordinator.api.pool_gifts import TransferRequest
 from coordinator.api.pool_statement import ENTRIES_MAX, WORD_CHARS_MAX, line_body
 from coordinator.api.query import integer, span, word
@@ -16,11 +16,11 @@ from coordinator.api.schema import validated
 from coordinator.clock import rfc3339
 from coordinator.core.jobs import AccountId, JobId
 from coordinator.core.ledger import Code
-from coordinator.dashboard.form import read_form, without_blanks
+from coordinator.dashboard.form import credits_in, read_form, without_blanks
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
 from coordinator.movements import Wanted
-from potluck.credits import AmountError, parse, rounded
+from potluck.credits import rounded
 
 LINES: Final = 25
 CHART_DAYS: Final = 30
@@ -95,10 +95,7 @@ class Credits:
         caller = await desk.auth.act(request)
         caller.may_give()
         fields = await read_form(request)
-        try:
-            amount = parse(fields.get("amount", ""))
-        except AmountError as error:
-            raise ApiError(400, "invalid_value", str(error), param="amount") from None
+        amount = credits_in(fields, "amount")
         values = {"to": fields.get("to", ""), "amount": amount, "note": fields.get("note", "")}
         wanted = validated(TransferRequest, values)
         to = await desk.member_named(wanted.to, "to")

@@ -1,6 +1,7 @@
 """What a page's form sends: application/x-www-form-urlencoded (URL Standard, section 5), bounded."""
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
@@ -8,6 +9,7 @@ from starlette.responses import RedirectResponse
 
 from coordinator.api.body import read_bytes
 from coordinator.api.errors import ApiError
+from potluck.credits import AmountError, parse
 
 FORM_BYTES_MAX: Final = 64 * 1024
 FIELDS_MAX: Final = 64
@@ -29,6 +31,31 @@ async def read_form(request: Request) -> dict[str, str]:
     if len(fields) != len(pairs):
         raise ApiError(400, "invalid_form", "A field of this form came twice. Load the page again.")
     return fields
+
+
+def credits_in(fields: Mapping[str, str], name: str) -> int:
+    """Microcredits from what a person wrote. Raises ApiError 400."""
+    try:
+        return parse(fields.get(name, ""))
+    except AmountError as error:
+        raise ApiError(400, "invalid_value", str(error), param=name) from None
+
+
+def whole_in(fields: Mapping[str, str], name: str) -> int:
+    """A whole number that is not negative. Raises ApiError 400."""
+    text = fields.get(name, "").replace(",", "").replace("_", "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise ApiError(400, "invalid_value", f"{name}: a whole number is needed.", param=name)
+    return int(text)
+
+
+def filled(fields: Mapping[str, str], **readers: Callable[[Mapping[str, str], str], Any]) -> dict[str, Any]:
+    """The fields that were filled in, each read by its function."""
+    return {name: read(fields, name) for name, read in readers.items() if fields.get(name)}
+
+
+def text_in(fields: Mapping[str, str], name: str) -> str:
+    return fields.get(name, "")
 
 
 def without_blanks(request: Request) -> RedirectResponse | None:

@@ -13,6 +13,7 @@ from typing import Final
 
 from coordinator.api.auth import Caller
 from coordinator.api.errors import ApiError
+from coordinator.records import MemberState
 
 EVERY_S: Final = 1.0
 STREAM_S_MAX: Final = 300.0  # then the page comes again, and its sign-in is looked at again
@@ -28,7 +29,8 @@ _QUIET: Final = 15  # rounds without news, before a comment shows that the strea
 class Fragment:
     """One part of pages, in the element `live-NAME`; an argument says of what, such as a job's id.
 
-    `version` is asked about once a second: it reads memory only. `whose` names those who see the same.
+    `version` is asked about once a second: it reads memory only. `whose` names those who see the same; what
+    is for admins nobody else is sent.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Fragment:
     render: Callable[[Caller, str], Awaitable[str]]
     whose: Callable[[Caller], str] = lambda caller: str(caller.member.id)
     every_s: float = EVERY_S
+    admin: bool = False
 
 
 def everybody(_: Caller) -> str:
@@ -63,8 +66,8 @@ class Live:
     def add(self, fragment: Fragment) -> None:
         self.fragments[fragment.name] = fragment
 
-    def seen(self, words: Sequence[str]) -> list[Seen]:
-        """NAME or NAME:ARGUMENT. Raises ApiError 400."""
+    def seen(self, words: Sequence[str], caller: Caller) -> list[Seen]:
+        """NAME or NAME:ARGUMENT. Raises ApiError 400, or 403 for what is not for this caller."""
         if len(words) > FRAGMENTS_MAX:
             raise ApiError(400, "too_many_fragments", f"see: at most {FRAGMENTS_MAX} at once.", param="see")
         found = []
@@ -75,6 +78,8 @@ class Live:
                 raise ApiError(
                     400, "unknown_fragment", f"see: there is nothing called {name[:40]}.", param="see"
                 )
+            if fragment.admin and not (caller.admin and caller.member.state is MemberState.ACTIVE):
+                raise ApiError(403, "admin_needed", f"see: {name} is for admins.", param="see")
             found.append(Seen(fragment, argument))
         return found
 

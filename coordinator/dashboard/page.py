@@ -26,7 +26,7 @@ POLICY: Final = (
 )
 # Without any referrer a browser sends the origin of a form as null, which is nobody's.
 HEADERS: Final = {"content-security-policy": POLICY, "referrer-policy": "same-origin"}
-EVERYWHERE: Final = ("pulse", "balance")  # fragments of every page
+EVERYWHERE: Final = ("pulse", "balance", "announcement")  # fragments of every page
 SIGN_IN: Final = "/sign-in"
 
 PageEndpoint = Callable[[Request, Caller], Awaitable[Response]]
@@ -69,7 +69,7 @@ class Site:
         **values: Any,
     ) -> Response:
         """`see`: fragments that the page keeps fresh; in the template, `live.NAME` is what is in them now."""
-        seen = self.live.seen([*EVERYWHERE, *see])
+        seen = self.live.seen([*EVERYWHERE, *see], caller)
         live = {s.fragment.name: Markup(await self.live.html(caller, s)) for s in seen}  # noqa: S704 -- a template made it
         session = session_of(request)
         around = {

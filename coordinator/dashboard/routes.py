@@ -8,11 +8,13 @@ from starlette.responses import Response, StreamingResponse
 
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
+from coordinator.dashboard.account import add_account
 from coordinator.dashboard.assets import add_assets
 from coordinator.dashboard.attention import add_attention
 from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.home import add_home
 from coordinator.dashboard.live import Live
+from coordinator.dashboard.members import add_members
 from coordinator.dashboard.page import Site
 from coordinator.dashboard.playground import add_playground
 from coordinator.dashboard.shown import environment
@@ -24,12 +26,21 @@ STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 def dashboard_router(desk: Desk) -> APIRouter:
     router = APIRouter()
     site = Site(desk, environment(), Live(desk.context.closing))
-    for add in (add_assets, add_signing, add_attention, add_home, add_credits, add_playground):
+    for add in (
+        add_assets,
+        add_signing,
+        add_attention,
+        add_home,
+        add_credits,
+        add_account,
+        add_members,
+        add_playground,
+    ):
         add(site, router)
 
     async def live(request: Request, caller: Caller) -> Response:
         """What changes on a page, for as long as it is open."""
-        seen = site.live.seen(request.query_params.get("see", "").split())
+        seen = site.live.seen(request.query_params.get("see", "").split(), caller)
         return StreamingResponse(
             site.live.stream(caller, seen), media_type="text/event-stream", headers=STREAM_HEADERS
         )

@@ -26,6 +26,7 @@ def environment() -> Environment:
     made.filters.update(
         credits=credits,
         plain=rounded,
+        amount=exact,
         signed=signed,
         moment=moment,
         size=size,
