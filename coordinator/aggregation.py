@@ -17,6 +17,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
 
+UNCHANGED: Final = "nothing was changed"
 MOVED_MAX: Final = 1.0  # no weight of an adapter moves so far in one round
 COPY: Final = 0.95  # cosine of two shares that were trained on different examples
 FEW: Final = 4  # deltas, below which there is no majority to go by
@@ -51,7 +52,7 @@ def gate(delta: Tensors, like: Tensors) -> str:
         moved = max(moved, float(np.abs(array).max(initial=0.0)))
         if moved > MOVED_MAX:
             return f"{name} moved by {moved:.3g}; {MOVED_MAX:g} is the most"
-    return "" if moved else "nothing was changed"
+    return "" if moved else UNCHANGED
 
 
 def aggregate(

@@ -21,7 +21,7 @@ from coordinator.core import retries
 from coordinator.core.fleet import Patience
 from coordinator.core.ledger import Code
 from coordinator.finetunes import disk, journal
-from potluck import deltas, tensors
+from potluck import deltas, shuffle, tensors
 from potluck.v1 import session_pb2, work_pb2
 
 CHECKING = text([chat(n) for n in range(10)])
@@ -223,6 +223,84 @@ async def test_nothing_new_and_what_was_there_before_are_no_training(stand: Stan
     assert "copy" in why[4]
     assert "not finite" in why[5]
     assert job.trained_tokens == 9 * 12 * 7
+
+
+def cut_idle(stand: Stand, short: set[int], **more: Any) -> Learner:
+    """Learns from the examples `short` only, a step a segment; of all others the answers are cut away."""
+    learner = learner_of(stand, steps=1, **more)
+    store = stand.context.pool.training_store
+
+    def idle() -> bool:
+        work = learner.seen[-1].work.training
+        lines = work.leased or shuffle.examples_of(
+            work.plan.seed, work.plan.examples, work.plan.batch_size, work.first_step
+        )
+        return not short.intersection(lines)
+
+    def spoil(made: Tensors) -> Tensors | bytes:
+        work = learner.seen[-1].work.training
+        if not idle():
+            return made
+        if work.delta:
+            return {name: np.zeros_like(array) for name, array in made.items()}
+        return store.path(work.adapter.sha256).read_bytes()
+
+    def end(trained: work_pb2.Trained) -> work_pb2.Trained:
+        if idle():
+            trained.tokens = trained.square_tokens = 0
+        return trained
+
+    learner.spoil, learner.end = spoil, end
+    return learner
+
+
+def long_ones(count: int, *, short: set[int]) -> bytes:
+    examples: list[Any] = [chat(n) for n in range(count)]
+    for number, example in enumerate(examples):
+        if number not in short:
+            example["messages"][0]["content"] = "word " * 40
+    return text(examples)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_who_had_nothing_to_learn_because_all_was_cut_is_not_blamed(stand: Stand, workers: int) -> None:
+    """Where answers begin behind the cut, the adapter stays as it is: that is true, and is paid nothing."""
+    short = {0, 1, 2, 3, 4, 5}
+    cut_idle(stand, short)
+    file = await uploaded(stand, long_ones(12, short=short))
+    how = {"n_epochs": 1, "batch_size": 1}
+    options = {"sequence_tokens": 16, "workers": workers, "local_steps": 1}
+    job = await made(stand, training_file=file, hyperparameters=how, extra_body={"potluck": options})
+    job = await until(stand, job, *OVER)
+    assert job.status == "succeeded", job.error
+    assert job.trained_tokens == len(short) * TOKENS
+    assert stand.context.pool.engine.fleet.workers[stand.worker].faults == 0
+
+
+async def test_where_all_is_cut_away_it_fails_with_what_would_help_and_costs_nothing(stand: Stand) -> None:
+    cut_idle(stand, set())
+    file = await uploaded(stand, long_ones(12, short=set()))
+    job = await made(stand, training_file=file, extra_body={"potluck": {"sequence_tokens": 16}})
+    job = await until(stand, job, *OVER)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "nothing_learned")
+    assert "more than 16 sequence_tokens" in job.error.message
+    assert (facts(job)["charge"], stand.available()["reserved"]) == (0, 0)
+    assert stand.context.pool.engine.fleet.workers[stand.worker].faults == 0
+
+
+async def test_who_says_that_whole_examples_taught_nothing_is_not_believed(stand: Stand) -> None:
+    learner = cut_idle(stand, set())
+
+    async def heal(assign: session_pb2.Assign) -> None:
+        if len(learner.seen) > 1:
+            learner_of(stand)
+
+    learner.before = heal
+    job = await until(stand, await made(stand), *OVER)
+    parts = await stand.context.store.parts(facts(job)["job"])
+    assert parts[0].attempt is not None
+    assert "copy" in parts[0].attempt.why
 
 
 async def test_a_worker_is_paid_by_the_coordinators_count(stand: Stand) -> None:

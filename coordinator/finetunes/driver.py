@@ -177,8 +177,17 @@ class Driver:
             case Checkpointed():
                 first = action.adapter == self._machine.first
                 await self.telling.checkpoint(action, adapter_kept(action.adapter), first=first)
+            case Finish() if not self.trained_tokens:
+                self.verdict = Fail(code="nothing_learned", why=self._nothing_learned, adapter=None)
             case Finish() | Fail():
                 self.verdict = action
+
+    @property
+    def _nothing_learned(self) -> str:
+        return (
+            "Of every example, the answers begin behind the cut, so that nothing was learned. Give more than"
+            f" {self.plan.sequence_tokens:,} sequence_tokens, or shorter examples"
+        )
 
     def _cancel(self, part: int, why: str) -> None:
         """One that nobody has seen yet ends here."""

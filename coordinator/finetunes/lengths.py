@@ -45,9 +45,9 @@ class Lengths:
     def examples(self) -> int:
         return len(self.counts)
 
-    def cut(self, most: int) -> int:
-        """How many examples are longer than a sequence may be."""
-        return int((self.counts > most).any(axis=1).sum())
+    def cut(self, most: int, lines: Sequence[int] | None = None) -> int:
+        """How many examples, of all or of these, are longer than a sequence may be."""
+        return int((self._of(lines) > most).any(axis=1).sum())
 
     @property
     def longest(self) -> int:
@@ -56,9 +56,12 @@ class Lengths:
 
     def sums(self, most: int, lines: Sequence[int] | None = None) -> tuple[int, int]:
         """Tokens and the sum of the squares of the sequences' lengths, each cut; of all examples or these."""
-        counts = self.counts if lines is None else self.counts[np.asarray(lines, np.intp)]
+        counts = self._of(lines)
         capped = np.minimum(counts, most).astype(np.uint64)
         return int(capped.sum()), int((capped * capped).sum())
+
+    def _of(self, lines: Sequence[int] | None) -> Counts:
+        return self.counts if lines is None else self.counts[np.asarray(lines, np.intp)]
 
     def to_bytes(self) -> bytes:
         head = np.array([self.counts.shape[1] if self.counts.size else 1, self.exact], "<u4")

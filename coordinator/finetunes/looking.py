@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from coordinator.aggregation import gate
+from coordinator.aggregation import UNCHANGED, gate
 from coordinator.finetunes.plan import Plan
 from potluck import lora
 from potluck.deltas import DeltaError, Packed
@@ -22,8 +22,11 @@ NUMBERS: Final = (*FLOATS, "I64", "I32")
 WARMED_UP: Final = 2  # steps, before which nothing may have moved
 
 
-def wrong_adapter(path: Path, of: Shapes, before: Path, plan: Plan, steps: int) -> str:
-    """Empty, or what is wrong with the adapter after so many steps from `before`."""
+def wrong_adapter(path: Path, of: Shapes, before: Path, plan: Plan, steps: int, *, idle: bool = False) -> str:
+    """Empty, or what is wrong with the adapter after so many steps from `before`.
+
+    `idle`: the steps may have had nothing to learn, so that it may be the same.
+    """
     most, moved = _most(plan, steps), 0.0
     try:
         with (
@@ -43,7 +46,7 @@ def wrong_adapter(path: Path, of: Shapes, before: Path, plan: Plan, steps: int) 
                 moved = max(moved, furthest)
     except (SafetensorError, LoraError) as error:
         return f"it is no adapter of this model: {str(error)[:200]}"
-    return "" if moved or steps < WARMED_UP else f"nothing is different after {steps} steps"
+    return "" if moved or idle or steps < WARMED_UP else f"nothing is different after {steps} steps"
 
 
 def wrong_state(path: Path, plan: Plan) -> str:
@@ -65,10 +68,11 @@ def wrong_state(path: Path, plan: Plan) -> str:
     return ""
 
 
-def wrong_delta(path: Path, before: Path) -> str:
-    """Empty, or why it can be no update of the adapter `before`."""
+def wrong_delta(path: Path, before: Path, *, idle: bool = False) -> str:
+    """Empty, or why it can be no update of the adapter `before`. `idle` as above."""
     try:
-        return gate(Packed(path.read_bytes()), lora.decode(before.read_bytes()))
+        why = gate(Packed(path.read_bytes()), lora.decode(before.read_bytes()))
+        return "" if idle and why == UNCHANGED else why
     except DeltaError as error:
         return f"it is no update of this adapter: {str(error)[:200]}"
 

@@ -52,16 +52,17 @@ async def trained(driver: Driver, job: Job, said: work_pb2.Trained) -> Training 
 async def _wrong(driver: Driver, work: work_pb2.TrainingWork, said: work_pb2.Trained) -> str:
     """Empty, or what is wrong with its artifacts; they are here, and their digests are right."""
     store, plan, of = driver.parts.pool.training_store, driver.plan, driver.shapes
-    if said.adapter.sha256 in driver.seen | {work.adapter.sha256}:
+    idle = not said.tokens and driver.works.may_teach_nothing(work, said.steps)  # nothing is paid for it
+    if not idle and said.adapter.sha256 in driver.seen | {work.adapter.sha256}:
         return "what it sent is a copy of what was there before"
     try:
         made, before = store.path(said.adapter.sha256), store.path(work.adapter.sha256)
         if work.delta:
-            return await asyncio.to_thread(wrong_delta, made, before)
+            return await asyncio.to_thread(wrong_delta, made, before, idle=idle)
         state = store.path(said.state.sha256)
     except NoSuchArtifact as error:
         return str(error)
-    why = await asyncio.to_thread(wrong_adapter, made, of, before, plan, said.steps)
+    why = await asyncio.to_thread(wrong_adapter, made, of, before, plan, said.steps, idle=idle)
     return why or await asyncio.to_thread(wrong_state, state, plan)
 
 

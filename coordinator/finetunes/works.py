@@ -65,16 +65,12 @@ class Works:
 
     def bound(self, work: work_pb2.TrainingWork, steps: int | None = None) -> Training:
         """The most that so many of its steps can come to, or all of them, by the coordinator's own count."""
-        plan, first = self.plan, work.first_step
-        steps = work.last_step - first if steps is None else steps
+        plan = self.plan
+        steps = work.last_step - work.first_step if steps is None else steps
         tokens = squares = valid = valid_squares = 0
-        if work.leased:
-            lines = work.leased[: steps * plan.batch_size]
-            tokens, squares = self.lengths.sums(plan.sequence_tokens, lines)
-        elif steps:
-            for some in self._epochs(first, first + steps):
-                more, more_squares = self.lengths.sums(plan.sequence_tokens, some)
-                tokens, squares = tokens + more, squares + more_squares
+        for some in self._lines(work, steps):
+            more, more_squares = self.lengths.sums(plan.sequence_tokens, some)
+            tokens, squares = tokens + more, squares + more_squares
         if work.validate and self.valid_lengths is not None:
             looked = list(work.validated) or None
             valid, valid_squares = self.valid_lengths.sums(plan.sequence_tokens, looked)
@@ -87,6 +83,12 @@ class Works:
             valid_square_tokens=valid_squares,
         )
 
+    def may_teach_nothing(self, work: work_pb2.TrainingWork, steps: int) -> bool:
+        """Whether each example of so many of its steps is cut: of such a one, nothing may be left to learn."""
+        most = self.plan.sequence_tokens
+        lines = ((some, self._count(some)) for some in self._lines(work, steps))
+        return all(self.lengths.cut(most, some) == count for some, count in lines)
+
     def bytes_max(self, work: work_pb2.TrainingWork) -> int:
         """Of all files that an attempt may send back."""
         if work.last_step <= work.first_step:
@@ -95,6 +97,16 @@ class Works:
         if work.delta:
             return 2 * numbers + 2 * HEADER_BYTES  # a byte each, and the scales
         return (1 + STATES) * VALUE_BYTES * numbers + 2 * HEADER_BYTES
+
+    def _count(self, lines: Sequence[int] | None) -> int:
+        return self.lengths.examples if lines is None else len(lines)
+
+    def _lines(self, work: work_pb2.TrainingWork, steps: int) -> Iterator[Sequence[int] | None]:
+        """That so many of its steps take, in pieces; None: all of the file."""
+        if work.leased:
+            yield work.leased[: steps * self.plan.batch_size]
+        elif steps:
+            yield from self._epochs(work.first_step, work.first_step + steps)
 
     def _epochs(self, first: int, last: int) -> Iterator[Sequence[int] | None]:
         """The lines that these steps take, epoch by epoch; None: all of them."""
