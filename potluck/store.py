@@ -121,11 +121,16 @@ class ModelStore:
         if not _DIGEST.fullmatch(sha256):
             return False
         try:
-            with FileLock.acquire(self.cache / f"{sha256}.lock"):
-                paths = self._found().get(sha256, [])
-                return not Marked.among(paths).in_use and self._remove(sha256, paths)
-        except (Locked, OSError):  # Windows does not remove what is open
+            lock = FileLock.acquire(self.cache / f"{sha256}.lock")
+        except (Locked, OSError):
             return False
+        try:
+            paths = self._found().get(sha256, [])
+            return not Marked.among(paths).in_use and self._remove(sha256, paths)
+        except OSError:  # Windows does not remove what is open
+            return False
+        finally:
+            lock.release(remove=True)
 
     def damaged(self) -> list[Path]:
         """Reads everything: files whose bytes are no longer what their name says.

@@ -125,6 +125,24 @@ async def test_one_part_goes_on_from_another_and_a_share_answers_a_delta(tmp_pat
         assert not validated.HasField("adapter")
 
 
+async def test_of_many_parts_no_more_stays_than_of_one(tmp_path: Path) -> None:
+    """Each holds a file open for as long as its examples stay, and its locks would stay for ever."""
+    cache = places_in(tmp_path).cache
+    async with coordinating() as coordinator, working(coordinator, tmp_path, **FAST):
+        await coordinator.ready()
+        for number in range(3):
+            adapter = lora.encode(lora.initial(SHAPES, number))
+            coordinator.store.artifacts[sha256(adapter)] = adapter
+            fetched = work_pb2.Artifact(sha256=sha256(adapter), bytes=len(adapter))
+            await ended(
+                coordinator, coordinator.assign_training(part(coordinator, adapter=fetched), f"job_{number}")
+            )
+        await eventually(lambda: len(left(tmp_path)) == 1)
+        examples = {sha256(EXAMPLES * LINES), sha256(EXAMPLES)}
+        await eventually(lambda: {path.stem for path in cache.glob("*.lock")} <= {*examples, "room"})
+        assert cached(tmp_path) == examples
+
+
 async def test_it_trains_one_at_a_time_and_serves_beside_it(tmp_path: Path) -> None:
     async with coordinating() as coordinator, working(coordinator, tmp_path, **SLOW) as daemon:
         await coordinator.ready()

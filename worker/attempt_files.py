@@ -126,6 +126,8 @@ class AttemptFiles:
         needs.held.close()
         if (room := needs.room) is not None:
             self._in_thread(needs.workroom.leave, room)
+            for older in [other for other in self._left if other.kept <= room.kept]:
+                self._forget(older)  # this one keeps its files: short parts would pile up records
             loop = asyncio.get_running_loop()
             timer = loop.call_later(KEPT_S, self._forget, room)
             self._left[room] = needs.workroom, timer
