@@ -204,6 +204,26 @@ def test_the_largest_card_is_taken_and_a_lost_one_never() -> None:
     assert advice.room(here.model_copy(update={"cards": (larger, *here.cards)})).where == here.cards[0].name
 
 
+@pytest.mark.parametrize(
+    ("libraries", "sentence"),
+    [
+        (("torch", "transformers"), "torch comes first. torch answers with tuned models. "),
+        (
+            ("torch", "transformers", "xllamacpp"),
+            "llamacpp comes first. torch answers with tuned models beside llamacpp. ",
+        ),
+        (("xllamacpp",), "llamacpp comes first."),
+    ],
+)
+def test_the_doctor_says_who_answers_with_tuned_models(libraries: tuple[str, ...], sentence: str) -> None:
+    here = machine("gaming-rtx-3060")
+    found = {name: Library(version="1") for name in libraries}
+    here = here.model_copy(update={"libraries": found, "cards": ()})
+    (said,) = [finding.sentence for finding in examine(here, WELL, SIZES) if finding.topic == "engines"]
+    assert sentence in said
+    assert ("tuned" in said) == ("tuned" in sentence)
+
+
 def test_the_doctor_says_whether_models_are_trained() -> None:
     here = machine("gaming-rtx-3060")
     peft = {"peft": Library(version="0.21.2")}

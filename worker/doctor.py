@@ -139,10 +139,15 @@ def _engines(machine: Machine, around: Circumstances) -> Findings:
         )
     elif here:
         said = ", ".join(f"{e} ({_version(machine, e)})" for e in here)
-        trains = f" {_training(machine)}" if TRAINED_WITH in here else ""
+        tuning = f" {_tuned(here[0])} {_training(machine)}" if TRAINED_WITH in here else ""
         yield Finding(
-            topic="engines", state="ok", sentence=f"Engines: {said}. {here[0]} comes first.{trains}"
+            topic="engines", state="ok", sentence=f"Engines: {said}. {here[0]} comes first.{tuning}"
         )
+
+
+def _tuned(first: str) -> str:
+    beside = "" if first == TRAINED_WITH else f" beside {first}"
+    return f"{TRAINED_WITH} answers with tuned models{beside}."
 
 
 def _training(machine: Machine) -> str:
