@@ -1,6 +1,6 @@
 """Fine-tunes as a client sees them: how to train, what it would cost, how far it is, what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -16,7 +16,8 @@ class Recipe:
     """How to train. None: the pool decides by the data.
 
     `sft` imitates examples, `dpo` prefers one answer to another. `multiplier` is of the usual learning rate,
-    `learning_rate` the rate itself. More than one of `workers` train in rounds of `local_steps`.
+    `learning_rate` the rate itself. More than one of `workers` train in rounds of `local_steps`. `only`:
+    which workers may see the examples: mine, trusted, or ids and names.
     """
 
     method: Method = "sft"
@@ -32,6 +33,7 @@ class Recipe:
     workers: int | None = None
     local_steps: int | None = None
     checkpoint_s: float | None = None
+    only: str | Sequence[str] | None = None
     seed: int | None = None
 
     @property
@@ -53,6 +55,7 @@ class Recipe:
             "workers": self.workers,
             "local_steps": self.local_steps,
             "checkpoint_s": self.checkpoint_s,
+            "only": self.only if self.only is None or isinstance(self.only, str) else list(self.only),
         }
         body: dict[str, Any] = {"method": {"type": named, named: {"hyperparameters": given(asked)}}}
         if self.seed is not None:

@@ -50,9 +50,18 @@ def parameters(
     }
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if workers:
-        chosen = workers if workers in {"mine", "trusted"} else [name for name in workers.split(",") if name]
-        found["potluck"] = {"workers": chosen}
+        found["potluck"] = {"workers": chosen(workers)}
     return found
+
+
+def chosen(workers: str) -> str | list[str]:
+    """Of those that may see the text."""
+    return workers if workers in {"mine", "trusted"} else listed(workers)
+
+
+def listed(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def messages(prompt: str, system: str | None) -> list[dict[str, str]]:

@@ -37,7 +37,10 @@ def finetune(
     rank: recipe.RankOption = None,
     alpha: recipe.AlphaOption = None,
     sequence_tokens: recipe.SequenceOption = None,
+    targets: recipe.TargetsOption = None,
     workers: recipe.WorkersOption = None,
+    local_steps: recipe.LocalStepsOption = None,
+    only: recipe.OnlyOption = None,
     suffix: recipe.SuffixOption = None,
     seed: recipe.SeedOption = None,
     yes: YesOption = False,
@@ -62,8 +65,11 @@ def finetune(
         beta=beta,
         rank=rank,
         alpha=alpha,
+        targets=recipe.names("--targets", targets),
         sequence_tokens=sequence_tokens,
         workers=workers,
+        local_steps=local_steps,
+        only=asking.chosen(only) if only else None,
         seed=seed,
     )
     order = _Order(

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from potluck import training_data
+from potluck.cli import asking
 from potluck.errors import UsageError
 from potluck.finetune import Method
 
@@ -43,6 +44,16 @@ SequenceOption = Annotated[
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", metavar="N", min=1, help="More than one train in rounds.")
 ]
+LocalStepsOption = Annotated[
+    int | None, typer.Option("--local-steps", metavar="N", min=1, help="Of each of them in a round.")
+]
+TargetsOption = Annotated[
+    str | None, typer.Option("--targets", metavar="A,B", help="Layers that LoRA adapts; default: all it can.")
+]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option("--only", metavar="mine|trusted|ID,ID", help="Only these workers may see the examples."),
+]
 SuffixOption = Annotated[
     str | None, typer.Option("--suffix", metavar="NAME", help="The model is called MODEL:ft-NAME.")
 ]
@@ -61,6 +72,14 @@ def number(option: str, text: str | None) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
         raise UsageError(f"{option}: {text[:40]!r} is neither a number above 0 nor auto.")
     return int(text)
+
+
+def names(option: str, text: str | None) -> tuple[str, ...]:
+    """Raises UsageError."""
+    found = tuple(asking.listed(text or ""))
+    if text is not None and not found:
+        raise UsageError(f"{option}: names with commas between them are needed.")
+    return found
 
 
 def is_id(data: str) -> bool:
