@@ -235,8 +235,7 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
         able = [model for model in self.models() if kind in model.kinds and model.base is None]
         if not able:
             raise NotFound(f"This pool has no model for {kind} yet. `potluck models` shows what there is.")
-        # One that is loaded answers at once; otherwise the first of the catalogue.
-        return next((model.name for model in able if model.state == "ready"), able[0].name)
+        return soonest(able).name
 
     # ---- members, workers to come
 
@@ -262,6 +261,11 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
     ) -> dict[str, Any]:
         listed = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return {"model": self.model(model, "chat"), "messages": listed, **parameters}
+
+
+def soonest(models: Sequence[Model]) -> Model:
+    """One that is loaded answers at once; one that some worker has, soon; otherwise the catalogue's first."""
+    return min(models, key=lambda model: (model.state != "ready", not model.workers))
 
 
 def succeeded(job: Job) -> Job:

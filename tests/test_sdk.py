@@ -30,7 +30,8 @@ from potluck.errors import (
     UsageError,
     error_from,
 )
-from potluck.results import Balance, Job, read
+from potluck.pool import soonest
+from potluck.results import Balance, Job, Model, read
 
 __all__ = ["fake_pool"]
 
@@ -66,6 +67,18 @@ def test_chat_returns_text_usage_and_what_it_cost(fake_pool: FakePool) -> None:
         "max_tokens": 9,
         "temperature": 0.5,
     }
+
+
+def test_the_model_that_answers_soonest_is_asked() -> None:
+    """A pool begins with a catalogue that nobody serves."""
+    first, second, third = (
+        Model(name="first", state="unserved"),
+        Model(name="second", state="present", workers=1),
+        Model(name="third", state="ready", workers=1),
+    )
+    assert soonest([first, second, third]) == third
+    assert soonest([first, second]) == second
+    assert soonest([first]) == first
 
 
 def test_streaming_gives_pieces_in_order_and_the_whole_at_the_end(fake_pool: FakePool) -> None:
