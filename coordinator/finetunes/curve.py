@@ -7,6 +7,7 @@ over the tokens that count.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Final
 
 from potluck.v1 import work_pb2
@@ -68,6 +69,15 @@ def means(of: Iterable[Point]) -> list[Point]:
     return [mean(by_step[step]) for step in sorted(by_step)]
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast it goes. `steps`: of one part, also where several take the same steps side by side."""
+
+    tokens: float  # a second
+    steps: float  # a second
+    at: float  # when it was measured
+
+
 @dataclass(slots=True)
 class Live:
     """A part under way, by one attempt: its steps, and when each was heard of."""
@@ -75,29 +85,43 @@ class Live:
     attempt: int
     worker: str
     points: list[Point] = field(default_factory=list)
-    heard: list[tuple[float, int]] = field(default_factory=list)  # moment, tokens until then
+    heard: list[tuple[float, int, int]] = field(default_factory=list)  # moment; tokens and steps until then
 
     def add(self, points: Sequence[Point], now: float) -> None:
         self.points += points
-        self.heard.append((now, sum(point.tokens for point in self.points)))
+        self.heard.append((now, sum(point.tokens for point in self.points), len(self.points)))
         del self.heard[:-SPEED_STEPS]
 
     @property
-    def tokens_per_second(self) -> float | None:
+    def pace(self) -> Pace | None:
         if len(self.heard) < 2:
             return None
-        (begin, before), (end, after) = self.heard[0], self.heard[-1]
-        return (after - before) / (end - begin) if end > begin else None
+        (begin, tokens, steps), (end, more_tokens, more_steps) = self.heard[0], self.heard[-1]
+        took = end - begin
+        return Pace((more_tokens - tokens) / took, (more_steps - steps) / took, end) if took > 0 else None
 
 
 @dataclass(slots=True)
 class Curve:
-    """`settled`: the newest points that stay. `live`: by number of the part."""
+    """`settled`: the newest points that stay. `live`: by number of the part. `pace`: of all parts together,
+    as it was measured last; a part that has just begun has none of its own yet.
+    """
 
     settled: list[Point] = field(default_factory=list)
     valid: dict[int, dict[str, float]] = field(default_factory=dict)  # by step, of the newest
     live: dict[int, Live] = field(default_factory=dict)
     told: int = -1  # the last step that an event told of
+    pace: Pace | None = None
+
+    def measure(self) -> None:
+        """After steps were heard of. Who has no pace yet is taken to be as fast as the others."""
+        known = [live.pace for live in self.live.values()]
+        if paces := [pace for pace in known if pace is not None]:
+            self.pace = Pace(
+                tokens=fmean(pace.tokens for pace in paces) * len(known),
+                steps=fmean(pace.steps for pace in paces),
+                at=max(pace.at for pace in paces),
+            )
 
     def settle(self, points: Iterable[Point]) -> list[Point]:
         """These stay; which of them are news."""

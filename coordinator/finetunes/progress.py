@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from coordinator.core.live import Live
+from coordinator.finetunes.curve import Curve, Pace
 from coordinator.finetunes.driver import Driver
 from coordinator.finetunes.finetune import Finetune, FinetuneState
 from coordinator.parts import Parts
 from coordinator.views import queue
+
+PACE_KEPT_S: Final = 30.0  # from one part to the next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +38,31 @@ def progress_of(finetune: Finetune, driver: Driver | None, parts: Parts) -> Prog
         tail = () if driver is None else driver.telling.curve.tail()
         return Progress(steps_done=finetune.steps_done, stage=state, curve_tail=tail)
     curve, plan = driver.telling.curve, driver.plan
-    speeds = [live.tokens_per_second for live in curve.live.values()]
-    speed = sum(each for each in speeds if each is not None) or None
     under_way = max((len(live.points) for live in curve.live.values()), default=0)
-    lives = _lives(driver, parts)
-    eta_s = None
-    if speed is not None and finetune.state is FinetuneState.RUNNING:
-        begun = sum(point.tokens for live in curve.live.values() for point in live.points)
-        left = max(0, plan.tokens * plan.epochs - driver.trained_tokens - begun)
-        eta_s = round(left / speed, 1)
+    steps_done = min(plan.steps, driver.tuning.step + under_way)
+    lives, now = _lives(driver, parts), parts.pool.now()
+    pace, eta_s = _pace(finetune, curve, lives, now), None
+    if pace is not None and pace.steps:
+        eta_s = round((plan.steps - steps_done) / pace.steps, 1)
     stage, why = _stage(finetune, lives, parts)
     return Progress(
-        steps_done=min(plan.steps, driver.tuning.step + under_way),
-        tokens_per_second=None if speed is None else round(speed, 1),
+        steps_done=steps_done,
+        tokens_per_second=None if pace is None else round(pace.tokens, 1),
         workers=tuple(sorted(_names(lives, parts))),
         eta_s=eta_s,
-        estimated_finish=None if eta_s is None else int(parts.pool.now() + eta_s),
+        estimated_finish=None if eta_s is None else int(now + eta_s),
         stage=stage,
         why=why,
         curve_tail=curve.tail(),
     )
+
+
+def _pace(finetune: Finetune, curve: Curve, lives: list[Live], now: float) -> Pace | None:
+    """The last one stands between two parts; where nobody trains any more, there is none."""
+    if finetune.state is not FinetuneState.RUNNING or curve.pace is None:
+        return None
+    goes_on = any(live.holder is not None for live in lives) or now < curve.pace.at + PACE_KEPT_S
+    return curve.pace if goes_on else None
 
 
 def _lives(driver: Driver, parts: Parts) -> list[Live]:

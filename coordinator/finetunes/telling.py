@@ -64,6 +64,7 @@ class Telling:
             live = self.curve.live[job.part] = Live(job.attempt.number, worker)
         points = [point_of(step) for step in steps]
         live.add(points, self.now())
+        self.curve.measure()
         if not self.plan.rounds:
             self._tell(self.curve.untold(points))
 
@@ -88,7 +89,8 @@ class Telling:
         self.journal.say(f"Round {round_}: {len(shares)} shares were put together, of {named}.")
         for part in rejected:
             who = by.get(part, "a worker")
-            self.journal.say(f"Round {round_}: what {who} sent did not count.", level="warn")
+            message = f"Round {round_}: what {who} sent changes the same as another share, and did not count."
+            self.journal.say(message, level="warn")
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -1,8 +1,6 @@
 """Following a fine-tune: live lines on a terminal, plain ones elsewhere, and what to say at its end."""
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 
 from potluck.cli.block import Block
@@ -28,10 +26,12 @@ WORDS: Final = {
     "paused": "paused",
 }
 STAGES: Final = {
+    "starting": "beginning",
     "downloading": "fetching what it needs",
     "loading": "loading the model",
     "uploading": "handing over a checkpoint",
     "checking": "measuring the validation loss",
+    "training": "training",
 }
 
 
@@ -44,14 +44,14 @@ def follow_finetune(session: Session, finetune_id: str, timeout_s: float | None,
     try:
         if session.printer.output == "jsonl" and not quiet:
             return _with_events(session, finetune_id, timeout_s)
-        curve, pace, plain = Curve(), Pace(), _Plain(session.printer, quiet=quiet)
+        curve, plain = Curve(), _Plain(session.printer, quiet=quiet)
         with Block(shown=session.printer.text) as block:
             for found in session.pool.finetunes.follow(finetune_id, timeout_s=timeout_s):
                 if block.live and not curve.values(TRAIN):
                     curve.add(event.data for event in _metrics(session, finetune_id) if event.data)
                 curve.add(found.potluck.curve_tail)
                 if block.live:
-                    block.show(lines_of(pace.kept(found, time.monotonic()), curve, session.printer))
+                    block.show(lines_of(found, curve, session.printer))
                 elif session.printer.text:
                     plain.say(found, curve)
     except KeyboardInterrupt:
@@ -124,24 +124,6 @@ def lines_of(found: FineTune, curve: Curve, printer: Printer, *, blocks: bool | 
     return lines
 
 
-@dataclass(slots=True)
-class Pace:
-    """The last speed that was measured: between two segments there is none for a while."""
-
-    tokens_per_second: float | None = None
-    ends_at: float = 0.0
-
-    def kept(self, found: FineTune, now: float) -> FineTune:
-        """With the last speed where it has none, and what is left of the time then."""
-        facts = found.potluck
-        if facts.tokens_per_second is not None and facts.eta_s is not None:
-            self.tokens_per_second, self.ends_at = facts.tokens_per_second, now + facts.eta_s
-        elif found.status == "running" and self.tokens_per_second is not None and self.ends_at > now:
-            told = replace(facts, tokens_per_second=self.tokens_per_second, eta_s=self.ends_at - now)
-            return replace(found, potluck=told)
-        return found
-
-
 def _state(found: FineTune) -> str:
     facts = found.potluck
     words = WORDS.get(found.status, found.status)
@@ -186,7 +168,7 @@ def facts_of(found: FineTune, printer: Printer) -> list[tuple[str, str]]:
         ("status", _state(found) if not found.ended else found.status),
         ("steps", done),
         ("examples", f"{facts.examples:,}, {facts.tokens_per_epoch:,} tokens an epoch"),
-        ("LoRA", f"rank {lora.get('rank')}, alpha {lora.get('alpha') or 'auto'}"),
+        ("LoRA", f"rank {lora.get('rank')}, alpha {_number(lora.get('alpha'))}"),
     ]
     if not found.ended:
         said.append(("paid", f"{printer.amount(facts.charge)} {printer.unit} so far"))
@@ -200,6 +182,11 @@ def facts_of(found: FineTune, printer: Printer) -> list[tuple[str, str]]:
     return said
 
 
+def _number(value: float | None) -> str:
+    """None until the files are read."""
+    return "auto" if value is None else f"{value:g}"
+
+
 class _Plain:
     """Lines that stay: each state, and now and then a step."""
 
@@ -210,9 +197,10 @@ class _Plain:
 
     def say(self, found: FineTune, curve: Curve) -> None:
         facts = found.potluck
-        if found.status != self._state or (facts.workers and facts.workers != self._workers):
-            self._state, self._workers = found.status, facts.workers or self._workers
-            on = f" on {', '.join(facts.workers)}" if facts.workers else ""
+        workers = facts.workers if found.status == "running" else ()
+        if found.status != self._state or (workers and workers != self._workers):
+            self._state, self._workers = found.status, workers or self._workers
+            on = f" on {', '.join(workers)}" if workers else ""
             cost = f", {self._printer.amount(facts.charge)} {self._printer.unit}" if found.ended else ""
             self._say(f"{facts.job} {found.status}{on}{cost}")
         if facts.steps and facts.steps_done * PLAIN_LINES // facts.steps > self._shown and not found.ended:
