@@ -24,7 +24,7 @@ from potluck.cli.curve import BLOCKS, TRAIN, Curve, sparkline
 from potluck.cli.durations import spoken
 from potluck.cli.main import run
 from potluck.cli.printing import Printer
-from potluck.cli.training import Pace, lines_of
+from potluck.cli.training import lines_of
 from potluck.errors import JobCancelled
 from potluck.finetune import FineTune, FineTuneFacts, Recipe
 
@@ -174,6 +174,7 @@ async def test_what_is_asked_for_arrives(stand: Stand, line: Line) -> None:
     told = await line.json(
         *("submit", "finetune", "data.jsonl", "--yes", "--suffix", "supper", "--seed", "7", "--workers", "2"),
         *("--epochs", "2", "--batch-size", "auto", "--learning-rate", "3e-4", "--rank", "4", "--alpha", "12"),
+        *("--targets", "v_proj", "--local-steps", "3", "--only", "rig, box"),
         *("--idempotency-key", "mine"),
     )
     assert told["model"] == f"{MODEL}:ft-supper"
@@ -181,7 +182,10 @@ async def test_what_is_asked_for_arrives(stand: Stand, line: Line) -> None:
     assert (job.id, job.seed, job.hyperparameters.n_epochs) == (told["finetune"], 7, 2)
     found = (job.model_extra or {})["potluck"]
     assert (found["workers_wanted"], found["lora"]["rank"], found["lora"]["alpha"]) == (2, 4, 12.0)
-    assert found["lora"]["learning_rate"] == 3e-4
+    assert (found["lora"]["learning_rate"], found["lora"]["targets"]) == (3e-4, ["v_proj"])
+    kept = await stand.context.store.finetune(job.id)
+    assert kept is not None
+    assert (kept.wanted.local_steps, kept.wanted.only) == (3, ("rig", "box"))
     again = await line(
         *("submit", "finetune", "data.jsonl", "--yes", "--suffix", "supper", "--seed", "8"),
         *("--idempotency-key", "mine"),
@@ -197,6 +201,7 @@ async def test_what_is_asked_for_arrives(stand: Stand, line: Line) -> None:
         (("--epochs", "many"), "--epochs: 'many' is neither a number above 0 nor auto"),
         (("--batch-size", "0"), "--batch-size"),
         (("--rank", "0"), "--rank"),
+        (("--targets", ","), "--targets: names with commas between them are needed"),
         (("--method", "rl"), "--method"),
         (("--model-name", "x"), "--model-name"),
     ],
@@ -459,14 +464,11 @@ def test_what_there_is_to_see_of_one_that_waits() -> None:
     assert "potluck jobs resume job_1" in lines_of(tune("paused"), Curve(), Printer())[0]
 
 
-def test_between_two_segments_the_last_speed_stands() -> None:
-    pace = Pace()
-    assert pace.kept(tune(), 5.0).potluck.eta_s is None
-    pace.kept(tune(tokens_per_second=100.0, eta_s=60.0), 10.0)
-    kept = pace.kept(tune(), 30.0).potluck
-    assert (kept.tokens_per_second, kept.eta_s) == (100.0, 40.0)
-    assert pace.kept(tune(), 80.0).potluck.eta_s is None
-    assert pace.kept(tune("paused"), 30.0).potluck.eta_s is None
+def test_who_trains_it_trains_it_though_it_is_said_to_be_queued_yet() -> None:
+    begun = tune("queued", workers=("rig",), stage="training")
+    assert lines_of(begun, Curve(), Printer())[0] == "base:ft-supper: training on rig"
+    begun = tune("queued", workers=("rig",), stage="starting")
+    assert lines_of(begun, Curve(), Printer())[0] == "base:ft-supper: beginning on rig"
 
 
 def test_a_curve_is_drawn_as_wide_as_there_is_room() -> None:

@@ -122,6 +122,16 @@ async def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(stand: Stand)
         ({"hyperparameters": {"dropout": 0.1}}, "hyperparameters.dropout"),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
         ({"hyperparameters": {"n_epochs": "many"}}, "hyperparameters.n_epochs"),
+        (
+            {"hyperparameters": {"learning_rate_multiplier": 1e-320}},
+            "hyperparameters.learning_rate_multiplier",
+        ),
+        ({"potluck": {"learning_rate": 1e-300}}, "potluck.learning_rate"),
+        ({"potluck": {"alpha": 1e-300}}, "potluck.alpha"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 1e-300}}}},
+            "method.dpo.hyperparameters.beta",
+        ),
         ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
         ({"hyperparameters": {}, "method": {"type": "supervised"}}, "hyperparameters"),
         ({"method": {"type": "reinforcement"}}, "method.type"),
@@ -145,6 +155,28 @@ async def test_senseless_requests_are_refused_by_name(
     assert response.status_code in (400, 404), response.text
     assert (error_of(response)["param"] or "").startswith(param)
     assert stand.available()["reserved"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs: input should be greater than or"),
+        ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs: input should be less than or"),
+        ({"hyperparameters": {"n_epochs": 1e308}}, "hyperparameters.n_epochs: an integer"),
+        ({"hyperparameters": {"n_epochs": "3"}}, 'hyperparameters.n_epochs: a number or "auto" is needed'),
+        (
+            {"hyperparameters": {"batch_size": True}},
+            'hyperparameters.batch_size: a number or "auto" is needed',
+        ),
+        ({"suffix": "Sunday Roast"}, "suffix: 1 to 40 small letters (a-z), digits and hyphens are needed"),
+        ({"suffix": "supper\n"}, "suffix: 1 to 40 small letters (a-z), digits and hyphens are needed"),
+    ],
+)
+async def test_what_is_wrong_with_a_value_is_said_in_words(
+    stand: Stand, change: dict[str, Any], said: str
+) -> None:
+    body = {"model": MODEL, "training_file": await uploaded(stand)}
+    assert error_of(await stand.ask("POST", JOBS, json={**body, **change}))["message"].startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from coordinator.core import retries
 from coordinator.core.fleet import Patience
 from coordinator.core.ledger import Code
 from coordinator.finetunes import disk, journal
+from coordinator.finetunes.curve import Live, Pace
 from potluck import deltas, shuffle, tensors
 from potluck.v1 import session_pb2, work_pb2
 
@@ -371,6 +372,21 @@ async def begun(stand: Stand, **more: Any) -> tuple[FineTuningJob, Learner, asyn
     return job, learner, go_on
 
 
+async def test_at_the_begin_of_a_segment_it_is_as_fast_as_in_the_one_before(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is reckoned in steps: workers and coordinator do not count the same tokens."""
+    monkeypatch.setattr(Live, "pace", Pace(tokens=70.0, steps=2.0, at=0.0))
+    job, _, go_on = await begun(stand)
+    job = await until(stand, job, "running")
+    found = facts(job)
+    assert (found["steps"], found["steps_done"]) == (108, 40)
+    assert (found["tokens_per_second"], found["eta_s"]) == (70.0, 34.0)
+    paused = facts(await stand.openai().fine_tuning.jobs.pause(job.id))
+    assert (paused["tokens_per_second"], paused["eta_s"]) == (None, None)
+    go_on.set()
+
+
 async def test_paused_it_stops_and_resumed_it_goes_on_from_its_checkpoint(stand: Stand) -> None:
     job, learner, go_on = await begun(stand)
     jobs = stand.openai().fine_tuning.jobs
@@ -379,7 +395,7 @@ async def test_paused_it_stops_and_resumed_it_goes_on_from_its_checkpoint(stand:
     assert facts(paused)["stage"] == "paused"
     shown = (await stand.ask("GET", f"/pool/v1/jobs/{facts(job)['job']}")).json()
     assert shown["state"] == "paused"
-    with pytest.raises(openai.ConflictError, match="cannot be paused"):
+    with pytest.raises(openai.ConflictError, match="it is not queued or running"):
         await jobs.pause(job.id)
     assert len(learner.seen) == 2
     go_on.set()
@@ -390,7 +406,7 @@ async def test_paused_it_stops_and_resumed_it_goes_on_from_its_checkpoint(stand:
     assert [work.first_step for work in learner.trained] == [0, 40, 40, 80]
     assert job.trained_tokens == 9 * 12 * 7
     assert len(await settlements(stand, job)) == 3
-    with pytest.raises(openai.ConflictError, match="has ended"):
+    with pytest.raises(openai.ConflictError, match="has ended: it has succeeded"):
         await jobs.resume(job.id)
 
 
@@ -632,7 +648,7 @@ async def test_an_update_that_is_another_ones_copy_does_not_count(stand: Stand) 
     (refused,) = [part for part in parts if part.state.value == "failed"]
     assert "copy" in refused.why
     said = await messages(stand, job)
-    assert "Round 1: what rig sent did not count." in said
+    assert "Round 1: what rig sent changes the same as another share, and did not count." in said
     assert len(learner.trained) > 12
     assert job.trained_tokens == 2 * 36 * TOKENS
 

@@ -72,9 +72,9 @@ def wrong_delta(path: Path, before: Path, *, idle: bool = False) -> str:
     """Empty, or why it can be no update of the adapter `before`. `idle` as above."""
     try:
         why = gate(Packed(path.read_bytes()), lora.decode(before.read_bytes()))
-        return "" if idle and why == UNCHANGED else why
     except DeltaError as error:
         return f"it is no update of this adapter: {str(error)[:200]}"
+    return "" if idle and why == UNCHANGED else why
 
 
 def _wrong_form(file: Any, name: str, shape: tuple[int, int]) -> str:

@@ -13,10 +13,11 @@ from potluck.v1 import work_pb2
 EPOCHS_MAX: Final = 50
 BATCH_MAX: Final = 256
 BATCH_AUTO_MAX: Final = 32
-MULTIPLIER_MAX: Final = 100.0
-LEARNING_RATE_MAX: Final = 0.1
-BETA_MAX: Final = 10.0
-ALPHA_MAX: Final = 65_536.0
+# Less than the least of these would change no number of an adapter, and look as if its worker did nothing.
+MULTIPLIER_MIN, MULTIPLIER_MAX = 1e-4, 100.0
+LEARNING_RATE_MIN, LEARNING_RATE_MAX = 1e-9, 0.1
+BETA_MIN, BETA_MAX = 1e-4, 10.0
+ALPHA_MIN, ALPHA_MAX = 0.01, 65_536.0
 SEQUENCE_MIN: Final = 16
 SEQUENCE_AUTO: Final = 2_048
 WORKERS_MAX: Final = 64

@@ -109,10 +109,13 @@ class Run:
     async def pause(self) -> None:
         """What is under way ends now, and nothing new begins. Raises Refusal 409."""
         async with self._turn:
-            driver, state = self.driver, self.finetune.state
-            may = state in (FinetuneState.QUEUED, FinetuneState.RUNNING)
-            if driver is None or driver.verdict is not None or self._over or not may:
+            driver = self.driver
+            if self._over or self.finetune.state not in (FinetuneState.QUEUED, FinetuneState.RUNNING):
                 raise self._refused("be paused", "it is not queued or running")
+            if driver is None:
+                raise self._refused("be paused", "it only just begins; ask again in a moment")
+            if driver.verdict is not None:
+                raise self._refused("be paused", "all of it is trained")
             self._change_whole(JobEvent.PAUSED)
             self.journal.say("Paused.")
             await self._move(FinetuneState.PAUSED)

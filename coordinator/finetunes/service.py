@@ -52,6 +52,11 @@ class Order:
     metadata: Mapping[str, str]
 
 
+def _ended(finetune: Finetune) -> Refusal:
+    was = "was" if finetune.state is FinetuneState.CANCELLED else "has"
+    return Refusal(409, "finetune_ended", f"{finetune.id} has ended: it {was} {finetune.state.value}.")
+
+
 @dataclass(slots=True)
 class Finetunes:
     parts: Parts
@@ -206,8 +211,7 @@ class Finetunes:
         """Raises Refusal 409 if it has ended."""
         run = self.runs.get(finetune.id)
         if run is None or not await run.cancel(why):
-            state = (finetune if run is None else run.finetune).state.value
-            raise Refusal(409, "finetune_ended", f"{finetune.id} has ended: it has {state}.")
+            raise _ended(finetune if run is None else run.finetune)
         return run.now
 
     async def pause(self, finetune: Finetune) -> Finetune:
@@ -225,7 +229,7 @@ class Finetunes:
     def _running(self, finetune: Finetune) -> Run:
         """Raises Refusal 409 if it has ended."""
         if (run := self.runs.get(finetune.id)) is None:
-            raise Refusal(409, "finetune_ended", f"{finetune.id} has ended: it has {finetune.state.value}.")
+            raise _ended(finetune)
         return run
 
     async def resume(self) -> None:

@@ -84,7 +84,7 @@ class Works:
         )
 
     def may_teach_nothing(self, work: work_pb2.TrainingWork, steps: int) -> bool:
-        """Whether each example of so many of its steps is cut: of such a one, nothing may be left to learn."""
+        """Whether each example of so many of its steps is cut: nothing may be left in it to learn."""
         most = self.plan.sequence_tokens
         lines = ((some, self._count(some)) for some in self._lines(work, steps))
         return all(self.lengths.cut(most, some) == count for some, count in lines)
