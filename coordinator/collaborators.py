@@ -52,5 +52,7 @@ async def context_of(
         presence=presence,
     )
     tuned.users.append(context.batches.uses_model)
+    context.metrics.watch(pool, pulse)
+    pool.ticker.timed = context.metrics.turned
     pool.training = context.finetunes
     return context

@@ -112,6 +112,7 @@ class Ticker:
     acknowledge: Callable[[RecordedReceipt], None]
     result_of: Callable[[Job], bytes | None]  # of a stored job that ended
     on_trouble: Callable[[str], None]  # the disk refuses: called once when it begins
+    timed: Callable[[str, float], None] = lambda _part, _seconds: None  # what a turn took, by its parts
     trouble: str = ""  # why nothing can be committed just now
     extras: Extras = field(default_factory=Extras)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -137,14 +138,18 @@ class Ticker:
     async def turn(self) -> None:
         """One tick. Also called on its own at start and at the end."""
         self._wake.clear()
-        effects = self.engine.tick(self.now())
+        began = self.now()
+        effects = self.engine.tick(began)
+        self.timed("plan", self.now() - began)
         extras = self._extras()
         for job in effects.closed:
             if (result := self.result_of(job)) is not None:
                 extras.results[job.id] = result
         batch = self._batch(effects, extras)
         if effects.durable or extras:
+            began = self.now()
             await self._commit(batch)
+            self.timed("commit", self.now() - began)
         for send in effects.sends:
             self.send(send)
         for waiter in extras.waiting:

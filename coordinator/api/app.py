@@ -88,6 +88,7 @@ def create_api(context: Context) -> FastAPI:
     border = Middleware(
         Border,
         clock=context.clock,
+        metrics=context.metrics,
         bound_host=settings.http.rpartition(":")[0],
         public_host=settings.public_host,
     )
@@ -121,7 +122,7 @@ def create_api(context: Context) -> FastAPI:
         audit_router,
     ):
         app.include_router(make(desk))
-    app.include_router(operations_router(context, app))
+    app.include_router(operations_router(desk, app))
     app.include_router(dashboard_router(desk))
 
     async def api_error(request: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
+from coordinator.metrics import UNKNOWN_ROUTE, Metrics
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = (
@@ -31,8 +32,10 @@ UNLESS_SET = (CONTENT_SECURITY_POLICY, NO_STORE, NO_REFERRER)
 class Border:
     """Wraps the whole application. `bound_host` and `public_host` are names or addresses without a port."""
 
-    def __init__(self, app: ASGIApp, *, clock: Clock, bound_host: str, public_host: str | None) -> None:
-        self._app, self._clock = app, clock
+    def __init__(
+        self, app: ASGIApp, *, clock: Clock, metrics: Metrics, bound_host: str, public_host: str | None
+    ) -> None:
+        self._app, self._clock, self._metrics = app, clock, metrics
         names = {name.lower().strip("[]") for name in (bound_host, public_host) if name}
         self._wildcard = bool(names & {"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound to
         self._names = LOOPBACK_NAMES | names
@@ -43,16 +46,19 @@ class Border:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
-        started = False
+        received_at, started = self._clock.now(), False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+                took_s = self._clock.now() - received_at
+                self._metrics.answered(scope["method"], route, message["status"], took_s)
                 message["headers"] = _with_headers(message.get("headers", []), request_id)
             await send(message)
 
-        scope.setdefault("state", {}).update(received_at=self._clock.now(), request_id=request_id)
+        scope.setdefault("state", {}).update(received_at=received_at, request_id=request_id)
         try:
             self._check(scope)
             await self._app(scope, receive, send_with_headers)

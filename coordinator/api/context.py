@@ -11,6 +11,7 @@ from coordinator.ca import CertificateAuthority
 from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
+from coordinator.metrics import Metrics
 from coordinator.notices.board import Board
 from coordinator.pool import Pool
 from coordinator.presence import Presence
@@ -62,6 +63,7 @@ class Context:
     audit_log: AuditLog
     board: Board
     presence: Presence
+    metrics: Metrics = field(default_factory=Metrics)
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop
     draw_seed: Callable[[], int] = draw_seed

@@ -1,30 +1,33 @@
-"""Routes for whoever operates the pool: is it alive, is it ready, what is its API. No key is needed."""
+"""Routes for whoever operates the pool: is it alive, is it ready, what is its API, how does it do."""
 
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from coordinator.api.context import Context
+from coordinator.api.desk import Desk
 from coordinator.api.docs import PAGE_POLICY, page
-from coordinator.api.errors import Json
+from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
+from coordinator.records import Role
 from coordinator.store_errors import StoreError
 
 
-def operations_router(context: Context, app: FastAPI) -> APIRouter:
-    routes, router = Operations(context, app), new_router("operations")
+def operations_router(desk: Desk, app: FastAPI) -> APIRouter:
+    routes, router = Operations(desk, app), new_router("operations")
     add(router, "GET", "/healthz", routes.healthz)
     add(router, "GET", "/readyz", routes.readyz)
+    add(router, "GET", "/metrics", routes.metrics)
     add(router, "GET", "/openapi.json", routes.openapi)
     add(router, "GET", "/docs", routes.docs)
     return router
 
 
 class Operations:
-    def __init__(self, context: Context, app: FastAPI) -> None:
-        self._context, self._app = context, app
+    def __init__(self, desk: Desk, app: FastAPI) -> None:
+        self._auth, self._context, self._app = desk.auth, desk.context, app
 
     async def healthz(self, _request: Request) -> Response:
         """The process answers."""
@@ -45,6 +48,15 @@ class Operations:
         except StoreError:
             return "its database does not answer"
         return None
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus, in its text format. An admin's key with the scope `read` is enough."""
+        caller = await self._auth.look(request)
+        if caller.member.role is not Role.ADMIN:
+            message = "The pool's metrics are for its admins: `potluck keys create prometheus --scope read`."
+            raise ApiError(403, "admin_needed", message)
+        write, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(write(self._context.metrics.registry), headers={"content-type": kind})
 
     async def openapi(self, _request: Request) -> Response:
         """The whole API as OpenAPI 3.1."""
