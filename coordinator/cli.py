@@ -1,4 +1,4 @@
-"""`potluck coordinator start` and `check`."""
+"""`potluck coordinator start`, `admin-key` and `check`; `backup` and `restore` stand beside."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from coordinator import backup_cli
 from coordinator.app import Coordinator, coordinator, home_lock
 from coordinator.ca import CertificateError
 from coordinator.check import check as checked
@@ -40,6 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+backup_cli.register(app)
 
 
 @app.callback()
