@@ -224,7 +224,8 @@ async def _pool(
 
 
 async def _remember(pool: Pool, loaded: Loaded) -> None:
-    """Members' names, enrolled workers, and the jobs that a restart cut off."""
+    """Members' names, enrolled workers with what they earned, and the jobs that a restart cut off."""
+    pool.earned.recall(await pool.store.earned())
     for member in await pool.store.members():
         pool.names[member.id] = member.name
     for row in await pool.store.workers():

@@ -25,6 +25,7 @@ from coordinator.core.live import Live
 from coordinator.core.messages import Send, SendAck
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
+from coordinator.earned import Earned
 from coordinator.giving import Giving
 from coordinator.invitations import Invitations
 from coordinator.membership import Membership
@@ -80,6 +81,7 @@ class Pool:
     hardware: dict[WorkerId, session_pb2.Hardware] = field(default_factory=dict)
     loads: dict[WorkerId, session_pb2.MachineLoad] = field(default_factory=dict)  # of connected workers
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    earned: Earned = field(default_factory=Earned)
     followers: list[Callable[[Job], None]] = field(default_factory=list)  # told of each job's end
 
     def __post_init__(self) -> None:
@@ -93,7 +95,7 @@ class Pool:
             self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker
         )
         self.training_store = TrainingStore(ArtifactStore(self.settings.folder / training_store.FOLDER))
-        self.followers.append(lambda job: self.training_store.ended(job.id))
+        self.followers += [lambda job: self.training_store.ended(job.id), self.earned.ended]
         self.receipts = Receipts(self.engine, self.store, self.outgoing.acknowledge, keep, since=self.now())
         self.accounts = Accounts(self.engine, self.store, lambda: self.ticker, self.now)
         self.giving = Giving(self.accounts, self.settings.transfer_day_max)

@@ -55,6 +55,7 @@ from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
 from coordinator.tuned.rows import Tuned
 from coordinator.uploads.rows import Uploads
+from coordinator.worker_history import WorkerHistory
 from potluck.chain import GENESIS
 
 _ACCOUNTS = table_of(tables.Account)
@@ -73,6 +74,7 @@ class Store(
     Standings,
     Invites,
     Enrolment,
+    WorkerHistory,
     History,
     Lately,
     Movements,

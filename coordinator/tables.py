@@ -158,6 +158,21 @@ class Worker(Base, table=True):
     proven_at: float | None = None
 
 
+class WorkerPause(Base, table=True):
+    """A pause that somebody asked for from afar, until it is taken back or over.
+
+    `by_owner`: its own member asked for it.
+    """
+
+    __tablename__ = "worker_pauses"
+    worker_id: str = key(foreign_key="workers.id")
+    number: int = integer()  # tells it from another one: when it was given, in milliseconds since the epoch
+    member_id: str = Field(foreign_key="members.id")
+    by_owner: bool
+    until: float | None = None
+    why: str = text_column()
+
+
 class Certificate(Base, table=True):
     """Every certificate that the CA issued to a worker."""
 
@@ -227,10 +242,12 @@ class Attempt(Base, table=True):
         one_of("state", AttemptState),
         check("paid >= 0 AND tokens >= 0", "amounts"),
         Index("ix_attempts_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
+        # What a worker earned, in all and lately, is summed from the index alone.
+        Index("ix_attempts_earned", "worker_id", "ended_at", "paid"),
     )
     job_id: str = key(foreign_key="jobs.id")
     number: int = key(sa_column_kwargs={"autoincrement": False})
-    worker_id: str = Field(foreign_key="workers.id", index=True)
+    worker_id: str = Field(foreign_key="workers.id")
     owner_id: str = Field(foreign_key="accounts.id")
     assigned_at: float
     why: str = text_column()
