@@ -57,6 +57,11 @@ class Enrolment(Database):
         async with self.changing() as session:
             return _token_of(await _consume(session, digest, now))
 
+    async def join_token(self, token_id: str) -> JoinTokenRow | None:
+        async with self.viewing() as session:
+            row = await session.get(tables.JoinToken, token_id)
+            return None if row is None else _token_of(row)
+
     async def enrol_worker(
         self,
         *,
@@ -105,11 +110,15 @@ class Enrolment(Database):
             issued = await _certify(session, row, issue)
             return _worker_of(row, await _account(session, row.member_id)), issued
 
-    async def workers(self, *, member: MemberId | None = None) -> list[EnrolledWorker]:
-        """All that were ever enrolled, revoked ones too, the oldest first."""
+    async def workers(
+        self, *, member: MemberId | None = None, token: str | None = None
+    ) -> list[EnrolledWorker]:
+        """All that were ever enrolled, revoked ones too, the oldest first; of a member, by a join token."""
         statement = _with_account().order_by(col(tables.Worker.created_at), tables.Worker.id)
         if member is not None:
             statement = statement.where(tables.Worker.member_id == member)
+        if token is not None:
+            statement = statement.where(tables.Worker.join_token_id == token)
         async with self.viewing() as session:
             return [_worker_of(*row) for row in (await session.exec(statement)).all()]
 

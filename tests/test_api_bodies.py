@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from coordinator.api.body import DEPTH_MAX, parse_object
 from coordinator.api.errors import ApiError
 from coordinator.api.pool_account import JobRequest
+from coordinator.api.pool_enrolment import EnrolRequest, JoinTokenRequest, RenewRequest
 from coordinator.api.pool_keys import KeyRequest
 from coordinator.api.pool_members import MemberRequest
-from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.schema import Schema, validated
 

@@ -207,14 +207,15 @@ async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None
 
 async def test_a_job_that_waits_says_where_it_stands_and_why(stand: Stand) -> None:
     """Its worker is paused: the job waits, as the only one, and nobody knows until when."""
-    worker = stand.context.pool.engine.fleet.workers[stand.worker]
-    worker.state = "paused"
+    fleet = stand.context.pool.engine.fleet
+    worker = fleet.workers[stand.worker]
+    fleet.says(worker, draining=False, state="paused", why="")
     made = await post(stand, "/pool/v1/jobs", {"kind": "chat", "request": chat_body()})
     job = read(Job, await get(stand, f"/pool/v1/jobs/{made['id']}"))
     why = f"no worker is free for {MODEL}: of 1 connected, 1 paused by the owner"
     assert job.queue == Queue(place=1, of=1, expected_start_s=None, why=why)
     await stand.context.pool.ticker.committed()
-    worker.state = "sharing"
+    fleet.says(worker, draining=False, state="sharing", why="")
     await end_of(stand, made["id"])
     assert "queue" not in await get(stand, f"/pool/v1/jobs/{made['id']}")
 
@@ -277,6 +278,49 @@ async def test_a_worker_joins_by_its_token(stand: Stand) -> None:
         w for w in read_all(Worker, await get(stand, "/pool/v1/workers")) if w.id == answer["worker_id"]
     ]
     assert (view.name, view.member, view.state) == ("garage", "alice", "away")
+
+
+async def test_who_made_a_join_token_sees_whom_it_let_in(stand: Stand) -> None:
+    """And nobody else does, not even by its id."""
+    made = await post(stand, "/pool/v1/join-tokens", {"uses": 2})
+    path = f"/pool/v1/join-tokens/{made['id']}"
+    before = await get(stand, path)
+    assert (before["uses"], before["uses_max"], before["workers"]) == (0, 2, [])
+    joined = await post(stand, "/pool/v1/enrol", _enrolment(made["token"], WorkerIdentity.generate()))
+    after = await get(stand, path)
+    assert (after["uses"], after["workers"]) == (1, [{"id": joined["worker_id"], "name": "garage"}])
+    assert made["token"] not in str(after)
+    for by in ("bob", "admin"):
+        refused = await stand.ask("GET", path, by=by)
+        assert (refused.status_code, error_of(refused)["code"]) == (404, "join_token_not_found")
+
+
+async def test_one_worker_with_what_it_earned_and_tried(stand: Stand) -> None:
+    """To its owner and admins also for whom; what its attempts were paid, by day and in all, is one sum."""
+    (await stand.chat()).raise_for_status()
+    path = f"/pool/v1/workers/{stand.worker}"
+    seen = await get(stand, path)
+    assert "attempts" not in seen
+    assert (seen["name"], seen["member"], seen["state"], seen["revoked_at"]) == (
+        "rig",
+        "bob",
+        "sharing",
+        None,
+    )
+    for by in ("bob", "admin"):
+        body = await get(stand, path, by=by)
+        [tried] = body["attempts"]
+        assert (tried["member"], tried["model"], tried["state"]) == ("alice", MODEL, "succeeded")
+        assert tried["paid"] == body["earned"] == sum(day["earned"] for day in body["days"]) > 0
+        assert len(body["days"]) == 30
+        assert body["days"][-1]["earned"] == body["earned"]
+    assert stand.available("bob")["balance"] == body["earned"]
+    (await stand.ask("DELETE", path, by="bob")).raise_for_status()
+    gone = await get(stand, path, by="bob")
+    assert (gone["state"], gone["earned"]) == ("revoked", body["earned"])
+    assert gone["revoked_at"]
+    missing = await stand.ask("GET", "/pool/v1/workers/wrk_none")
+    assert (missing.status_code, error_of(missing)["code"]) == (404, "worker_not_found")
 
 
 async def test_join_tokens_that_let_nobody_in(stand: Stand) -> None:

@@ -27,6 +27,12 @@ from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
 from coordinator.api.pool_audit import audit_router
+from coordinator.api.pool_enrolment import (
+    EnrolRequest,
+    JoinTokenRequest,
+    RenewRequest,
+    enrolment_router,
+)
 from coordinator.api.pool_gifts import GrantRequest, TransferRequest, gifts_router
 from coordinator.api.pool_invites import AcceptRequest, InviteRequest, invites_router
 from coordinator.api.pool_jobs import jobs_router
@@ -38,7 +44,7 @@ from coordinator.api.pool_models import ShareRequest, tuned_router
 from coordinator.api.pool_notices import AcceptTermsRequest, AnnouncementRequest, TermsRequest, notices_router
 from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
 from coordinator.api.pool_statement import statement_router
-from coordinator.api.pool_workers import EnrolRequest, JoinTokenRequest, RenewRequest, workers_router
+from coordinator.api.pool_workers import workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
@@ -112,6 +118,7 @@ def create_api(context: Context) -> FastAPI:
         finetunes_router,
         ledger_router,
         workers_router,
+        enrolment_router,
         members_router,
         keys_router,
         limits_router,
