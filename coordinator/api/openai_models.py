@@ -6,7 +6,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api.auth import ANY_SCOPE
+from coordinator.api.auth import ANY_SCOPE, Caller
+from coordinator.api.context import Context
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
 from coordinator.api.pool_models import tuned_body
@@ -37,12 +38,7 @@ class OpenAiModels:
         a worker serves it now is at /pool/v1/models.
         """
         caller = await self._desk.auth.look(request, *ANY_SCOPE)
-        allowed = caller.key.models
-        entries = [e for e in self._desk.context.catalogue().entries if not allowed or e.name in allowed]
-        tuned = self._desk.context.tuned.seen_by(caller.member.id)
-        own = [m for m in tuned if not allowed or m.name in allowed or m.base in allowed]
-        data = [*map(_body, entries), *(body for m in own if (body := self._tuned(m)) is not None)]
-        return Json({"object": "list", "data": data})
+        return Json({"object": "list", "data": asked_by(self._desk.context, caller)})
 
     async def show(self, request: Request) -> Response:
         """One model, by its name or an alias."""
@@ -57,15 +53,24 @@ class OpenAiModels:
             check_model(caller.key, entry.name if tuned is None else tuned.name, entry.name)
         except Refusal as refusal:
             raise refused(refusal) from None
-        return Json(_body(entry) if tuned is None else self._tuned(tuned))
+        return Json(_body(entry) if tuned is None else _tuned(self._desk.context, tuned))
 
-    def _tuned(self, model: TunedModel) -> dict[str, Any] | None:
-        """None if its base is no longer in the catalogue: nobody can serve it."""
-        context = self._desk.context
-        if (entry := context.catalogue().get(model.base)) is None:
-            return None
-        owner = context.pool.names.get(model.member, model.member)
-        return tuned_body(model, owner, list(entry.kinds), entry.context_tokens)
+
+def asked_by(context: Context, caller: Caller) -> list[dict[str, Any]]:
+    """Every model that the caller's key may ask: the catalogue's, then those that were tuned."""
+    allowed = caller.key.models
+    entries = [e for e in context.catalogue().entries if not allowed or e.name in allowed]
+    tuned = context.tuned.seen_by(caller.member.id)
+    own = [m for m in tuned if not allowed or m.name in allowed or m.base in allowed]
+    return [*map(_body, entries), *(body for m in own if (body := _tuned(context, m)) is not None)]
+
+
+def _tuned(context: Context, model: TunedModel) -> dict[str, Any] | None:
+    """None if its base is no longer in the catalogue: nobody can serve it."""
+    if (entry := context.catalogue().get(model.base)) is None:
+        return None
+    owner = context.pool.names.get(model.member, model.member)
+    return tuned_body(model, owner, list(entry.kinds), entry.context_tokens)
 
 
 def _body(entry: ModelEntry) -> dict[str, Any]:

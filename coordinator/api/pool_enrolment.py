@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -89,10 +89,25 @@ class EnrolmentRoutes:
 
     @audited(Action.JOIN_TOKEN_MADE, "id", "uses", "expires_at")
     async def create_join_token(self, request: Request) -> Response:
-        """A token by which workers join: `{id, token, expires_at, commands}`; shown this once."""
+        """A token by which workers join: `{id, token, uses, expires_at, commands}`; shown this once."""
+        context = self._desk.context
         caller = await self._desk.auth.act(request)
         wanted = await self._desk.read(request, JoinTokenRequest)
-        return Json(await make_join_token(self._desk, request, caller, wanted), 201)
+        now = context.clock.now()
+        token = JoinToken.create(context.ca.fingerprint())
+        expires_at = now + wanted.expires_s
+        try:
+            row = await context.store.create_join_token(
+                caller.member.id, digest=token.digest, uses=wanted.uses, expires_at=expires_at, now=now
+            )
+        except StoreConflict as error:
+            raise ApiError(409, "account_closed", sentence(error), retry=False) from None
+        commands = [
+            f"potluck worker join {http_address(request, context.settings)} --token {token}",
+            "potluck worker start",
+        ]
+        body = {"id": row.id, "token": str(token), "uses": row.uses_max, "expires_at": when(expires_at)}
+        return Json(body | {"commands": commands}, 201)
 
     async def show_join_token(self, request: Request) -> Response:
         """What became of one's token: `{id, uses, uses_max, expires_at, workers: [{id, name}]}`."""
@@ -217,27 +232,6 @@ class EnrolmentRoutes:
             )
             raise ApiError(400, "join_token_of_another_pool", message, param="token")
         return token
-
-
-async def make_join_token(
-    desk: Desk, request: Request, caller: Caller, wanted: JoinTokenRequest
-) -> dict[str, Any]:
-    """The answer of the route. Raises ApiError 409 if the caller's account is closed."""
-    context = desk.context
-    now = context.clock.now()
-    token = JoinToken.create(context.ca.fingerprint())
-    expires_at = now + wanted.expires_s
-    try:
-        row = await context.store.create_join_token(
-            caller.member.id, digest=token.digest, uses=wanted.uses, expires_at=expires_at, now=now
-        )
-    except StoreConflict as error:
-        raise ApiError(409, "account_closed", sentence(error), retry=False) from None
-    commands = [
-        f"potluck worker join {http_address(request, context.settings)} --token {token}",
-        "potluck worker start",
-    ]
-    return {"id": row.id, "token": str(token), "expires_at": when(expires_at), "commands": commands}
 
 
 async def join_token(desk: Desk, caller: Caller, token_id: str) -> tuple[JoinTokenRow, list[EnrolledWorker]]:

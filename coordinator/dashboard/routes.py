@@ -12,6 +12,7 @@ from coordinator.dashboard.account import add_account
 from coordinator.dashboard.assets import add_assets
 from coordinator.dashboard.attention import add_attention
 from coordinator.dashboard.credits import add_credits
+from coordinator.dashboard.enrolling import add_enrolling
 from coordinator.dashboard.home import add_home
 from coordinator.dashboard.live import Live
 from coordinator.dashboard.members import add_members
@@ -19,6 +20,8 @@ from coordinator.dashboard.page import Site
 from coordinator.dashboard.playground import add_playground
 from coordinator.dashboard.shown import environment
 from coordinator.dashboard.signing import add_signing
+from coordinator.dashboard.worker import add_worker
+from coordinator.dashboard.workers import add_workers
 
 STREAM_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -35,6 +38,9 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_account,
         add_members,
         add_playground,
+        add_workers,
+        add_enrolling,
+        add_worker,
     ):
         add(site, router)
 
