@@ -40,7 +40,7 @@ async def exported(
     number = 0
     while number < ends.number:
         page = await store.entries_page(number, ends.number)
-        yield _lines(_entry_line(row, postings, account) for row, postings in page)
+        yield _lines(entry_line(row, postings, account) for row, postings in page)
         number = page[-1][0].number
     number = 0
     while number < ends.receipts_number:
@@ -85,7 +85,8 @@ def _pool_line(view: View, pool: str, public_key: bytes, account: str, at: str) 
     }
 
 
-def _entry_line(row: Row[Any], postings: Sequence[Posting], account: AccountId) -> dict[str, Any]:
+def entry_line(row: Row[Any], postings: Sequence[Posting], account: AccountId) -> dict[str, Any]:
+    """What this account may see of an entry."""
     line = {
         "type": "entry",
         "number": row.number,

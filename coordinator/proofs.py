@@ -88,6 +88,12 @@ class Proofs(Database):
         async with self.reading() as connection:
             return [head_of(row) for row in (await connection.execute(statement)).all()]
 
+    async def newest_heads(self, limit: int) -> list[Head]:
+        """The newest first."""
+        newest = select(_HEADS).order_by(_HEADS.c.number.desc(), _HEADS.c.receipts_number.desc())
+        async with self.reading() as connection:
+            return [head_of(row) for row in (await connection.execute(newest.limit(limit))).all()]
+
 
 def head_of(row: Row[Any]) -> Head:
     return Head(

@@ -1,7 +1,7 @@
 """Pool routes about the ledger as a whole: its signed head, and all of it for whoever wants to check it."""
 
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,11 +11,17 @@ from starlette.types import Receive, Scope, Send
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.limits import Gauge
+from coordinator.api.query import integer
 from coordinator.api.routing import add, new_router
-from coordinator.exports import exported, head_line
+from coordinator.core.jobs import AccountId
+from coordinator.exports import entry_line, exported, head_line
 from coordinator.heads import Heads
+from coordinator.proofs import PAGE_RECORDS
+from coordinator.store import Store
 from coordinator.store_errors import StoreError
 
+LISTED: Final = 50
+ENTRIES_MAX: Final = 2**29
 EXPORTS_MAX: Final = 2  # at once, of one member
 RETRY_AFTER_S: Final = 5.0
 
@@ -23,6 +29,8 @@ RETRY_AFTER_S: Final = 5.0
 def ledger_router(desk: Desk) -> APIRouter:
     routes, router = Ledger(desk), new_router("pool")
     add(router, "GET", "/pool/v1/ledger/head", routes.head)
+    add(router, "GET", "/pool/v1/ledger/heads", routes.heads)
+    add(router, "GET", "/pool/v1/ledger/entries", routes.entries)
     add(router, "GET", "/pool/v1/ledger/export", routes.export)
     return router
 
@@ -48,6 +56,25 @@ class Ledger:
         named = {"pool": context.settings.pool_name, "public_key": context.ca.public_key.hex()}
         return Json(named | head_line(head))
 
+    async def heads(self, request: Request) -> Response:
+        """The heads that were signed so far, newest first: `{data: [{number, hash, at, reason, ...}]}`."""
+        await self._desk.auth.look(request)
+        limit = integer(request, "limit", LISTED, PAGE_RECORDS)
+        found = await self._desk.context.store.newest_heads(limit)
+        return Json({"data": [head_line(head) for head in found]})
+
+    async def entries(self, request: Request) -> Response:
+        """Entries, newest first: `{data: [{number, at, id, code, postings, previous, hash, ...}], has_more}`.
+
+        As in the export: others' accounts are pseudonyms, and `details` stand where they concern the caller.
+        `?limit&before`: a number.
+        """
+        caller = await self._desk.auth.look(request)
+        limit = integer(request, "limit", LISTED, PAGE_RECORDS)
+        before = integer(request, "before", 0, ENTRIES_MAX) or None
+        data = await newest_entries(self._desk.context.store, caller.member.account, limit, before)
+        return Json({"data": data, "has_more": bool(data) and data[-1]["number"] > 1})
+
     async def export(self, request: Request) -> Response:
         """The whole ledger as JSON lines: workers' receipt keys, entries, receipts, signed heads.
 
@@ -67,6 +94,16 @@ class Ledger:
             account=caller.member.account,
         )
         return _Download(pages, lambda: self._open.give(member))
+
+
+async def newest_entries(
+    store: Store, account: AccountId, limit: int, before: int | None
+) -> list[dict[str, Any]]:
+    """As this account may see them, newest first."""
+    until = (await store.ends()).number
+    until = until if before is None else min(until, before - 1)
+    page = await store.entries_page(max(0, until - limit), until) if until > 0 else []
+    return [entry_line(row, postings, account) for row, postings in reversed(page)]
 
 
 class _Download(StreamingResponse):

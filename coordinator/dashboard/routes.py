@@ -14,10 +14,13 @@ from coordinator.dashboard.attention import add_attention
 from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.enrolling import add_enrolling
 from coordinator.dashboard.home import add_home
+from coordinator.dashboard.ledger import add_ledger
 from coordinator.dashboard.live import Live
 from coordinator.dashboard.members import add_members
+from coordinator.dashboard.models import add_models
 from coordinator.dashboard.page import Site
 from coordinator.dashboard.playground import add_playground
+from coordinator.dashboard.pool import add_pool
 from coordinator.dashboard.shown import environment
 from coordinator.dashboard.signing import add_signing
 from coordinator.dashboard.worker import add_worker
@@ -36,8 +39,11 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_home,
         add_credits,
         add_account,
+        add_ledger,
         add_members,
+        add_models,
         add_playground,
+        add_pool,
         add_workers,
         add_enrolling,
         add_worker,
