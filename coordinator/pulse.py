@@ -22,13 +22,15 @@ SPAN_POINTS_MAX: Final = 288
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """At the end of a span. `tokens`: delivered until then, since the coordinator started."""
+    """At the end of a span. `tokens`: delivered until then. `running` are attempts, `waiting` jobs, `sharing` and
+    `enrolled` workers."""
 
     at: float
     tokens: int
     running: int = 0
     waiting: int = 0
     sharing: int = 0
+    enrolled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,16 @@ class Pulse:
             running=sum(len(w.running) for w in workers),
             waiting=len(self.engine.queue),
             sharing=sum(w.sharing for w in workers),
+            enrolled=len(workers),
         )
         self.points.append(point)
         return point
 
     @property
-    def tokens(self) -> int:
-        return self.points[-1].tokens if self.points else 0
+    def latest(self) -> Point:
+        """At most EVERY_S old, however many ask."""
+        fresh = self.points and self.now() - self.points[-1].at < EVERY_S
+        return self.points[-1] if fresh else self.take()
 
     def tokens_per_s(self) -> float:
         """Now."""
