@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,8 +26,8 @@ from fixtures_pool import RealPool
 from relay import Figures, Pooled, cpu_seconds
 
 SEE: Final = re.compile(r'hx-sse:connect="([^"]+)"')
-PACE_S: Final = 0.1  # between two chats
-STREAMS: Final = 16
+PACE_S: Final = 0.02  # between two chats
+STREAMS: Final = 64
 SETTLE_S: Final = 2.0
 
 
@@ -62,7 +63,7 @@ class Crowd:
             self.browsers.append(Browser(client, found[1].replace("&amp;", "&")))
 
     @contextlib.asynccontextmanager
-    async def watching(self):  # type: ignore[no-untyped-def]  # a generator of nothing
+    async def watching(self) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(browser.watch()) for browser in self.browsers]
         try:
             yield
@@ -120,8 +121,8 @@ async def compare(pool: RealPool, wanted: argparse.Namespace) -> float:
             messages = sum(browser.messages for browser in crowd.browsers) - before
         added.append(watched / alone - 1)
         print(
-            f"{number}: {alone * 100:.1f} % of a core for {len(answered.first)} answers, with {wanted.dashboards}"
-            f" pages {watched * 100:.1f} % for {len(also.first)}: {added[-1] * 100:+.1f} %"
+            f"{number}: {alone * 100:.1f} % of a core for {len(answered.first)} answers, with"
+            f" {wanted.dashboards} pages {watched * 100:.1f} % for {len(also.first)}: {added[-1]:+.1%}"
             f" ({messages / wanted.seconds:.0f} messages/s to the pages)",
             flush=True,
         )

@@ -22,8 +22,9 @@ SPAN_POINTS_MAX: Final = 288
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """At the end of a span. `tokens`: delivered until then. `running` are attempts, `waiting` jobs, `sharing` and
-    `enrolled` workers."""
+    """A moment. `tokens`: delivered until then; attempts are running, jobs waiting, workers sharing and
+    enrolled.
+    """
 
     at: float
     tokens: int
@@ -49,12 +50,14 @@ class Pulse:
     now: Callable[[], float]
     points: deque[Point] = field(default_factory=lambda: deque(maxlen=int(KEPT_S / EVERY_S)))
     _ended: int = 0  # tokens of jobs that are over
+    _before: int = 0  # tokens until the first point that is kept
 
     def recall(self, ended: Iterable[tuple[float, int]]) -> None:
         """What the books know of the last day: (when a job ended, its tokens), oldest first."""
+        latest = self.now() - EVERY_S
         for at, tokens in ended:
             self._ended += tokens
-            self.points.append(Point(at, self._ended))
+            self._keep(Point(min(at, latest), self._ended))
 
     def ended(self, job: Job) -> None:
         self._ended += job.output_tokens
@@ -73,7 +76,7 @@ class Pulse:
             sharing=sum(w.sharing for w in workers),
             enrolled=len(workers),
         )
-        self.points.append(point)
+        self._keep(point)
         return point
 
     @property
@@ -98,7 +101,7 @@ class Pulse:
         for begin, until in pairwise(edges):
             low, high = self._index(begin), self._index(until)
             within = [self.points[n] for n in range(low, high)]
-            before = self.points[low - 1].tokens if low else (within[0].tokens if within else 0)
+            before = self.points[low - 1].tokens if low else self._before
             made = (within[-1].tokens - before) if within else 0
             count = max(1, len(within))
             found.append(
@@ -116,6 +119,11 @@ class Pulse:
         while True:
             self.take()
             await sleep(EVERY_S)
+
+    def _keep(self, point: Point) -> None:
+        if len(self.points) == self.points.maxlen:
+            self._before = self.points[0].tokens
+        self.points.append(point)
 
     def _index(self, at: float) -> int:
         """Of the first point at that time or later."""

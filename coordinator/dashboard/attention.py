@@ -31,14 +31,9 @@ def add_attention(site: Site, _router: APIRouter) -> None:
     pool, pulse, board = site.desk.context.pool, site.desk.context.pulse, site.desk.context.board
 
     def beat(_caller: Caller, _argument: str) -> tuple[int, int, int, int, str]:
-        fleet = pool.engine.fleet.workers.values()
-        return (
-            sum(worker.sharing for worker in fleet),
-            len(fleet),
-            sum(len(worker.running) for worker in fleet),
-            len(pool.engine.queue),
-            f"{pulse.tokens_per_s():.0f}",
-        )
+        point = pulse.latest
+        rate = f"{pulse.tokens_per_s():.0f}"
+        return point.sharing, point.enrolled, point.running, point.waiting, rate
 
     async def show_beat(caller: Caller, argument: str) -> str:
         sharing, enrolled, running, waiting, rate = beat(caller, argument)
@@ -110,9 +105,8 @@ def _of_the_pool(pool: Pool, caller: Caller) -> list[Callout]:
 
 def _of_workers(pool: Pool, caller: Caller) -> list[Callout]:
     found = []
-    for worker in pool.engine.fleet.workers.values():
-        if worker.member != caller.member.id:
-            continue
+    fleet = pool.engine.fleet
+    for worker in map(fleet.workers.__getitem__, fleet.by_account.get(caller.member.account, ())):
         if not worker.connected:
             words = f"Your worker {worker.name} is away."
             found.append(Callout("warn", words, f"/workers/{worker.id}", "Look at it"))
