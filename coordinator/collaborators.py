@@ -6,6 +6,7 @@ from coordinator.api.batches import keeper as batch_keeper
 from coordinator.api.context import Clock, Context
 from coordinator.audit_log.log import AuditLog
 from coordinator.ca import CertificateAuthority
+from coordinator.changes import JobChanges
 from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
@@ -31,6 +32,8 @@ async def context_of(
     audit_log, board, presence = AuditLog(pool.store), Board(pool.store), Presence(pool.store)
     for remembered in (audit_log, board, presence):
         await remembered.load()
+    changes = JobChanges(pool.engine)
+    pool.ticker.changed = changes.take
     context: Context
     context = Context(
         pool=pool,
@@ -50,6 +53,7 @@ async def context_of(
         audit_log=audit_log,
         board=board,
         presence=presence,
+        changes=changes,
     )
     tuned.users.append(context.batches.uses_model)
     context.metrics.watch(pool, pulse)

@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Row, and_, cast, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
-from coordinator.core.jobs import Attempt, Job, JobId, JobState, MemberId, WorkerId
+from coordinator.core.jobs import Attempt, Job, JobId, JobState, Kind, MemberId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.database import Database
 from coordinator.records import RecordedReceipt
@@ -40,6 +40,7 @@ class History(Database):
         *,
         member: MemberId | None = None,
         state: JobState | None = None,
+        kind: Kind | None = None,
         limit: int = 50,
         before: JobId | None = None,
     ) -> list[Job]:
@@ -54,6 +55,8 @@ class History(Database):
             statement = statement.where(_JOBS.c.member_id == member)
         if state is not None:
             statement = statement.where(_JOBS.c.state == state.value)
+        if kind is not None:
+            statement = statement.where(_JOBS.c.kind == kind.value)
         if before is not None:
             seam = select(_JOBS.c.created_at).where(_JOBS.c.id == before).scalar_subquery()
             same_moment = and_(_JOBS.c.created_at == seam, _JOBS.c.id < before)

@@ -68,7 +68,7 @@ class Pulse:
         point = Point(
             at=self.now(),
             tokens=max(
-                self._ended + sum(live.output.tokens for live in lives),
+                self._ended + sum(live.output.so_far for live in lives),
                 self.points[-1].tokens if self.points else 0,  # what was delivered and not counted at the end
             ),
             running=sum(len(w.running) for w in workers),

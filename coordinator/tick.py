@@ -6,7 +6,7 @@ is told before what was decided is safe; if the disk refuses, the same batch is 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -113,6 +113,7 @@ class Ticker:
     result_of: Callable[[Job], bytes | None]  # of a stored job that ended
     on_trouble: Callable[[str], None]  # the disk refuses: called once when it begins
     timed: Callable[[str, float], None] = lambda _part, _seconds: None  # what a turn took, by its parts
+    changed: Callable[[Iterable[Job]], None] = lambda _: None  # jobs that are on the disk as they are now
     trouble: str = ""  # why nothing can be committed just now
     extras: Extras = field(default_factory=Extras)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -150,6 +151,7 @@ class Ticker:
             began = self.now()
             await self._commit(batch)
             self.timed("commit", self.now() - began)
+            self.changed(batch.jobs)
         for send in effects.sends:
             self.send(send)
         for waiter in extras.waiting:

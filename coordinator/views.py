@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coordinator.chatwork import LORA
-from coordinator.core.jobs import Kind
+from coordinator.core.jobs import Job, Kind
 from coordinator.core.ledger import COMMONS
 from coordinator.core.live import Live
 from coordinator.core.place import place_of
@@ -39,6 +39,23 @@ def queue(pool: Pool, live: Live) -> dict[str, Any]:
     waiting = live.waiting(pool.now())
     place = place_of(engine.line, engine.fleet, engine.running, engine.rules.policy, waiting)
     return {"queue": asdict(place)}
+
+
+def timing(pool: Pool, job: Job) -> dict[str, float | None]:
+    """Seconds that a job waited for its first worker, from then until its first output, and from then on.
+
+    None: it is not so far, or not known. When the first output came is remembered of open and recent jobs.
+    """
+    known = pool.engine.lives.get(job.id) or pool.engine.recent.get(job.id)
+    first = None if known is None else known.first_output_at
+    until = pool.now() if job.ended_at is None else job.ended_at
+    begun = job.started_at
+    return {
+        "waited_s": round((until if begun is None else begun) - job.created_at, 3),
+        "prefill_s": None if begun is None or first is None else round(first - begun, 3),
+        "decode_s": None if first is None else round(until - first, 3),
+        "total_s": round(until - job.created_at, 3),
+    }
 
 
 def models(pool: Pool) -> list[dict[str, Any]]:

@@ -148,6 +148,18 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds that a job waited for its first worker, from then until its first output, from then until its
+    end or now, and all together. None: it is not so far, or not known any more.
+    """
+
+    waited_s: float
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     id: str
     kind: str
@@ -155,6 +167,7 @@ class Job:
     model: str
     member: str
     quote: int = 0
+    hold: int = 0
     charge: int | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -167,6 +180,7 @@ class Job:
     attempts: tuple[Attempt, ...] = ()
     receipts: tuple[Receipt, ...] = ()  # where one job is shown, not in lists
     queue: Queue | None = None  # while it waits
+    timing: Timing | None = None  # where one job is shown
     finetune: Mapping[str, Any] | None = None  # of a fine-tune's job: `potluck.finetune.FineTune` reads it
 
     @property

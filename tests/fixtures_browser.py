@@ -76,6 +76,7 @@ class Person:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
+    expect.set_options(timeout=WAIT_MS)
     assert EXECUTABLE, "no Chromium is installed: scripts/test does so"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=EXECUTABLE, args=["--no-sandbox"])

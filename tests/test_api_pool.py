@@ -97,6 +97,12 @@ async def test_a_stored_job_keeps_its_answer(stand: Stand) -> None:
     [attempt] = job.attempts
     assert (attempt.number, attempt.worker, attempt.state) == (1, stand.worker, "succeeded")
     assert attempt.tokens > 0
+    assert job.hold == job.quote
+    assert job.timing is not None
+    assert job.timing.prefill_s is not None
+    assert job.timing.decode_s is not None
+    parts = job.timing.waited_s + job.timing.prefill_s + job.timing.decode_s
+    assert job.timing.total_s == pytest.approx(parts, abs=0.01)
     result = await get(stand, f"/pool/v1/jobs/{made['id']}/result")
     assert result["choices"][0]["message"]["content"] == TEXT
     assert result["usage"]["potluck"]["charge"] == job.charge
@@ -106,6 +112,8 @@ async def test_a_stored_embedding(stand: Stand) -> None:
     request = {"model": MODEL, "input": ["a", "b"]}
     made = await post(stand, "/pool/v1/jobs", {"kind": "embedding", "request": request})
     await end_of(stand, made["id"])
+    timing = (await get(stand, f"/pool/v1/jobs/{made['id']}"))["timing"]
+    assert (timing["prefill_s"], timing["decode_s"]) == (None, None), "vectors come all at once"
     result = await get(stand, f"/pool/v1/jobs/{made['id']}/result")
     assert [item["index"] for item in result["data"]] == [0, 1]
 
@@ -191,13 +199,23 @@ async def test_jobs_are_listed_in_pages_and_to_their_owner(stand: Stand) -> None
     second = await get(stand, "/pool/v1/jobs", params={"limit": 2, "before": ids[1]})
     assert ([job["id"] for job in second["data"]], second["has_more"]) == (ids[:1], False)
     assert (await get(stand, "/pool/v1/jobs", params={"state": "failed"}))["data"] == []
+    chats = await get(stand, "/pool/v1/jobs", params={"kind": "chat", "state": "succeeded"})
+    assert [job["id"] for job in chats["data"]] == ids[::-1]
+    assert (await get(stand, "/pool/v1/jobs", params={"kind": "batch"}))["data"] == []
     assert (await get(stand, "/pool/v1/jobs", by="bob"))["data"] == []
     everybody = await get(stand, "/pool/v1/jobs", by="admin", params={"all": "true"})
     assert {job["member"] for job in everybody["data"]} == {"alice"}
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="bob")).status_code == 404
     assert (await stand.ask("GET", f"/pool/v1/jobs/{ids[0]}", by="admin")).status_code == 200
     assert (await stand.ask("GET", "/pool/v1/jobs", by="bob", params={"all": "true"})).status_code == 403
-    for params in ({"limit": "0"}, {"limit": "x"}, {"state": "x"}, {"before": "job_none"}, {"before": ""}):
+    for params in (
+        {"limit": "0"},
+        {"limit": "x"},
+        {"state": "x"},
+        {"kind": "x"},
+        {"before": "job_none"},
+        {"before": ""},
+    ):
         response = await stand.ask("GET", "/pool/v1/jobs", params=params)
         assert response.status_code == 400
         assert [error_of(response)["param"]] == list(params)

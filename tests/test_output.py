@@ -90,6 +90,17 @@ def test_tokens_settled_are_those_of_the_attempt_that_delivered_them() -> None:
     assert not out.finished, "choice 1 has not ended"
 
 
+def test_what_came_so_far_counts_before_it_is_settled() -> None:
+    """Ids as they are, and each piece without ids as one, until its text is counted."""
+    out = output(choices=2)
+    out.take(1, [Piece(0, 0, "one two ", (1, 2)), Piece(1, 0, "three four ")])
+    assert (out.tokens, out.so_far) == (0, 3)
+    out.settle(1)
+    assert (out.tokens, out.so_far) == (4, 4)
+    out.take(1, [Piece(0, 8, "five ", (3,))])
+    assert (out.tokens, out.so_far) == (4, 5)
+
+
 def test_text_without_ids_is_counted_and_makes_the_ids_inexact() -> None:
     out = output()
     out.take(1, [Piece(0, 0, "a b ", (1, 2))])

@@ -15,6 +15,7 @@ from fixtures_browser import DESK, PHONE, Person, chromium, person
 from playwright.async_api import Browser, Locator, expect
 from test_api_tools import THINK, writing
 
+from coordinator.core.fleet import Patience
 from coordinator.core.jobs import JobId
 from potluck.v1 import session_pb2
 
@@ -35,6 +36,12 @@ async def alice(stand: Stand, browser: Browser) -> AsyncIterator[Person]:
     async with person(browser, stand.url) as made:
         await made.sign_in(stand.keys["alice"])
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _patient(stand: Stand) -> None:
+    """Scripted workers do not beat: they are silent for as long as they have nothing to say."""
+    stand.context.pool.engine.fleet.patience = Patience(lease_s=600.0)
 
 
 def answers(somebody: Person) -> Locator:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from coordinator.audit_log.log import AuditLog
 from coordinator.batches.service import Batches
 from coordinator.ca import CertificateAuthority
+from coordinator.changes import JobChanges
 from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
@@ -63,6 +64,7 @@ class Context:
     audit_log: AuditLog
     board: Board
     presence: Presence
+    changes: JobChanges
     metrics: Metrics = field(default_factory=Metrics)
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop

@@ -1,7 +1,7 @@
 """Pool routes about jobs: submit one whose answer is kept, list, show, cancel, fetch the answer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -21,11 +21,12 @@ from coordinator.api.shapes import batch_body, job_body, receipt_body
 from coordinator.core.jobs import WHOLES, Job, JobId, JobState, Kind
 from coordinator.records import Scope
 from coordinator.refusal import Refusal
-from coordinator.views import queue
+from coordinator.views import queue, timing
 
 LISTED_MAX = 100
 ASKER = (Scope.INFERENCE, Scope.READ)  # who asks must see what came of it
 LISTED = 20
+PARTS_MAX = 10**9 - 1  # the largest number that a query may name
 
 
 def jobs_router(desk: Desk) -> APIRouter:
@@ -33,9 +34,32 @@ def jobs_router(desk: Desk) -> APIRouter:
     add(router, "POST", "/pool/v1/jobs", routes.create, body=JobRequest, status=202)
     add(router, "GET", "/pool/v1/jobs", routes.list)
     add(router, "GET", "/pool/v1/jobs/{job_id}", routes.show)
+    add(router, "GET", "/pool/v1/jobs/{job_id}/parts", routes.parts)
     add(router, "GET", "/pool/v1/jobs/{job_id}/result", routes.result)
     add(router, "POST", "/pool/v1/jobs/{job_id}/cancel", routes.cancel)
     return router
+
+
+@dataclass(frozen=True, slots=True)
+class WantedJobs:
+    """Which jobs are listed. `before`: the last one of the page before."""
+
+    state: JobState | None = None
+    kind: Kind | None = None
+    everybody: bool = False
+    before: str | None = None
+
+
+def wanted_of(request: Request) -> WantedJobs:
+    """By the query. Raises ApiError 400."""
+    state = word(request, "state", [state.value for state in JobState])
+    kind = word(request, "kind", [kind.value for kind in Kind])
+    return WantedJobs(
+        None if state is None else JobState(state),
+        None if kind is None else Kind(kind),
+        boolean(request, "all"),
+        request.query_params.get("before"),
+    )
 
 
 class Jobs:
@@ -63,43 +87,70 @@ class Jobs:
         return Json({"id": ticket.job_id, "quote": ticket.quote}, 202, headers)
 
     async def list(self, request: Request) -> Response:
-        """The caller's jobs, newest first: `?limit&before&state`; `{data, has_more}`. Admins: `?all=true`."""
+        """The caller's jobs, newest first: `?limit&before&state&kind`; `{data, has_more}`.
+
+        Admins: `?all=true`.
+        """
         caller = await self._desk.auth.look(request, *ASKER)
         limit = integer(request, "limit", LISTED, LISTED_MAX)
-        state = word(request, "state", [state.value for state in JobState])
-        everybody = boolean(request, "all")
-        if everybody and not caller.admin:
-            raise ApiError(403, "admin_needed", "Only an admin may list everybody's jobs.", param="all")
-        before = await self._before(caller, request)
+        return Json(await self.page(caller, wanted_of(request), limit))
+
+    async def page(self, caller: Caller, wanted: WantedJobs, limit: int) -> dict[str, Any]:
+        """What `list` answers. Raises ApiError 400, 403."""
+        refuse_everybody(caller, wanted)
         found = await self._desk.context.store.jobs(
-            member=None if everybody else caller.member.id,
-            state=None if state is None else JobState(state),
+            member=None if wanted.everybody else caller.member.id,
+            state=wanted.state,
+            kind=wanted.kind,
             limit=limit + 1,
-            before=before,
+            before=await self._before(caller, wanted.before),
         )
         names = await self._names(caller, found)
         data = [job_body(job, names[job.member]) for job in found[:limit]]
-        return Json({"data": data, "has_more": len(found) > limit})
+        return {"data": data, "has_more": len(found) > limit}
+
+    async def parts(self, request: Request) -> Response:
+        """The parts of a batch's or fine-tune's job, the last first: `?limit&before` (a number)."""
+        caller = await self._desk.auth.look(request, *ASKER)
+        whole = await self.find(caller, request.path_params["job_id"])
+        limit = integer(request, "limit", LISTED, LISTED_MAX)
+        before = integer(request, "before", 0, PARTS_MAX) or None
+        return Json(await self.page_of_parts(caller, whole, limit, before))
+
+    async def page_of_parts(
+        self, caller: Caller, whole: Job, limit: int, before: int | None = None
+    ) -> dict[str, Any]:
+        found = await self._desk.context.store.newest_parts(whole.id, limit=limit + 1, before=before)
+        name = (await self._names(caller, [whole]))[whole.member]
+        data = [{"part": part.part, **job_body(part, name)} for part in found[:limit]]
+        return {"data": data, "has_more": len(found) > limit}
 
     async def show(self, request: Request) -> Response:
         """One job with its attempts and receipts: who tried, what each delivered, claimed and was paid.
 
-        While it waits for a worker, `queue` says where it stands, when it may start, and why it waits. Of a
-        batch, `batch` is what /v1/batches says, of a fine-tune `finetune` what /v1/fine_tuning/jobs does.
+        While it waits for a worker, `queue` says where it stands, when it may start, and why it waits.
+        `timing` says for how long it waited, read and wrote, in seconds. Of a batch, `batch` is what
+        /v1/batches says, of a fine-tune `finetune` what /v1/fine_tuning/jobs does.
         """
         caller = await self._desk.auth.look(request, *ASKER)
-        job = await self._find(caller, request)
+        return Json(await self.body(caller, await self.find(caller, request.path_params["job_id"])))
+
+    async def body(self, caller: Caller, job: Job) -> dict[str, Any]:
+        """What `show` answers."""
+        context = self._desk.context
         body = job_body(job, (await self._names(caller, [job]))[job.member])
-        if (live := self._desk.context.pool.live(job.id)) is not None:
-            body |= queue(self._desk.context.pool, live)
-        if (batch := await self._desk.context.store.batch_of(job.id)) is not None:
-            body["batch"] = batch_body(self._desk.context.batches.now(batch))
-        if (finetune := await self._desk.context.store.finetune_of(job.id)) is not None:
-            finetunes, pool_name = self._desk.context.finetunes, self._desk.context.settings.pool_name
-            finetune = finetunes.now(finetune)
-            body["finetune"] = finetune_body(finetune, finetunes.progress(finetune), pool_name)
-        receipts = await self._desk.context.store.receipts_of(job.id)
-        return Json(body | {"receipts": [receipt_body(receipt) for receipt in receipts]})
+        body["timing"] = timing(context.pool, job)
+        if (live := context.pool.live(job.id)) is not None:
+            body |= queue(context.pool, live)
+            body["output_tokens"] = live.output.so_far
+        if job.kind is Kind.BATCH and (batch := await context.store.batch_of(job.id)) is not None:
+            body["batch"] = batch_body(context.batches.now(batch))
+        if job.kind is Kind.FINETUNE and (finetune := await context.store.finetune_of(job.id)) is not None:
+            finetune = context.finetunes.now(finetune)
+            progress = context.finetunes.progress(finetune)
+            body["finetune"] = finetune_body(finetune, progress, context.settings.pool_name)
+        receipts = await context.store.receipts_of(job.id)
+        return body | {"receipts": [receipt_body(receipt) for receipt in receipts]}
 
     async def result(self, request: Request) -> Response:
         """The answer of a stored job, as the OpenAI route would have given it.
@@ -107,7 +158,7 @@ class Jobs:
         Of a cancelled one it is what had come until then, since that was paid: `usage.potluck.state` says so.
         """
         caller = await self._desk.auth.look(request, *ASKER)
-        job = await self._find(caller, request)
+        job = await self.find(caller, request.path_params["job_id"])
         if job.kind in WHOLES:
             where = "batch.output_file_id" if job.kind is Kind.BATCH else "finetune.result_files"
             message = f"What {job.id} left is in files: `{where}` of the job names them."
@@ -129,16 +180,20 @@ class Jobs:
     async def cancel(self, request: Request) -> Response:
         """End the job: `{id, state, cancelled}`. What was delivered until then is charged."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
-        job = await self._find(caller, request)
-        pool = self._desk.context.pool
-        if cancelled := pool.cancel(job.id, f"{caller.member.name} cancelled it"):
-            await pool.ticker.committed()
+        job = await self.find(caller, request.path_params["job_id"])
+        cancelled = await self.end(caller, job)
         state = JobState.CANCELLED if cancelled else job.state
         return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
 
-    async def _before(self, caller: Caller, request: Request) -> JobId | None:
+    async def end(self, caller: Caller, job: Job) -> bool:
+        """False: it had ended already."""
+        pool = self._desk.context.pool
+        if cancelled := pool.cancel(job.id, f"{caller.member.name} cancelled it"):
+            await pool.ticker.committed()
+        return cancelled
+
+    async def _before(self, caller: Caller, text: str | None) -> JobId | None:
         """Where the page begins: a job that the caller may see, or an empty page would look like the end."""
-        text = request.query_params.get("before")
         if text is None:
             return None
         job = await self._desk.context.store.job(JobId(text[:64]))
@@ -146,9 +201,9 @@ class Jobs:
             raise ApiError(400, "invalid_value", f"before: you have no job {text[:64]}.", param="before")
         return job.id
 
-    async def _find(self, caller: Caller, request: Request) -> Job:
-        """Others' jobs look as if they were not there."""
-        job_id = request.path_params["job_id"][:64]
+    async def find(self, caller: Caller, job_id: str) -> Job:
+        """Others' jobs look as if they were not there. Raises ApiError 404."""
+        job_id = job_id[:64]
         pool = self._desk.context.pool
         open_job = pool.live(job_id) or pool.engine.wholes.get(job_id)  # newer than the books
         job = open_job.job if open_job is not None else await self._desk.context.store.job(JobId(job_id))
@@ -160,6 +215,12 @@ class Jobs:
         if all(job.member == caller.member.id for job in found):
             return {caller.member.id: caller.member.name}
         return {member.id: member.name for member in await self._desk.context.store.members()}
+
+
+def refuse_everybody(caller: Caller, wanted: WantedJobs) -> None:
+    """Raises ApiError 403 for a member who wants to see others' jobs."""
+    if wanted.everybody and not caller.admin:
+        raise ApiError(403, "admin_needed", "Only an admin may list everybody's jobs.", param="all")
 
 
 def refuse_unkept(wanted: dict[str, Any], *, within: str) -> None:

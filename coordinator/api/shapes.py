@@ -65,14 +65,16 @@ def key_body(key: ApiKey, member: Member) -> dict[str, Any]:
 
 
 def job_body(job: Job, member_name: str) -> dict[str, Any]:
-    """`charge` is null while the job is open."""
+    """`charge` is null while the job is open. `whole`: the job of the batch or fine-tune it belongs to."""
     return {
         "id": job.id,
         "kind": job.kind.value,
         "state": job.state.value,
         "model": job.model,
         "member": member_name,
+        "whole": job.whole,
         "quote": job.quote,
+        "hold": job.hold,
         "charge": job.charge,
         "prompt_tokens": job.prompt_tokens,
         "output_tokens": job.output_tokens,
@@ -115,6 +117,8 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "number": attempt.number,
         "worker": attempt.worker,
         "state": attempt.state.value,
+        "assigned_at": when(attempt.assigned_at),
+        "ended_at": when(attempt.ended_at),
         "tokens": attempt.tokens,
         "paid": attempt.paid,
         "why": attempt.why or None,

@@ -77,6 +77,15 @@ class Batches(Database):
             rows = (await connection.execute(wanted.order_by(_JOBS.c.part).limit(limit))).all()
             return await with_attempts(connection, rows)
 
+    async def newest_parts(self, whole: JobId, *, limit: int, before: int | None = None) -> list[Job]:
+        """The highest numbers first, below `before`."""
+        wanted = select(_JOBS).where(_JOBS.c.whole_id == whole)
+        if before is not None:
+            wanted = wanted.where(_JOBS.c.part < before)
+        async with self.reading() as connection:
+            rows = (await connection.execute(wanted.order_by(_JOBS.c.part.desc()).limit(limit))).all()
+            return await with_attempts(connection, rows)
+
     async def part_numbers(self, whole: JobId) -> dict[int, JobState]:
         wanted = select(_JOBS.c.part, _JOBS.c.state).where(_JOBS.c.whole_id == whole)
         async with self.reading() as connection:

@@ -195,7 +195,9 @@ class Job:
     ended_at: float | None = None
     why: str = ""  # of a job that ended without success
     code: str = ""  # a fixed word for the same
-    loading: Loading | None = None  # where the model was when it expired; not kept in the database
+    # Not kept in the database:
+    loading: Loading | None = None  # where the model was when it expired
+    first_output_at: float | None = None  # known at the close
 
     @property
     def attempt(self) -> Attempt | None:

@@ -29,6 +29,7 @@ class Live:
     heard_at: float = 0.0  # of the running attempt
     progressed_at: float = 0.0
     delivered_at: float = 0.0  # the last output of the running attempt, or its begin
+    first_output_at: float | None = None  # whoever it came from
     acknowledged: int = 0
     stage: str = ""
     load_began: LoadMark | None = None  # of the model on the running attempt's worker

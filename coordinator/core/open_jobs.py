@@ -154,6 +154,7 @@ class OpenJobs(Wholes):
             job,
             charge=sum(p.amount for p in paid),
             output_tokens=live.output.tokens,
+            first_output_at=live.first_output_at,
             attempts=tuple(_paid(attempt, earned.get(attempt.number)) for attempt in job.attempts),
         )
         del self.lives[job.id]

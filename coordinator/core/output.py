@@ -127,3 +127,8 @@ class Output:
     @property
     def tokens(self) -> int:
         return sum(segment.tokens for segment in self.segments)
+
+    @property
+    def so_far(self) -> int:
+        """`tokens` with those of the running attempt, where a piece that came without ids counts as one."""
+        return sum(choice.tokens + choice.open_ids + len(choice.open_text) for choice in self.choices)

@@ -171,6 +171,8 @@ class Reports(OpenJobs):
             return ()
         live.begin(now)
         live.delivered("decode", now)
+        if live.first_output_at is None:
+            live.first_output_at = now
         if live.prompt is None and prompt is not None:
             live.prompt = prompt
             live.believe((prompt_tokens,))

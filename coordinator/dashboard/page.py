@@ -17,6 +17,7 @@ from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError
 from coordinator.api.running import refused
 from coordinator.dashboard.live import Live
+from coordinator.records import Scope
 from coordinator.refusal import Refusal
 from potluck.version import version
 
@@ -93,14 +94,26 @@ class Site:
         )
 
     def add(
-        self, router: APIRouter, method: str, path: str, endpoint: PageEndpoint, *, admin: bool = False
+        self,
+        router: APIRouter,
+        method: str,
+        path: str,
+        endpoint: PageEndpoint,
+        *,
+        admin: bool = False,
+        scopes: tuple[Scope, ...] = (),
     ) -> None:
-        """A page, or what a page sends: the endpoint is called with whoever is signed in."""
+        """A page, or what a page sends: the endpoint is called with whoever is signed in.
+
+        `scopes`: one of them is needed; without any, `read` to see and `account` to change something.
+        """
 
         async def answer(request: Request) -> Response:
             try:
                 auth = self.desk.auth
-                return await endpoint(request, await (auth.admin if admin else auth.look)(request))
+                return await endpoint(
+                    request, await (auth.admin(request) if admin else auth.look(request, *scopes))
+                )
             except Refusal as refusal:
                 return self.refused(request, refused(refusal))
             except ApiError as error:

@@ -15,6 +15,7 @@ from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.enrolling import add_enrolling
 from coordinator.dashboard.home import add_home
 from coordinator.dashboard.ledger import add_ledger
+from coordinator.dashboard.jobs import add_jobs
 from coordinator.dashboard.live import Live
 from coordinator.dashboard.members import add_members
 from coordinator.dashboard.models import add_models
@@ -47,6 +48,7 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_workers,
         add_enrolling,
         add_worker,
+        add_jobs,
     ):
         add(site, router)
 

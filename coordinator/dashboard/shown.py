@@ -32,6 +32,7 @@ def environment() -> Environment:
         size=size,
         number=number,
         duration=duration,
+        capitalize_first=capitalize_first,
     )
     return made
 
@@ -72,10 +73,17 @@ def number(value: float) -> str:
     return f"{value:,.1f}" if 0 < abs(value) < 10 and value != int(value) else f"{value:,.0f}"
 
 
+def capitalize_first(text: str) -> str:
+    """A reason as a sentence; names inside it stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def duration(seconds: float | None) -> str:
     """In the two largest units that matter."""
     if seconds is None:
         return "–"
+    if seconds < 0.9995:
+        return f"{seconds * 1_000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

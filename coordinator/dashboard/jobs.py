@@ -1,0 +1,164 @@
+"""The caller's jobs, live; and one job: who tried it, how long it took, what it cost, what was signed."""
+
+from collections.abc import Hashable
+from typing import Any, Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from coordinator.api.auth import Caller
+from coordinator.api.errors import ApiError
+from coordinator.api.pool_jobs import Jobs, WantedJobs, refuse_everybody, wanted_of
+from coordinator.api.pool_statement import line_body
+from coordinator.core.fleet import Worker
+from coordinator.core.jobs import Job, JobState, Kind, WorkerId
+from coordinator.dashboard.form import without_blanks
+from coordinator.dashboard.live import Fragment
+from coordinator.dashboard.page import Site
+from coordinator.movements import Wanted
+from coordinator.records import Scope
+from coordinator.views import queue
+
+LISTED: Final = 25
+LINES: Final = 25  # of the ledger, with a job
+LIST_S: Final = 2.0
+RECEIPTS_S: Final = 10  # after its end in which a job's receipts may still come
+
+
+def add_jobs(site: Site, router: APIRouter) -> None:
+    pages = JobPages(site)
+    site.live.add(Fragment("jobs", pages.version_of_list, pages.show_list, every_s=LIST_S))
+    site.live.add(Fragment("job", pages.version, pages.show))
+    site.add(router, "GET", "/jobs", pages.list)
+    site.add(router, "GET", "/jobs/{job_id}", pages.page)
+    site.add(router, "POST", "/jobs/{job_id}/cancel", pages.cancel, scopes=(Scope.INFERENCE,))
+
+
+class JobPages:
+    def __init__(self, site: Site) -> None:
+        self._site, self._context, self._jobs = site, site.desk.context, Jobs(site.desk)
+
+    # -- all of them
+
+    async def list(self, request: Request, caller: Caller) -> Response:
+        """The newest are kept fresh; an older page is what it is."""
+        if (tidied := without_blanks(request)) is not None:
+            return tidied
+        wanted = wanted_of(request)
+        refuse_everybody(caller, wanted)
+        older = "" if wanted.before is None else await self._list(caller, wanted)
+        return await self._site.page(
+            request,
+            caller,
+            "jobs.html",
+            see=() if older else (f"jobs:{_written(wanted)}",),
+            older=older,
+            wanted=wanted,
+            states=[state.value for state in JobState],
+            kinds=[kind.value for kind in Kind],
+        )
+
+    def version_of_list(self, caller: Caller, argument: str) -> Hashable:
+        return self._context.changes.version(None if _read(caller, argument).everybody else caller.member.id)
+
+    async def show_list(self, caller: Caller, argument: str) -> str:
+        return await self._list(caller, _read(caller, argument))
+
+    async def _list(self, caller: Caller, wanted: WantedJobs) -> str:
+        pool = self._context.pool
+        found = await self._jobs.page(caller, wanted, LISTED)
+        for job in found["data"]:
+            live = pool.live(job["id"])
+            job["place"] = {} if live is None else queue(pool, live).get("queue", {})
+        asked = {
+            "state": wanted.state.value if wanted.state else "",
+            "kind": wanted.kind.value if wanted.kind else "",
+            "all": "true" if wanted.everybody else "",
+        }
+        return self._site.text(
+            "fragments/jobs.html",
+            jobs=found["data"],
+            more=found["has_more"],
+            asked={name: value for name, value in asked.items() if value},
+            everybody=wanted.everybody,
+        )
+
+    # -- one of them
+
+    async def page(self, request: Request, caller: Caller) -> Response:
+        job = await self._jobs.find(caller, request.path_params["job_id"])
+        return await self._site.page(request, caller, "job.html", see=(f"job:{job.id}",), job=job)
+
+    def version(self, caller: Caller, job_id: str) -> Hashable:
+        """Nothing of others' jobs."""
+        engine, now = self._context.pool.engine, self._context.pool.now()
+        if (live := self._context.pool.live(job_id)) is not None:
+            job, attempt = live.job, live.job.attempt
+            waits = int(now / LIST_S) if job.state is JobState.QUEUED else 0
+            state = "" if attempt is None else attempt.state
+            known: tuple[Any, ...] = (
+                job.state,
+                len(job.attempts),
+                state,
+                live.output.so_far,
+                live.stage,
+                waits,
+            )
+        elif (whole := engine.wholes.get(job_id)) is not None:
+            job, known = whole.job, (whole.job.state, whole.job.settlements)
+        elif (recent := engine.recent.get(job_id)) is not None:
+            job, known = recent, (min(RECEIPTS_S, int(now - (recent.ended_at or now))),)
+        else:
+            return None
+        return known if job.member == caller.member.id or caller.admin else None
+
+    async def show(self, caller: Caller, job_id: str) -> str:
+        try:
+            job = await self._jobs.find(caller, job_id)
+        except ApiError:
+            return ""
+        body = await self._jobs.body(caller, job)
+        own = job.member == caller.member.id
+        return self._site.text(
+            "fragments/job.html", job=body, workers=self.workers(job), own=own, **await self._ledger(job)
+        )
+
+    async def _ledger(self, job: Job) -> dict[str, Any]:
+        """What moved in its member's account because of it."""
+        moved = Wanted(job=job.whole or job.id, holds=True)
+        page = await self._context.store.movements(job.account, moved, limit=LINES)
+        lines = [line_body(movement, job.account, page.known) for movement in page.movements]
+        return {"lines": lines, "more_lines": page.has_more}
+
+    def workers(self, job: Job) -> dict[WorkerId, str]:
+        """Names of those that tried it, as far as they are still here."""
+        fleet = self._context.pool.engine.fleet
+        found: dict[WorkerId, Worker | None] = {
+            attempt.worker: fleet.workers.get(attempt.worker) or fleet.departed.get(attempt.worker)
+            for attempt in job.attempts
+        }
+        return {worker: known.name for worker, known in found.items() if known is not None}
+
+    async def cancel(self, request: Request, caller: Caller) -> Response:
+        job = await self._jobs.find(caller, request.path_params["job_id"])
+        if await self._jobs.end(caller, job):
+            said = {"good": f"{job.id} was cancelled. What had come until then is charged."}
+        else:
+            said = {"bad": f"{job.id} had ended already."}
+        return self._site.html("notice.html", said)
+
+
+def _written(wanted: WantedJobs) -> str:
+    """STATE.KIND.WHO, as a fragment's argument."""
+    state = wanted.state.value if wanted.state else ""
+    kind = wanted.kind.value if wanted.kind else ""
+    return f"{state}.{kind}.{'all' if wanted.everybody else 'mine'}"
+
+
+def _read(caller: Caller, argument: str) -> WantedJobs:
+    """What is not understood asks for nothing."""
+    words = [*argument.split("."), "", ""]
+    state = next((state for state in JobState if state == words[0]), None)
+    kind = next((kind for kind in Kind if kind == words[1]), None)
+    return WantedJobs(state, kind, words[2] == "all" and caller.admin)
