@@ -190,7 +190,7 @@ async def test_a_refusal_is_said_as_the_pool_says_it_and_tried_again(stand: Stan
 
 async def test_a_model_that_loads_is_asked_again_by_itself(tmp_path: Path, browser: Browser) -> None:
     """503 with its progress on the page, and then the answer."""
-    async with open_stand(tmp_path, wait_for_worker_s=1) as stand:
+    async with open_stand(tmp_path / "cold", wait_for_worker_s=1) as stand:
         engine, answer = stand.context.pool.engine, stand.bench.script
 
         async def cold(assign: session_pb2.Assign) -> AsyncIterator[Said]:
