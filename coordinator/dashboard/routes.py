@@ -14,8 +14,8 @@ from coordinator.dashboard.attention import add_attention
 from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.enrolling import add_enrolling
 from coordinator.dashboard.home import add_home
-from coordinator.dashboard.ledger import add_ledger
 from coordinator.dashboard.jobs import add_jobs
+from coordinator.dashboard.ledger import add_ledger
 from coordinator.dashboard.live import Live
 from coordinator.dashboard.members import add_members
 from coordinator.dashboard.models import add_models
