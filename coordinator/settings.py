@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     grpc: str = Field("127.0.0.1:8421", description="HOST:PORT for workers")
     public_host: str | None = Field(None, max_length=253, description="the name by which others reach it")
     database: str | None = Field(None, description="URL; without one, a SQLite file in home")
+    database_password_file: Path | None = Field(
+        None, description="holds the password that the URL of `database` leaves out"
+    )
     behind_proxy: bool = Field(default=False, description="a reverse proxy in front ends TLS")
     tls_cert: Path | None = Field(None, description="certificate chain for HTTPS (PEM)")
     tls_key: Path | None = Field(None, description="its private key (PEM)")
@@ -162,7 +165,16 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database or f"sqlite:///{(self.folder / 'potluck.db').absolute().as_posix()}"
+        """Raises SettingsError if the file with its password cannot be read."""
+        if self.database is None:
+            return f"sqlite:///{(self.folder / 'potluck.db').absolute().as_posix()}"
+        if self.database_password_file is None:
+            return self.database
+        try:
+            password = self.database_password_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"database_password_file cannot be read: {error}.") from None
+        return make_url(self.database).set(password=password).render_as_string(hide_password=False)
 
     @field_validator("pool_name")
     @classmethod

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from coordinator.settings import PREFIX, Settings, SettingsError, split_address
 
@@ -123,3 +124,18 @@ def test_the_view_masks_secrets_and_is_json(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SettingsError) as caught:
         Settings.load({})
     assert "hunter2" not in str(caught.value)
+
+
+def test_the_databases_password_may_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers are handed secrets; whatever stands in it arrives as it is, and no view shows it."""
+    path = tmp_path / "password"
+    path.write_text("hunter2@/:%\n")
+    monkeypatch.setenv("POTLUCK_DATABASE", "postgresql://me@host/db")
+    monkeypatch.setenv("POTLUCK_DATABASE_PASSWORD_FILE", str(path))
+    settings = Settings.load({})
+    assert make_url(settings.database_url).password == "hunter2@/:%"
+    assert settings.view()["database"]["value"] == "postgresql://me:***@host/db"
+    assert "hunter2" not in str(settings.view())
+    path.unlink()
+    with pytest.raises(SettingsError, match="database_password_file cannot be read"):
+        _ = settings.database_url

@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 
 def _alter() -> None:
-    op.drop_constraint("ck_jobs_kind", "jobs", type_="check")
+    op.drop_constraint(op.f("ck_jobs_kind"), "jobs", type_="check")
     op.create_check_constraint(op.f("ck_jobs_kind"), "jobs", KINDS)
     op.add_column("jobs", sa.Column("whole_id", sa.String(), nullable=True))
     op.add_column("jobs", sa.Column("part", sa.Integer(), nullable=False, server_default="0"))
