@@ -98,6 +98,20 @@ class CertificateAuthority:
             )
         return cls(folder, certificate, key, signing, worker_days)
 
+    @classmethod
+    def rotate(cls, home: Path, pool_name: str, now: float) -> "CertificateAuthority":
+        """Replace the CA of a pool that is not running, and keep the key that signs for the pool: what it
+        has signed stays checkable. Certificates and join tokens from before are worthless: workers join again.
+
+        Raises CertificateError if there is no CA, or its file is damaged; OSError.
+        """
+        path = home / "coordinator" / "ca" / AUTHORITY_FILE
+        if not path.exists():
+            raise CertificateError(f"there is no CA in {path}: `potluck coordinator start` makes one.")
+        signing = _load_authority(path)[2]
+        write_secret(path, _new_authority(pool_name, _moment(now), signing))
+        return cls.open(home, pool_name, now)
+
     @property
     def certificate_pem(self) -> bytes:
         return self.certificate.public_bytes(Encoding.PEM)
@@ -189,8 +203,8 @@ class CertificateAuthority:
         )
 
 
-def _new_authority(pool_name: str, now: datetime) -> bytes:
-    key, signing = generate_private_key(SECP256R1()), Ed25519PrivateKey.generate()
+def _new_authority(pool_name: str, now: datetime, signing: Ed25519PrivateKey | None = None) -> bytes:
+    key, signing = generate_private_key(SECP256R1()), signing or Ed25519PrivateKey.generate()
     certificate = (
         x509.CertificateBuilder()
         .subject_name(_named(pool_name))

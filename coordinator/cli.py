@@ -1,4 +1,4 @@
-"""`potluck coordinator start`, `admin-key` and `check`; `backup` and `restore` stand beside."""
+"""`potluck coordinator start`, `admin-key`, `rotate-ca` and `check`; `backup` and `restore` stand beside."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ import typer
 
 from coordinator import backup_cli
 from coordinator.app import Coordinator, coordinator, home_lock
-from coordinator.ca import CertificateError
+from coordinator.ca import CertificateAuthority, CertificateError
 from coordinator.check import check as checked
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
@@ -124,6 +124,33 @@ def admin_key(
     typer.echo(f"A new key of {admin.name} was written to {path}")
     typer.echo(f"Once the coordinator runs again: potluck login URL --key file:{path}")
     typer.echo("Then look at `potluck keys list` and revoke the keys that are lost.")
+
+
+@app.command("rotate-ca", epilog="Example:  potluck coordinator rotate-ca --yes")
+def rotate_ca(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+) -> None:
+    """Make a new certificate authority, while the coordinator is stopped: every worker must then join again.
+
+    For when its key has leaked. The key that signs the pool's books stays: exports and heads go on to verify.
+    """
+    if not yes:
+        typer.confirm("No worker is let in any more before it has joined again. Go on?", abort=True)
+    try:
+        settings = Settings.load({})
+        lock = home_lock(settings)
+        try:
+            made = CertificateAuthority.rotate(settings.home, settings.pool_name, time.time())
+        finally:
+            lock.release()
+    except (AlreadyRunning, CertificateError, StoreError, SettingsError) as trouble:
+        typer.echo(f"potluck: {trouble}", err=True)
+        raise typer.Exit(ExitCode.ERROR) from None
+    typer.echo(f"The pool has a new CA: sha256 {made.fingerprint()}")
+    typer.echo(
+        "Start the coordinator. On each worker: remove the folder `worker` in its POTLUCK_HOME, then join"
+    )
+    typer.echo("with a new token; `potluck coordinator join-token --uses N` makes one for all.")
 
 
 @app.command()

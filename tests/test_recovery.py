@@ -6,15 +6,19 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509 import load_pem_x509_certificate
 from typer.testing import CliRunner
 
 from coordinator.app import LOCK_FILE, coordinator
 from coordinator.cli import app
+from coordinator.core.jobs import WorkerId
 from coordinator.core.ledger import COMMONS
 from coordinator.keys import read_admin_key
 from coordinator.lock import FileLock
 from coordinator.settings import PREFIX, Settings
 from coordinator.store import Store
+from potluck.identity import WorkerIdentity
 
 NOW = 1_800_000_000.0
 
@@ -109,3 +113,23 @@ async def test_a_coordinator_killed_between_state_and_entry_finishes_the_closing
             assert running.pool.accounts.balance(COMMONS)["balance"] == 0
             assert await running.store.verify() == []
             assert (await me(f"http://{running.http}", made.json()["key"])).status_code == 401
+
+
+async def test_a_new_ca_lets_no_old_worker_in_and_signs_on_with_the_pools_key(home: Path) -> None:
+    """Only while nothing runs, and only where there is one; join tokens name the new CA."""
+    rotate = ["rotate-ca", "--yes"]
+    result = await asyncio.to_thread(CliRunner().invoke, app, rotate)
+    assert (result.exit_code, "there is no CA" in result.output) == (1, True), result.output
+    async with coordinator(settings()) as running:
+        before = running.context.ca
+        worker = before.sign_worker(WorkerIdentity.generate().csr(), WorkerId("wrk_a"), NOW)
+        result = await asyncio.to_thread(CliRunner().invoke, app, rotate)
+        assert (result.exit_code, "already runs" in result.output) == (1, True), result.output
+    result = await asyncio.to_thread(CliRunner().invoke, app, rotate)
+    assert result.exit_code == 0, result.output
+    async with coordinator(settings()) as running:
+        after = running.context.ca
+        assert after.fingerprint() in result.output
+        assert after.public_key == before.public_key
+        with pytest.raises(InvalidSignature):
+            load_pem_x509_certificate(worker.pem).verify_directly_issued_by(after.certificate)
