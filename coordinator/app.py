@@ -145,6 +145,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         stack.push_async_callback(_background(context.heads.run(), failed))
         stack.push_async_callback(_background(context.pulse.run(), failed))
         stack.push_async_callback(context.presence.keep)
+        stack.push_async_callback(context.community.meter.keep)
+        stack.push_async_callback(_background(context.community.meter.run(), failed))
         stack.push_async_callback(_background(context.presence.run(), failed))
         await context.batches.resume()
         stack.push_async_callback(context.batches.close)

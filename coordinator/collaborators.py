@@ -7,6 +7,8 @@ from coordinator.api.context import Clock, Context
 from coordinator.audit_log.log import AuditLog
 from coordinator.ca import CertificateAuthority
 from coordinator.changes import JobChanges
+from coordinator.community.energy import Meter
+from coordinator.community.service import Community
 from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
@@ -30,7 +32,8 @@ async def context_of(
     pulse.recall(await pool.store.tokens_by_minute(now() - KEPT_S))
     pool.followers.append(pulse.ended)
     audit_log, board, presence = AuditLog(pool.store), Board(pool.store), Presence(pool.store)
-    for remembered in (audit_log, board, presence):
+    community = Community(pool, pool.store, Meter(pool, pool.store, now), now)
+    for remembered in (audit_log, board, presence, community):
         await remembered.load()
     changes = JobChanges(pool.engine)
     pool.ticker.changed = changes.take
@@ -54,6 +57,7 @@ async def context_of(
         board=board,
         presence=presence,
         changes=changes,
+        community=community,
     )
     tuned.users.append(context.batches.uses_model)
     context.metrics.watch(pool, pulse)

@@ -48,7 +48,7 @@ class Lately(Database):
         """Closes and settlements since then, by day; reads only the end of the ledger."""
         day = func.substr(_ENTRIES.c.at, 1, _DAY)
         async with self.reading() as connection:
-            first = await _first_since(connection, rfc3339(since))
+            first = await first_since(connection, rfc3339(since))
             statement = (
                 select(day, _JOBS.c.account_id, _POSTINGS.c.account_id, func.sum(_POSTINGS.c.amount))
                 .join(_POSTINGS, _POSTINGS.c.entry_number == _ENTRIES.c.number)
@@ -76,7 +76,7 @@ class Lately(Database):
         return [Lent(AccountId(lender), AccountId(to), amount) for lender, to, amount in rows]
 
 
-async def _first_since(connection: AsyncConnection, at: str) -> int:
+async def first_since(connection: AsyncConnection, at: str) -> int:
     """The number of the first entry not before `at`. Times rise with numbers, so halving finds it."""
     numbers = _ENTRIES.c.number
     low, high = 1, (await connection.execute(select(func.max(numbers)))).scalar_one() or 0

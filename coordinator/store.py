@@ -16,6 +16,7 @@ from coordinator import tables
 from coordinator.audit import Audit
 from coordinator.audit_log.rows import AuditEvents
 from coordinator.batches.rows import Batches
+from coordinator.community.rows import Communities
 from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.core.standing import Standing
@@ -79,6 +80,7 @@ class Store(
     Lately,
     Movements,
     Totals,
+    Communities,
     Notices,
     Registry,
     Sightings,

@@ -17,6 +17,8 @@ from sqlmodel import Field
 from coordinator.audit_log.tables import AuditEvent as AuditEvent  # noqa: PLC0414 -- one of the tables
 from coordinator.batches.tables import Batch as Batch  # noqa: PLC0414 -- one of the tables
 from coordinator.batches.tables import BatchFailure as BatchFailure  # noqa: PLC0414 -- one of the tables
+from coordinator.community.tables import Profile as Profile  # noqa: PLC0414 -- one of the tables
+from coordinator.community.tables import Team as Team  # noqa: PLC0414 -- one of the tables
 from coordinator.core.jobs import AttemptState, JobState, Kind
 from coordinator.core.ledger import LINES, Bucket, Code
 from coordinator.core.receipts import ReceiptState

@@ -27,6 +27,7 @@ from coordinator.api.openai_models import openai_models_router
 from coordinator.api.operations import operations_router
 from coordinator.api.pool_account import JobRequest, account_router
 from coordinator.api.pool_audit import audit_router
+from coordinator.api.pool_community import ProfileRequest, TeamRequest, community_router
 from coordinator.api.pool_enrolment import (
     EnrolRequest,
     JoinTokenRequest,
@@ -84,6 +85,8 @@ SCHEMAS: tuple[type[Schema], ...] = (
     TermsRequest,
     AcceptTermsRequest,
     AnnouncementRequest,
+    ProfileRequest,
+    TeamRequest,
 )
 
 
@@ -127,6 +130,7 @@ def create_api(context: Context) -> FastAPI:
         invites_router,
         notices_router,
         audit_router,
+        community_router,
     ):
         app.include_router(make(desk))
     app.include_router(operations_router(desk, app))

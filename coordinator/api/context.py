@@ -9,6 +9,7 @@ from coordinator.audit_log.log import AuditLog
 from coordinator.batches.service import Batches
 from coordinator.ca import CertificateAuthority
 from coordinator.changes import JobChanges
+from coordinator.community.service import Community
 from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
@@ -65,6 +66,7 @@ class Context:
     board: Board
     presence: Presence
     changes: JobChanges
+    community: Community
     metrics: Metrics = field(default_factory=Metrics)
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop

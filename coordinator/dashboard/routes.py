@@ -11,6 +11,7 @@ from coordinator.api.desk import Desk
 from coordinator.dashboard.account import add_account
 from coordinator.dashboard.assets import add_assets
 from coordinator.dashboard.attention import add_attention
+from coordinator.dashboard.community import add_community
 from coordinator.dashboard.credits import add_credits
 from coordinator.dashboard.enrolling import add_enrolling
 from coordinator.dashboard.home import add_home
@@ -40,6 +41,7 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_home,
         add_credits,
         add_account,
+        add_community,
         add_ledger,
         add_members,
         add_models,

@@ -27,6 +27,7 @@ def environment() -> Environment:
         credits=credits,
         plain=rounded,
         amount=exact,
+        energy=energy,
         signed=signed,
         moment=moment,
         size=size,
@@ -66,6 +67,11 @@ def size(count: int) -> str:
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1_000, unit + 1
     return f"{value:.3g} {_UNITS[unit]}"
+
+
+def energy(kwh: float) -> str:
+    """Three significant digits, in Wh or kWh."""
+    return f"{kwh * 1_000:.3g} Wh" if kwh < 1 else f"{kwh:,.0f} kWh" if kwh >= 100 else f"{kwh:.3g} kWh"
 
 
 def number(value: float) -> str:

@@ -1,0 +1,1 @@
+"""Who gave how much lately, in which teams, and what the pool did with it."""
