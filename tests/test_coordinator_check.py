@@ -101,8 +101,8 @@ def test_what_was_changed_is_named_and_ends_with_1(
 @pytest.mark.parametrize(
     ("statements", "expected"),
     [
-        (["UPDATE alembic_version SET version_num = '0001'"], "revision 0001; this one knows 0007"),
-        (["UPDATE alembic_version SET version_num = '9999'"], "revision 9999; this one knows 0007"),
+        (["UPDATE alembic_version SET version_num = '0001'"], "revision 0001; this one knows "),
+        (["UPDATE alembic_version SET version_num = '9999'"], "revision 9999; this one knows "),
         (["DROP TABLE alembic_version"], "this is no database of a Potluck coordinator"),
     ],
 )
