@@ -105,7 +105,7 @@ class BatchRoutes:
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         after = request.query_params.get("after")
         if after is not None:
-            after = (await self._find_id(caller, after, param="after")).id
+            after = (await self.find(caller, after, param="after")).id
         found = await self._desk.context.store.batches(caller.member.id, limit=limit + 1, after=after)
         data = [batch_body(self._desk.context.batches.now(batch)) for batch in found[:limit]]
         ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
@@ -114,20 +114,20 @@ class BatchRoutes:
     async def show(self, request: Request) -> Response:
         """How far it is: `status`, `request_counts`, and the files once they are there."""
         caller = await self._desk.auth.look(request, *ASKER)
-        batch = await self._find_id(caller, request.path_params["batch_id"])
+        batch = await self.find(caller, request.path_params["batch_id"])
         return Json(batch_body(self._desk.context.batches.now(batch)))
 
     async def cancel(self, request: Request) -> Response:
         """End it: answers that are there stay, and what is under way is charged as far as it came."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
-        batch = await self._find_id(caller, request.path_params["batch_id"])
+        batch = await self.find(caller, request.path_params["batch_id"])
         try:
             batch = await self._desk.context.batches.cancel(batch, f"{caller.member.name} cancelled it")
         except Refusal as refusal:
             raise refused(refusal) from None
         return Json(batch_body(batch))
 
-    async def _find_id(self, caller: Caller, batch_id: str, param: str | None = None) -> Batch:
+    async def find(self, caller: Caller, batch_id: str, param: str | None = None) -> Batch:
         """Others' batches look as if they were not there."""
         batch = await self._desk.context.store.batch(batch_id[:64])
         if batch is None or (batch.member != caller.member.id and not caller.admin):

@@ -98,7 +98,7 @@ class FinetuneRoutes:
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         after = request.query_params.get("after")
         if after is not None:
-            after = (await self._find(caller, after, param="after")).id
+            after = (await self.find(caller, after, param="after")).id
         found = await self._desk.context.store.finetunes(caller.member.id, limit=limit + 1, after=after)
         data = [self._body(self._finetunes.now(finetune)) for finetune in found[:limit]]
         return Json(page(data, has_more=len(found) > limit))
@@ -106,25 +106,25 @@ class FinetuneRoutes:
     async def show(self, request: Request) -> Response:
         """One fine-tune, as far as it is now."""
         caller = await self._desk.auth.look(request, *ASKER)
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(self._finetunes.now(finetune))
 
     async def cancel(self, request: Request) -> Response:
         """End it. What was trained until its last checkpoint stays paid; there is no model."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.cancel(finetune, f"{caller.member.name} cancelled it"))
 
     async def pause(self, request: Request) -> Response:
         """Stop it for a while; what was trained since its last checkpoint will be trained again."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.pause(finetune))
 
     async def resume(self, request: Request) -> Response:
         """Go on with one that was paused."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.go_on(finetune))
 
     async def events(self, request: Request) -> Response:
@@ -133,7 +133,7 @@ class FinetuneRoutes:
         """
         caller = await self._desk.auth.look(request, *ASKER)
         only(request, ("limit", "after", "stream"))
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         limit = integer(request, "limit", LISTED, EVENTS_MAX)
         after = request.query_params.get("after")
         number = None if after is None else event_number(finetune.id, after)
@@ -151,7 +151,7 @@ class FinetuneRoutes:
         """The adapters that are kept along the way, newest first: `?limit&after`."""
         caller = await self._desk.auth.look(request, *ASKER)
         only(request, ("limit", "after"))
-        finetune = await self._find(caller, request.path_params["finetune_id"])
+        finetune = await self.find(caller, request.path_params["finetune_id"])
         limit = integer(request, "limit", CHECKPOINTS, CHECKPOINTS_MAX)
         found = list(reversed(await self._desk.context.store.finetune_checkpoints(finetune.id)))
         after = request.query_params.get("after")
@@ -164,7 +164,7 @@ class FinetuneRoutes:
         data = [checkpoint_body(finetune, checkpoint) for checkpoint in found[:limit]]
         return Json(page(data, has_more=len(found) > limit))
 
-    async def _find(self, caller: Caller, finetune_id: str, param: str | None = None) -> Finetune:
+    async def find(self, caller: Caller, finetune_id: str, param: str | None = None) -> Finetune:
         """Others' fine-tunes look as if they were not there."""
         finetune = await self._desk.context.store.finetune(finetune_id[:64])
         if finetune is None or (finetune.member != caller.member.id and not caller.admin):

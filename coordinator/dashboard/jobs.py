@@ -9,25 +9,24 @@ from starlette.responses import Response
 
 from coordinator.api.auth import Caller
 from coordinator.api.errors import ApiError
-from coordinator.api.pool_jobs import Jobs, WantedJobs, refuse_everybody, wanted_of
-from coordinator.api.pool_statement import line_body
-from coordinator.core.fleet import Worker
-from coordinator.core.jobs import Job, JobState, Kind, WorkerId
+from coordinator.api.pool_jobs import WantedJobs, refuse_everybody, wanted_of
+from coordinator.core.jobs import JobId, JobState, Kind
+from coordinator.dashboard.batches import BatchPages, add_batches
+from coordinator.dashboard.finetunes import FinetunePages, add_finetunes
 from coordinator.dashboard.form import without_blanks
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
-from coordinator.movements import Wanted
+from coordinator.dashboard.parts import Parts
 from coordinator.records import Scope
 from coordinator.views import queue
 
 LISTED: Final = 25
-LINES: Final = 25  # of the ledger, with a job
 LIST_S: Final = 2.0
 RECEIPTS_S: Final = 10  # after its end in which a job's receipts may still come
 
 
 def add_jobs(site: Site, router: APIRouter) -> None:
-    pages = JobPages(site)
+    pages = JobPages(site, add_finetunes(site, router), add_batches(site, router))
     site.live.add(Fragment("jobs", pages.version_of_list, pages.show_list, every_s=LIST_S))
     site.live.add(Fragment("job", pages.version, pages.show))
     site.add(router, "GET", "/jobs", pages.list)
@@ -36,8 +35,10 @@ def add_jobs(site: Site, router: APIRouter) -> None:
 
 
 class JobPages:
-    def __init__(self, site: Site) -> None:
-        self._site, self._context, self._jobs = site, site.desk.context, Jobs(site.desk)
+    def __init__(self, site: Site, finetunes: FinetunePages, batches: BatchPages) -> None:
+        self._site, self._context = site, site.desk.context
+        self._finetunes, self._batches, self._parts = finetunes, batches, Parts(site)
+        self._jobs = self._parts.jobs
 
     # -- all of them
 
@@ -87,7 +88,18 @@ class JobPages:
     # -- one of them
 
     async def page(self, request: Request, caller: Caller) -> Response:
-        job = await self._jobs.find(caller, request.path_params["job_id"])
+        """A fine-tune and a batch are found by their own ids, too, and before they have a job."""
+        asked = request.path_params["job_id"]
+        if asked.startswith("ftjob-"):
+            return await self._finetunes.page(request, caller, asked)
+        if asked.startswith("batch_"):
+            return await self._batches.page(request, caller, asked)
+        store = self._context.store
+        if (finetune := await store.finetune_of(JobId(asked))) is not None:
+            return await self._finetunes.page(request, caller, finetune.id)
+        if (batch := await store.batch_of(JobId(asked))) is not None:
+            return await self._batches.page(request, caller, batch.id)
+        job = await self._jobs.find(caller, asked)
         return await self._site.page(request, caller, "job.html", see=(f"job:{job.id}",), job=job)
 
     def version(self, caller: Caller, job_id: str) -> Hashable:
@@ -119,26 +131,12 @@ class JobPages:
         except ApiError:
             return ""
         body = await self._jobs.body(caller, job)
-        own = job.member == caller.member.id
         return self._site.text(
-            "fragments/job.html", job=body, workers=self.workers(job), own=own, **await self._ledger(job)
+            "fragments/job.html",
+            job=body,
+            workers=self._parts.workers(attempt.worker for attempt in job.attempts),
+            **await self._parts.ledger(caller, job),
         )
-
-    async def _ledger(self, job: Job) -> dict[str, Any]:
-        """What moved in its member's account because of it."""
-        moved = Wanted(job=job.whole or job.id, holds=True)
-        page = await self._context.store.movements(job.account, moved, limit=LINES)
-        lines = [line_body(movement, job.account, page.known) for movement in page.movements]
-        return {"lines": lines, "more_lines": page.has_more}
-
-    def workers(self, job: Job) -> dict[WorkerId, str]:
-        """Names of those that tried it, as far as they are still here."""
-        fleet = self._context.pool.engine.fleet
-        found: dict[WorkerId, Worker | None] = {
-            attempt.worker: fleet.workers.get(attempt.worker) or fleet.departed.get(attempt.worker)
-            for attempt in job.attempts
-        }
-        return {worker: known.name for worker, known in found.items() if known is not None}
 
     async def cancel(self, request: Request, caller: Caller) -> Response:
         job = await self._jobs.find(caller, request.path_params["job_id"])
