@@ -24,7 +24,7 @@ from potluck.cli.curve import BLOCKS, TRAIN, Curve, sparkline
 from potluck.cli.durations import spoken
 from potluck.cli.main import run
 from potluck.cli.printing import Printer
-from potluck.cli.training import lines_of
+from potluck.cli.training import lines_of, spoken_course
 from potluck.errors import JobCancelled
 from potluck.finetune import FineTune, FineTuneFacts, Recipe
 
@@ -469,6 +469,13 @@ def test_who_trains_it_trains_it_though_it_is_said_to_be_queued_yet() -> None:
     assert lines_of(begun, Curve(), Printer())[0] == "base:ft-supper: training on rig"
     begun = tune("queued", workers=("rig",), stage="starting")
     assert lines_of(begun, Curve(), Printer())[0] == "base:ft-supper: beginning on rig"
+
+
+def test_of_a_curve_whose_begin_is_forgotten_no_begin_is_said() -> None:
+    whole, rest = curve(2.0, 1.0), Curve()
+    rest.add([{"step": 9, TRAIN: 1.5}, {"step": 10, TRAIN: 1.0}])
+    assert spoken_course(whole) == ["loss 2.000 to 1.000"]
+    assert spoken_course(rest) == ["loss 1.000"]
 
 
 def test_a_curve_is_drawn_as_wide_as_there_is_room() -> None:

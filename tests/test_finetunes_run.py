@@ -522,6 +522,19 @@ async def test_of_events_so_many_are_kept(stand: Stand, monkeypatch: pytest.Monk
     assert len(content.text.splitlines()) == 109, "the curve is whole: it comes from what was paid"
 
 
+async def test_thousands_of_events_are_listed_page_by_page(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.api.finetunes.EVENTS_MAX", 40)
+    monkeypatch.setattr("coordinator.finetunes.rows.EVENTS_READ_MAX", 40)
+    learner_of(stand, steps=60)
+    job = await until(stand, await made(stand), *OVER)
+    pages = [e async for e in stand.openai().fine_tuning.jobs.list_events(job.id, limit=40)]
+    numbers = [int(event.id.rsplit("-", 1)[1]) for event in pages]
+    assert numbers == list(range(len(numbers), 0, -1))
+    assert len(numbers) > 108
+
+
 async def test_too_poor_for_others_machines_the_own_ones_train_for_free(stand: Stand) -> None:
     """Bob owns the worker."""
     learner_of(stand)
@@ -548,6 +561,8 @@ async def test_a_frozen_account_trains_no_further_until_it_is_active(
     while run.finetune.steps_done < 80 and run.now.steps_done < 80:
         job = await stand.openai().fine_tuning.jobs.retrieve(job.id)
     assert len(learner.seen) == 2
+    waiting = facts(await stand.openai().fine_tuning.jobs.retrieve(job.id))
+    assert (waiting["stage"], waiting["why"]) == ("waiting", "the account of its member is frozen")
     thawed = await stand.ask("POST", "/pool/v1/members/alice/unfreeze", by="admin", json={"reason": "over"})
     assert thawed.status_code == 200, thawed.text
     job = await until(stand, job, *OVER)

@@ -31,8 +31,8 @@ class Progress:
     curve_tail: tuple[Mapping[str, float], ...] = ()
 
 
-def progress_of(finetune: Finetune, driver: Driver | None, parts: Parts) -> Progress:
-    """Of one that is open, or has just ended."""
+def progress_of(finetune: Finetune, driver: Driver | None, parts: Parts, *, active: bool) -> Progress:
+    """Of one that is open, or has just ended. `active`: its member's account is."""
     state = finetune.state.value
     if finetune.ended or driver is None or driver.tuning is None:
         tail = () if driver is None else driver.telling.curve.tail()
@@ -45,6 +45,8 @@ def progress_of(finetune: Finetune, driver: Driver | None, parts: Parts) -> Prog
     if pace is not None and pace.steps:
         eta_s = round((plan.steps - steps_done) / pace.steps, 1)
     stage, why = _stage(finetune, lives, parts)
+    if stage == "waiting" and not active:
+        why = "the account of its member is frozen"
     return Progress(
         steps_done=steps_done,
         tokens_per_second=None if pace is None else round(pace.tokens, 1),

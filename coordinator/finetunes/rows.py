@@ -24,7 +24,7 @@ from coordinator.records import FileId
 from coordinator.table_base import table_of
 
 LISTED_MAX: Final = 100
-EVENTS_READ_MAX: Final = 1_000
+EVENTS_READ_MAX: Final = 1_000  # one more says that there are more
 _FINETUNES = table_of(tables.Finetune)
 _PROGRESS = table_of(tables.FinetuneProgress)
 _EVENTS = table_of(tables.FinetuneEvent)
@@ -169,7 +169,7 @@ class Finetunes(Database):
         else:
             wanted = wanted.order_by(_EVENTS.c.number.desc())
         async with self.reading() as connection:
-            rows = (await connection.execute(wanted.limit(min(limit, EVENTS_READ_MAX)))).all()
+            rows = (await connection.execute(wanted.limit(min(limit, EVENTS_READ_MAX + 1)))).all()
         return [_event_of(row) for row in rows]
 
     async def last_finetune_event(self, finetune_id: str) -> int:

@@ -149,7 +149,7 @@ class Run:
         return Refusal(409, "wrong_state", message, type="conflict_error")
 
     def progress(self) -> Progress:
-        return progress_of(self.finetune, self.driver, self.parts)
+        return progress_of(self.finetune, self.driver, self.parts, active=self._active)
 
     @property
     def now(self) -> Finetune:

@@ -24,6 +24,11 @@ class Curve:
         while len(self._points) > POINTS_MAX:
             del self._points[min(self._points)]
 
+    @property
+    def first(self) -> int:
+        """The first step that is known; 0 if there is none."""
+        return min(self._points, default=0)
+
     def values(self, name: str) -> list[float]:
         """In the order of the steps; points without that name are left out."""
         ordered = (self._points[step].get(name) for step in sorted(self._points))

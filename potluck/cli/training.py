@@ -90,15 +90,18 @@ def _course(session: Session, found: FineTune) -> str:
     """What it was from its beginning to its end, in a line."""
     curve, printer = Curve(), session.printer
     curve.add(event.data for event in _metrics(session, found.id) if event.data)
-    said = [f"{found.potluck.steps_done:,} steps"]
+    cost = f"{printer.amount(found.potluck.charge)} {printer.unit}"
+    return ", ".join([f"{found.potluck.steps_done:,} steps", *spoken_course(curve), cost])
+
+
+def spoken_course(curve: Curve) -> list[str]:
+    """Each loss from its begin to its end. Of very many events a pool forgets the first ones."""
+    said = []
     for name, words in ((TRAIN, "loss"), (VALID, "validation loss")):
         if values := curve.values(name):
-            said.append(
-                f"{words} {values[0]:.3f} to {values[-1]:.3f}"
-                if len(values) > 1
-                else f"{words} {values[0]:.3f}"
-            )
-    return ", ".join([*said, f"{printer.amount(found.potluck.charge)} {printer.unit}"])
+            begin = f"{values[0]:.3f} to " if len(values) > 1 and curve.first <= 1 else ""
+            said.append(f"{words} {begin}{values[-1]:.3f}")
+    return said
 
 
 def chat_with(session: Session, name: str) -> None:
