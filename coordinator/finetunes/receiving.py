@@ -16,6 +16,8 @@ from potluck.v1 import work_pb2
 
 def steps(driver: Driver, job: Job, said: Sequence[work_pb2.TrainingStep]) -> str:
     """Steps of a part under way, sound in themselves. Nothing is paid for them before the end."""
+    if job.part not in driver.telling.curve.live:
+        driver.wake()  # that it runs is said at its first step
     driver.telling.heard(job, _worker(driver, job), said)
     return ""
 

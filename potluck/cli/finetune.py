@@ -57,14 +57,17 @@ def finetune(
     for given in (data, validation):
         if given is not None and not recipe.is_id(given):
             check(Path(given))
+    method = method or recipe.method_of(data)
+    if beta is not None and method != "dpo":
+        raise UsageError("--beta is of dpo, which learns from preference pairs.")
     how = Recipe(
-        method=method or recipe.method_of(data),
+        method=method,
         epochs=recipe.number("--epochs", epochs),
         batch_size=recipe.number("--batch-size", batch_size),
-        learning_rate=learning_rate,
-        beta=beta,
+        learning_rate=recipe.finite("--learning-rate", learning_rate),
+        beta=recipe.finite("--beta", beta),
         rank=rank,
-        alpha=alpha,
+        alpha=recipe.finite("--alpha", alpha),
         targets=recipe.names("--targets", targets),
         sequence_tokens=sequence_tokens,
         workers=workers,

@@ -1,5 +1,6 @@
 """The options that say how to train, and what they mean."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -72,6 +73,13 @@ def number(option: str, text: str | None) -> int | None:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
         raise UsageError(f"{option}: {text[:40]!r} is neither a number above 0 nor auto.")
     return int(text)
+
+
+def finite(option: str, value: float | None) -> float | None:
+    """Raises UsageError."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{option}: {value} is no number to train with.")
+    return value
 
 
 def names(option: str, text: str | None) -> tuple[str, ...]:
