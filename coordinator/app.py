@@ -228,6 +228,7 @@ async def _pool(
 async def _remember(pool: Pool, loaded: Loaded) -> None:
     """Members' names, enrolled workers with what they earned, and the jobs that a restart cut off."""
     pool.earned.recall(await pool.store.earned())
+    await pool.pauses.recall()
     for member in await pool.store.members():
         pool.names[member.id] = member.name
     for row in await pool.store.workers():

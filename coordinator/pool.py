@@ -30,6 +30,7 @@ from coordinator.giving import Giving
 from coordinator.invitations import Invitations
 from coordinator.membership import Membership
 from coordinator.outgoing import Outgoing
+from coordinator.pauses import Pauses
 from coordinator.receipts import Receipts
 from coordinator.records import ApiKey, Member, ReceiptRow
 from coordinator.refusal import Refusal, credits_of
@@ -71,6 +72,7 @@ class Pool:
     membership: Membership = field(init=False)
     answers: Answers = field(init=False)
     outgoing: Outgoing = field(init=False)
+    pauses: Pauses = field(init=False)  # of workers, from afar
     training_store: TrainingStore = field(init=False)
     training: Trainings = field(default_factory=Nobody)  # the composition root knows who
     relay: Relay = field(default_factory=Relay)
@@ -94,6 +96,7 @@ class Pool:
         self.outgoing = Outgoing(
             self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker
         )
+        self.pauses = Pauses(self.store, self.sessions, self.names, self.now)
         self.training_store = TrainingStore(ArtifactStore(self.settings.folder / training_store.FOLDER))
         self.followers += [lambda job: self.training_store.ended(job.id), self.earned.ended]
         self.receipts = Receipts(self.engine, self.store, self.outgoing.acknowledge, keep, since=self.now())

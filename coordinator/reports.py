@@ -105,6 +105,7 @@ class WorkerReports:
             frame_bytes_max=FRAME_BYTES_MAX,
             catalogue=self.catalogue_json(),
             bundles=True,
+            pause=self.pool.pauses.message(worker),
         )
 
     def uploading(self, worker: WorkerId, job_id: JobId, number: int) -> bool:
@@ -133,6 +134,8 @@ class WorkerReports:
             return sum([_worth(self._frame(worker, frame, now)) for frame in frames])
         if body == "heartbeat":
             self.ticker.wake()
+            if message.heartbeat.pause_lifted:
+                await self.pool.pauses.lifted(worker, message.heartbeat.pause_lifted)
             return self._heartbeat(worker, message.heartbeat, now)
         return await self._about_attempt(worker, message, now)
 

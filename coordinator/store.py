@@ -31,6 +31,7 @@ from coordinator.lately import Lately
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.notices.rows import Notices
+from coordinator.pause_rows import PauseRows
 from coordinator.presence import Sightings
 from coordinator.proofs import Proofs
 from coordinator.records import Batch, Loaded, RecordedReceipt
@@ -76,6 +77,7 @@ class Store(
     Invites,
     Enrolment,
     WorkerHistory,
+    PauseRows,
     History,
     Lately,
     Movements,

@@ -37,6 +37,7 @@ def worker(pool: Pool, w: Worker) -> dict[str, Any]:
         "member": pool.names.get(w.member, w.member),
         "state": state,
         "why": why,
+        "pause": _pause(pool, w),
         "next_change": rfc3339(w.next_change) if w.connected and w.next_change is not None else None,
         "models": [
             {
@@ -60,6 +61,20 @@ def worker(pool: Pool, w: Worker) -> dict[str, Any]:
         "earned": pool.earned.of(w.id),
         "heard_at": rfc3339(w.heard_at) if w.heard_at else None,
         **_trust(pool, w),
+    }
+
+
+def _pause(pool: Pool, w: Worker) -> dict[str, Any] | None:
+    """What was asked for from afar and is in force, whether or not its machine knows by now."""
+    pause = pool.pauses.of(w.id)
+    if pause is None:
+        return None
+    until = None if pause.until is None else rfc3339(pause.until)
+    return {
+        "by": pool.names.get(pause.member, pause.member),
+        "owner": pause.by_owner,
+        "until": until,
+        "why": pool.pauses.words(pause),
     }
 
 

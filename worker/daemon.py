@@ -294,12 +294,14 @@ class Daemon:
             load=self._serving.load.now(),
             next_change_ms=wire.moment_to(self._owner.verdict.next_change),
             sharing=wire.sharing_to(self.settings.sharing),
+            pause_lifted=self._owner.lifted,
         )
         self._link.send(session_pb2.WorkerMessage(heartbeat=heartbeat))
         for progress in self._serving.supervisor.progress():
             self._link.send(session_pb2.WorkerMessage(progress=progress))
 
     def _welcomed(self, welcome: session_pb2.Welcome) -> None:
+        self._owner.ask(wire.asked_from(welcome.pause))
         if welcome.catalogue and welcome.catalogue != self._catalogue:
             self._catalogue = welcome.catalogue
             checks.remember(self.places, welcome.catalogue)
@@ -310,6 +312,8 @@ class Daemon:
             self._claims.judged(message.receipt_ack, event)
         if message.HasField("drain"):
             self.drain(message.drain.why or "the coordinator asks for it")
+        elif message.HasField("pause"):
+            self._owner.ask(wire.asked_from(message.pause))
         elif event is not None:
             self.feed(event)
 

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from worker.asked import AskedPause
 from worker.policy import Observation, Pause, Rules, Verdict, judge
 from worker.wish import Wish
 
@@ -43,6 +44,7 @@ class Owner:
         self.seen = Observation()
         self._rules, self._machine, self._folder, self._process = rules, machine, folder, process
         self._on_verdict, self._on_drain, self._clock = on_verdict, on_drain, clock
+        self._asked = AskedPause.load(folder)
         self._drained = False
         self._log = structlog.get_logger("worker.owner")
 
@@ -73,13 +75,34 @@ class Owner:
         self.seen = await asyncio.to_thread(self._machine.look, None)
         self.heed()
 
+    @property
+    def lifted(self) -> int:
+        """The number of a pause from afar that the owner took back here; 0: none."""
+        return self._asked.number if self._asked.lifted else 0
+
+    def ask(self, asked: AskedPause) -> None:
+        """A pause is asked for from afar, or none any more. The same one again was heard before."""
+        if asked.number == self._asked.number:
+            return
+        self._keep(asked.model_copy(update={"heard_at": self._clock()}))
+        self.heed()
+
+    def _keep(self, asked: AskedPause) -> None:
+        self._asked = asked
+        try:
+            asked.save(self._folder)
+        except OSError as error:
+            self._log.warning("what was asked for is not kept", action="asked_not_kept", why=str(error))
+
     def heed(self) -> None:
-        """Read the owner's word, and judge by it and by what was seen last."""
+        """Read the owner's word, and judge by it, by what was asked from afar, and by what was seen last."""
         wish = Wish.load(self._folder)
         if wish.word == "drain" and wish.process == self._process and not self._drained:
             self._drained = True
             self._on_drain("its owner drains it")
-        seen = replace(self.seen, pause=wish.pause())
+        if not self._asked.lifted and self._asked.answered(wish):
+            self._keep(self._asked.model_copy(update={"lifted": True}))
+        seen = replace(self.seen, pause=wish.pause(), asked=self._asked.pause())
         before, self.verdict = self.verdict, judge(self._rules, seen, self._clock(), self.verdict)
         same = (before.sharing, before.why, before.next_change)
         if same != (self.verdict.sharing, self.verdict.why, self.verdict.next_change):

@@ -56,7 +56,7 @@ def resume(output: OutputOption = Output.TEXT) -> None:
     """Share again, as far as the rules in worker.toml allow."""
     now = time.time()
     _give(Wish(word="share", given_at=now))
-    state = _heard(lambda state: "its owner paused it" not in state.why)
+    state = _heard(lambda state: "paused it" not in state.why)  # neither here nor from afar
     printer = Printer(output)
 
     def as_text() -> None:

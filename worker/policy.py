@@ -61,9 +61,13 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The owner's own word. `until` in seconds since the epoch; None: until it is taken back."""
+    """The owner's own word, or what was asked for from afar.
+
+    `until` in seconds since the epoch; None: until it is taken back.
+    """
 
     until: float | None = None
+    words: str = "its owner paused it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,7 @@ class Observation:
     """
 
     pause: Pause | None = None
+    asked: Pause | None = None  # from afar; it adds to the owner's word and takes nothing from it
     input_at: float | None = None
     cpu_percent: float | None = None  # of others
     fullscreen: bool | None = None
@@ -150,8 +155,9 @@ def _reasons(
 
 def _timed(rules: Rules, seen: Observation, now: float) -> Iterator[Reason]:
     """Rules that only time ends."""
-    if seen.pause is not None and (seen.pause.until is None or now < seen.pause.until):
-        yield Reason("pause", "its owner paused it", seen.pause.until)
+    for key, pause in (("pause", seen.pause), ("asked", seen.asked)):
+        if pause is not None and (pause.until is None or now < pause.until):
+            yield Reason(key, pause.words, pause.until)
     if rules.week is not None and not rules.week.open(now):
         yield Reason("hours", "outside its owner's hours for sharing", None)
     if rules.input_s and seen.input_at is None:

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from potluck.receipts import TEXT_CHARS_MAX
 from potluck.v1 import engine_pb2, session_pb2, work_pb2
+from worker.asked import AskedPause
 from worker.journal import SignedReceipt
 from worker.messages import (
     FINETUNE,
@@ -79,7 +80,7 @@ def connected_from(welcome: session_pb2.Welcome) -> Connected:
 
 
 def event_from(message: session_pb2.CoordinatorMessage) -> Event | None:
-    """None for what is no event of the core: Welcome, Drain and what a newer coordinator may say.
+    """None for what is no event of the core: Welcome, Drain, Pause and what a newer coordinator may say.
 
     Raises WireError.
     """
@@ -109,6 +110,13 @@ def event_from(message: session_pb2.CoordinatorMessage) -> Event | None:
             return ReceiptAcknowledged(attempt_from(message.receipt_ack.attempt), message.receipt_ack.state)
         case _:
             return None
+
+
+def asked_from(pause: session_pb2.Pause) -> AskedPause:
+    """`heard_at` is not set: it is the machine's own time."""
+    why = "".join(c if c.isprintable() else " " for c in pause.why[:MESSAGE_CHARS_MAX])
+    until = pause.until_ms / 1000 if pause.until_ms else None
+    return AskedPause(number=pause.number, until=until, why=why or "it was paused from afar")
 
 
 def start_command(assigned: Assigned) -> engine_pb2.EngineCommand:

@@ -43,6 +43,7 @@ from coordinator.api.pool_limits import LimitsRequest, limits_router
 from coordinator.api.pool_members import MemberRequest, members_router
 from coordinator.api.pool_models import ShareRequest, tuned_router
 from coordinator.api.pool_notices import AcceptTermsRequest, AnnouncementRequest, TermsRequest, notices_router
+from coordinator.api.pool_owners import PauseRequest, RenameRequest, owners_router
 from coordinator.api.pool_standing import ChangeRequest, CloseRequest, ReasonRequest, standing_router
 from coordinator.api.pool_statement import statement_router
 from coordinator.api.pool_workers import workers_router
@@ -72,6 +73,8 @@ SCHEMAS: tuple[type[Schema], ...] = (
     MemberRequest,
     KeyRequest,
     LimitsRequest,
+    PauseRequest,
+    RenameRequest,
     JoinTokenRequest,
     EnrolRequest,
     RenewRequest,
@@ -121,6 +124,7 @@ def create_api(context: Context) -> FastAPI:
         finetunes_router,
         ledger_router,
         workers_router,
+        owners_router,
         enrolment_router,
         members_router,
         keys_router,

@@ -33,6 +33,10 @@ class Action(StrEnum):
     JOIN_TOKEN_MADE = "join_token_made"  # noqa: S105 -- a word, no secret
     WORKER_ENROLLED = "worker_enrolled"
     WORKER_REVOKED = "worker_revoked"
+    WORKER_RENAMED = "worker_renamed"
+    WORKER_PAUSED = "worker_paused"
+    WORKER_RESUMED = "worker_resumed"
+    WORKER_DRAINED = "worker_drained"
     WORKER_TRUSTED = "worker_trusted"  # an admin vouches for it
     MODEL_SHARED = "model_shared"
     MODEL_DELETED = "model_deleted"

@@ -166,6 +166,7 @@ class CoordinatorMessage(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     RECEIPT_ACK_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -180,6 +181,8 @@ class CoordinatorMessage(_message.Message):
     def receipt_ack(self) -> Global___ReceiptAck: ...
     @_builtins.property
     def bundle(self) -> Global___CoordinatorBundle: ...
+    @_builtins.property
+    def pause(self) -> Global___Pause: ...
     def __init__(
         self,
         *,
@@ -190,12 +193,13 @@ class CoordinatorMessage(_message.Message):
         drain: Global___Drain | None = ...,
         receipt_ack: Global___ReceiptAck | None = ...,
         bundle: Global___CoordinatorBundle | None = ...,
+        pause: Global___Pause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack", "bundle"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack", "bundle", "pause"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -574,6 +578,7 @@ class Heartbeat(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     NEXT_CHANGE_MS_FIELD_NUMBER: _builtins.int
     SHARING_FIELD_NUMBER: _builtins.int
+    PAUSE_LIFTED_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     draining: _builtins.bool
     state: _builtins.str
@@ -581,6 +586,8 @@ class Heartbeat(_message.Message):
     why: _builtins.str
     next_change_ms: _builtins.int
     """when the state will change by itself, since the epoch; 0: unknown"""
+    pause_lifted: _builtins.int
+    """the number of a Pause that the owner took back on the machine"""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
         """empty: nothing changed since the last"""
@@ -605,10 +612,11 @@ class Heartbeat(_message.Message):
         load: Global___MachineLoad | None = ...,
         next_change_ms: _builtins.int = ...,
         sharing: Global___Sharing | None = ...,
+        pause_lifted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "sharing", b"sharing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "draining", b"draining", "load", b"load", "models", b"models", "next_change_ms", b"next_change_ms", "running", b"running", "sharing", b"sharing", "state", b"state", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "draining", b"draining", "load", b"load", "models", b"models", "next_change_ms", b"next_change_ms", "pause_lifted", b"pause_lifted", "running", b"running", "sharing", b"sharing", "state", b"state", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -866,6 +874,7 @@ class Welcome(_message.Message):
     FRAME_BYTES_MAX_FIELD_NUMBER: _builtins.int
     CATALOGUE_FIELD_NUMBER: _builtins.int
     BUNDLES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the one to speak"""
     worker_id: _builtins.str
@@ -882,6 +891,10 @@ class Welcome(_message.Message):
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resume]:
         """attempts that go on; every other one is fenced: stop it"""
 
+    @_builtins.property
+    def pause(self) -> Global___Pause:
+        """in force; absent: none"""
+
     def __init__(
         self,
         *,
@@ -895,10 +908,11 @@ class Welcome(_message.Message):
         frame_bytes_max: _builtins.int = ...,
         catalogue: _builtins.bytes = ...,
         bundles: _builtins.bool = ...,
+        pause: Global___Pause | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pause", b"pause", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1042,6 +1056,38 @@ class Drain(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class Pause(_message.Message):
+    """What a member asked of this worker from afar; without a number there is no pause any more. It stands beside the
+    owner's own word on the machine, which goes first: it can take away what the owner gives, and give nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """tells one pause from another; 0: none"""
+    until_ms: _builtins.int
+    """when it ends by itself, since the epoch; 0: when it is taken back"""
+    why: _builtins.str
+    """in words, with who asked"""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "until_ms", b"until_ms", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pause: _TypeAlias = Pause  # noqa: Y015
 
 @_typing.final
 class ReceiptAck(_message.Message):
