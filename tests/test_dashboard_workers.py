@@ -10,7 +10,7 @@ import pytest
 from fixtures_api import Stand, open_stand
 from fixtures_browser import DESK, PHONE, Person, chromium, person
 from fixtures_pool import Process, RealPool
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Dialog, expect
 
 from potluck.v1 import session_pb2
 
@@ -162,6 +162,70 @@ async def test_others_see_the_machine_and_not_for_whom_it_works(stand: Stand, br
         await expect(alice.page.locator("#live-worker")).to_contain_text("bob")
         await expect(alice.page.get_by_role("heading", name="Attempts lately")).to_have_count(0)
         assert "attempts" not in (await stand.ask("GET", f"/pool/v1/workers/{stand.worker}")).json()
+
+
+# --- what is done to one
+
+
+async def test_its_owner_pauses_resumes_renames_and_drains_a_real_worker_from_its_page(
+    real_pool: RealPool, browser: Browser
+) -> None:
+    """The page follows by itself; what cannot be undone from afar is asked about first."""
+    process = await asyncio.to_thread(real_pool.add_emulator, "rig", "bob")
+    worker = (await asyncio.to_thread(real_pool.view, "rig"))["id"]
+    async with person(browser, real_pool.url) as bob:
+        await bob.sign_in(real_pool.member("bob").key)
+        await bob.goto(f"/workers/{worker}")
+        page, state = bob.page, bob.page.locator("#live-worker .tag")
+        await page.locator("#pause").get_by_label("How long").select_option(label="for an hour")
+        await page.locator("#pause").get_by_role("button", name="Pause").click()
+        await expect(page.locator("#notice .good")).to_contain_text("rig is told to pause")
+        await expect(state).to_have_text("paused", timeout=JOINED_MS)
+        await expect(page.locator("#live-worker")).to_contain_text("its owner paused it from afar")
+        await expect(page.locator("#live-worker")).to_contain_text("shares again")
+        assert await bob.faults() == []
+        await page.locator("#resume").get_by_role("button", name="Resume").click()
+        await expect(state).to_have_text("sharing", timeout=JOINED_MS)
+        await page.locator("#rename").get_by_label("Name").fill("attic")
+        await page.locator("#rename").get_by_role("button", name="Rename").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("attic")
+        asked: list[str] = []
+
+        async def answer(dialog: Dialog) -> None:
+            asked.append(dialog.message)
+            await (dialog.accept() if len(asked) > 1 else dialog.dismiss())
+
+        page.on("dialog", answer)
+        drain = page.locator("#drain").get_by_role("button", name="Drain")
+        await drain.click()
+        assert process.popen.poll() is None, "whoever says no to the question changes nothing"
+        await drain.click()
+        await expect(page.locator("#notice .good")).to_contain_text("brings it back")
+        assert await asyncio.to_thread(process.popen.wait, JOINED_MS / 1_000) == 0
+        await expect(state).to_have_text("away", timeout=JOINED_MS)
+        assert all("Drain attic? It finishes what runs" in words for words in asked)
+
+
+async def test_an_admin_may_not_resume_what_its_owner_paused_and_may_revoke(
+    stand: Stand, bob: Person, browser: Browser
+) -> None:
+    await bob.goto("/workers")
+    mine = bob.page.locator(f"#mine-{stand.worker}")
+    await mine.get_by_role("button", name="Pause").click()
+    await expect(mine.get_by_role("button", name="Resume")).to_be_visible()
+    async with person(browser, stand.url) as admin:
+        await admin.sign_in(stand.keys["admin"])
+        await admin.goto(f"/workers/{stand.worker}")
+        page = admin.page
+        await expect(page.locator("#resume")).to_contain_text("only its owner may take that back")
+        await expect(page.locator("#resume button")).to_have_count(0)
+        await expect(page.locator("#pause")).to_have_count(0)
+        await expect(page.locator("#rename")).to_have_count(0)
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.locator("#revoke").get_by_role("button", name="Revoke").click()
+        await expect(page.locator("#live-worker .tag")).to_have_text("revoked")
+        await expect(page.locator("#actions")).to_have_count(0)
+    await expect(mine).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -159,9 +159,9 @@ async def test_the_owner_at_the_machine_takes_back_what_came_before_and_no_more(
     assert turned.at(1_001.5), "and stays so, whatever the owner says afterwards"
     turned.now = 1_002.0
     turned.owner.ask(from_afar(2))
-    assert not turned.owner.verdict.sharing
+    assert not turned.at(1_002.0)
     turned.owner.ask(from_afar(0))
-    assert turned.owner.verdict.sharing
+    assert turned.at(1_002.0)
 
 
 async def test_what_was_paused_at_the_machine_nobody_resumes_from_afar(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
 from coordinator.dashboard.account import add_account
+from coordinator.dashboard.acting import add_acting
 from coordinator.dashboard.assets import add_assets
 from coordinator.dashboard.attention import add_attention
 from coordinator.dashboard.community import add_community
@@ -51,6 +52,7 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_enrolling,
         add_worker,
         add_jobs,
+        add_acting,
     ):
         add(site, router)
 

@@ -34,7 +34,8 @@ class WorkerPage:
     async def page(self, request: Request, caller: Caller) -> Response:
         row = await enrolled(self._desk, request.path_params["worker_id"])
         mine = manages(caller, row)
-        see = (f"worker:{row.id}", *((f"worker-attempts:{row.id}",) if mine else ()))
+        more = (f"worker-actions:{row.id}", f"worker-attempts:{row.id}") if mine else ()
+        see = (f"worker:{row.id}", *more)
         return await self._site.page(request, caller, "worker.html", see=see, row=row, manages=mine)
 
     def version(self, _caller: Caller, worker_id: str) -> Hashable:
@@ -61,7 +62,9 @@ class WorkerPage:
     async def attempts(self, caller: Caller, worker_id: str) -> str:
         """What it tried lately, for its owner and admins."""
         body = await body_of(self._desk, caller, await enrolled(self._desk, worker_id))
-        return self._site.text("fragments/worker-attempts.html", attempts=body.get("attempts", []))
+        return self._site.text(
+            "fragments/worker-attempts.html", attempts=body.get("attempts", []), caller=caller
+        )
 
     async def chart(self, request: Request, caller: Caller) -> Response:
         """What it earned, a column a day (UTC)."""

@@ -44,7 +44,7 @@ class Workers:
         return await self._site.page(request, caller, "workers.html", see=("my-workers", argument), find=find)
 
     def version_of_mine(self, caller: Caller, _argument: str) -> Hashable:
-        return tuple(_version(w) for w in self._mine(caller))
+        return tuple((_version(w), self._pool.pauses.of(w.id)) for w in self._mine(caller))
 
     async def show_mine(self, caller: Caller, _argument: str) -> str:
         mine = [worker_views.worker(self._pool, w) for w in self._mine(caller)]
