@@ -138,6 +138,7 @@ def test_two_of_eight_that_agree_with_each_other_change_little() -> None:
     for part in (7, 8):
         made[part] = times(made[part], -10.0)
     assert cosine(even(made).delta, right) > 0.8
+    assert away(even(made).delta, right) < 0.35, "shortened alone, they would halve what the others learned"
 
 
 def test_who_is_too_long_is_shortened_to_the_median_and_of_two_to_the_shorter() -> None:

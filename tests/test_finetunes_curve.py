@@ -54,3 +54,12 @@ def test_of_shares_side_by_side_tokens_add_up_and_steps_do_not() -> None:
     assert curve.pace is not None
     assert curve.pace.tokens == pytest.approx(3 * (8.0 + 4.0) / 2)
     assert curve.pace.steps == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_a_step_is_told_once_though_two_workers_took_it() -> None:
+    """What a part said under way and what settles it are the same steps."""
+    curve = Curve()
+    assert [one.step for one in curve.untold([point(0), point(1)])] == [0, 1]
+    assert curve.untold([point(1)]) == []
+    assert [one.step for one in curve.settle([point(1), point(2), point(2, tokens=16)])] == [2]
+    assert [one.tokens for one in curve.settled] == [8, 24]
