@@ -147,6 +147,9 @@ async def test_one_that_cannot_be_paid_never_had_a_job_and_has_its_page(
     line, account.credit_line = account.credit_line, 0
     job = await until(stand, await made(stand), *OVER)
     account.credit_line = line
+    await alice.goto("/jobs")
+    listed = alice.page.get_by_role("region", name="Fine-tunes and batches").locator("tbody tr")
+    await expect(listed).to_contain_text("failed")
     await alice.goto(f"/jobs/{job.id}")
     await expect(state(alice)).to_have_text("failed")
     await expect(alice.page.locator(".callout.bad")).to_contain_text("This can cost up to")
@@ -189,9 +192,14 @@ async def test_a_batch_fills_its_bar_and_leaves_its_answers(stand: Stand, alice:
 
     stand.bench.script = script
     batch = await batch_of(stand, requests(8))
-    await alice.goto(f"/jobs/{batch.id}")
+    await alice.goto("/jobs")
+    listed = page.get_by_role("region", name="Fine-tunes and batches").locator("tbody tr")
+    await expect(listed).to_contain_text("in progress")
+    permit(permits, 1)
+    await expect(listed).to_contain_text("1 of 8")
+    await listed.get_by_role("link").click()
     await expect(state(alice)).to_have_text("in progress")
-    permit(permits, 3)
+    permit(permits, 2)
     await expect(figure(alice, "Done")).to_have_text("3 of 8")
     await expect(page.get_by_role("progressbar")).to_have_js_property("value", 3)
     permit(permits, 5)
@@ -257,7 +265,7 @@ async def test_they_can_be_used_by_everybody(stand: Stand, browser: Browser, sch
     for viewport in (DESK, PHONE):
         async with person(browser, stand.url, color_scheme=scheme, viewport=viewport) as somebody:
             await somebody.sign_in(stand.keys["alice"])
-            for path in (f"/jobs/{job.id}", f"/jobs/{batch.id}"):
+            for path in ("/jobs", f"/jobs/{job.id}", f"/jobs/{batch.id}"):
                 await somebody.goto(path)
                 for folded in await somebody.page.locator("summary").all():
                     await folded.click()

@@ -203,12 +203,12 @@ class Jobs:
 
     async def find(self, caller: Caller, job_id: str) -> Job:
         """Others' jobs look as if they were not there. Raises ApiError 404."""
-        job_id = job_id[:64]
+        asked = JobId(job_id[:64])
         pool = self._desk.context.pool
-        open_job = pool.live(job_id) or pool.engine.wholes.get(job_id)  # newer than the books
-        job = open_job.job if open_job is not None else await self._desk.context.store.job(JobId(job_id))
+        open_job = pool.live(asked) or pool.engine.wholes.get(asked)  # newer than the books
+        job = open_job.job if open_job is not None else await self._desk.context.store.job(asked)
         if job is None or (job.member != caller.member.id and not caller.admin):
-            raise ApiError(404, "job_not_found", f"You have no job {job_id}.")
+            raise ApiError(404, "job_not_found", f"You have no job {asked}.")
         return job
 
     async def _names(self, caller: Caller, found: Sequence[Job]) -> dict[Any, str]:

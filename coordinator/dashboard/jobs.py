@@ -17,6 +17,7 @@ from coordinator.dashboard.form import without_blanks
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
 from coordinator.dashboard.parts import Parts
+from coordinator.dashboard.wholes import add_wholes
 from coordinator.records import Scope
 from coordinator.views import queue
 
@@ -26,6 +27,7 @@ RECEIPTS_S: Final = 10  # after its end in which a job's receipts may still come
 
 
 def add_jobs(site: Site, router: APIRouter) -> None:
+    add_wholes(site, router)
     pages = JobPages(site, add_finetunes(site, router), add_batches(site, router))
     site.live.add(Fragment("jobs", pages.version_of_list, pages.show_list, every_s=LIST_S))
     site.live.add(Fragment("job", pages.version, pages.show))
@@ -53,7 +55,7 @@ class JobPages:
             request,
             caller,
             "jobs.html",
-            see=() if older else (f"jobs:{_written(wanted)}",),
+            see=() if older else ("wholes", f"jobs:{_written(wanted)}"),
             older=older,
             wanted=wanted,
             states=[state.value for state in JobState],
@@ -102,9 +104,9 @@ class JobPages:
         job = await self._jobs.find(caller, asked)
         return await self._site.page(request, caller, "job.html", see=(f"job:{job.id}",), job=job)
 
-    def version(self, caller: Caller, job_id: str) -> Hashable:
+    def version(self, caller: Caller, argument: str) -> Hashable:
         """Nothing of others' jobs."""
-        engine, now = self._context.pool.engine, self._context.pool.now()
+        job_id, engine, now = JobId(argument), self._context.pool.engine, self._context.pool.now()
         if (live := self._context.pool.live(job_id)) is not None:
             job, attempt = live.job, live.job.attempt
             waits = int(now / LIST_S) if job.state is JobState.QUEUED else 0
