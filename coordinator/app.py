@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from coordinator.api import create_api
 from coordinator.api.context import Context
 from coordinator.artifact_service import ArtifactServicer
+from coordinator.audit_log.restart import facts_of, note_restart
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
 from coordinator.chores import keep_tidy, tidy
@@ -136,6 +137,8 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         context = await context_of(pool, ca, clock.now, lambda: catalogue)
+        facts = facts_of(settings, catalogue, ca.fingerprint())
+        await note_restart(context.audit_log, store, facts, clock.now())
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))

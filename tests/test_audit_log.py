@@ -3,6 +3,7 @@ secret, and which nobody can change. The terms and the announcement of a pool, w
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from coordinator.api import create_api
+from coordinator.app import coordinator
 from coordinator.audit_log.event import DETAILS_CHARS_MAX, Action, AuditEvent, details_text
+from coordinator.audit_log.restart import Facts, changes
+from coordinator.ca import CertificateAuthority
 from coordinator.notices.notice import Announcement, Level
+from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 
@@ -160,6 +165,54 @@ def test_details_are_bounded_json_whatever_was_sent(details: dict[str, Any]) -> 
     written = details_text(details)
     assert len(written) <= DETAILS_CHARS_MAX
     assert json.loads(written).keys() <= details.keys()
+
+
+async def test_what_changed_while_the_coordinator_was_stopped_is_told(tmp_path: Path) -> None:
+    """Settings, models and the authority are files of its machine: a start finds what is another, once."""
+    (tmp_path / "coordinator").mkdir()
+    toml = tmp_path / "coordinator" / "coordinator.toml"
+
+    async def started(*, emulator: bool = False) -> list[tuple[str, str, Any]]:
+        settings = Settings(home=tmp_path, http="127.0.0.1:0", grpc="127.0.0.1:0", emulator=emulator)
+        async with coordinator(settings) as running:
+            found = await running.store.events(limit=50)
+            return [(e.action.value, e.subject, e.details.get("to")) for e in found if e.member is None]
+
+    first = await started()
+    assert [action for action, _, _ in first] == ["member_added"]
+    assert await started() == first
+    toml.write_text("fee_permille = 30\n")
+    changed = await started(emulator=True)
+    assert sorted(changed[:-1]) == [
+        ("model_added", "emulator-small", None),
+        ("setting_changed", "emulator", True),
+        ("setting_changed", "fee_permille", 30),
+    ]
+    assert await started(emulator=True) == changed
+    CertificateAuthority.rotate(tmp_path, "potluck", NOW)
+    assert (await started(emulator=True))[0][0] == "authority_rotated"
+
+
+FACTS = st.builds(
+    Facts,
+    st.dictionaries(st.text(max_size=3), st.integers(0, 2), max_size=4),
+    st.dictionaries(st.text(max_size=3), st.sampled_from(["x", "y"]), max_size=4),
+    st.sampled_from(["one", "two"]),
+)
+
+
+@given(FACTS, FACTS)
+def test_each_difference_is_told_once_and_nothing_else(before: Facts, now: Facts) -> None:
+    found = changes(before, now, NOW)
+    told = [(event.action, event.subject) for event in found]
+    assert len(set(told)) == len(told)
+    assert {name for action, name in told if action is Action.SETTING_CHANGED} == {
+        name for name, value in now.settings.items() if before.settings.get(name, value) != value
+    }
+    models = {name for action, name in told if action.value.startswith("model_")}
+    assert models == {name for name, _ in set(before.models.items()) ^ set(now.models.items())}
+    assert ((Action.AUTHORITY_ROTATED, "") in told) == (before.authority != now.authority)
+    assert changes(now, now, NOW) == []
 
 
 # -- terms and announcement

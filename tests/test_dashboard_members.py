@@ -168,6 +168,24 @@ async def test_an_admin_freezes_and_changes_a_member(stand: Stand, admin: Person
     ]  # fmt: skip
 
 
+async def test_a_member_leaves_for_good(stand: Stand, alice: Person) -> None:
+    """With the own name as confirmation; after that the browser is signed out, like every key."""
+    alice.expected.add("Failed to load resource: the server responded with a status of 400 (Bad Request)")
+    alice.expected.add("Failed to load resource: the server responded with a status of 401 (Unauthorized)")
+    alice.page.on("dialog", lambda dialog: dialog.accept())
+    await alice.goto("/account")
+    await alice.page.get_by_text("Close your account").click()
+    await alice.page.get_by_label("Your name, to confirm").fill("bob")
+    await alice.page.get_by_role("button", name="Close", exact=True).click()
+    await expect(alice.page.locator("#notice")).to_contain_text("cannot be undone")
+    await alice.page.get_by_label("Your name, to confirm").fill("alice")
+    await alice.page.get_by_role("button", name="Close", exact=True).click()
+    await expect(alice.page.locator("#notice")).to_contain_text("is closed")
+    await alice.page.goto(stand.url + "/")
+    await expect(alice.page).to_have_url(stand.url + "/sign-in?next=/")
+    assert (await stand.ask("GET", "/pool/v1/balance")).status_code == 401
+
+
 ADMINS_PAGES = ["/members", "/members/alice"]
 MEMBERS_PAGES = ["/account"]
 

@@ -40,6 +40,11 @@ class Action(StrEnum):
     WORKER_TRUSTED = "worker_trusted"  # an admin vouches for it
     MODEL_SHARED = "model_shared"
     MODEL_DELETED = "model_deleted"
+    MODEL_ADDED = "model_added"  # to the catalogue, as a starting coordinator finds it
+    MODEL_CHANGED = "model_changed"
+    MODEL_REMOVED = "model_removed"
+    SETTING_CHANGED = "setting_changed"  # likewise
+    AUTHORITY_ROTATED = "authority_rotated"  # likewise
     TERMS_CHANGED = "terms_changed"
     TERMS_ACCEPTED = "terms_accepted"
     ANNOUNCEMENT_CHANGED = "announcement_changed"

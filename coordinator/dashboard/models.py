@@ -51,17 +51,23 @@ class Serving:
 class ModelPages:
     def __init__(self, site: Site) -> None:
         self._site, self._context = site, site.desk.context
+        self._looked: tuple[int, int] = (0, 0)  # when, and what was found
 
     async def page(self, request: Request, caller: Caller) -> Response:
         return await self._site.page(request, caller, "models.html", see=("models", "adapters"))
 
     def version(self, _caller: Caller, _argument: str) -> Hashable:
-        fleet = self._context.pool.engine.fleet.workers.values()
-        return tuple(
-            (w.id, w.sharing, s.name, s.state, _progress(s), round(s.decode), s.why)
-            for w in fleet
-            for s in w.models.values()
-        )
+        """Looked at once a second, however many pages are open: a pool may have thousands of workers."""
+        second = int(self._context.clock.now())
+        if self._looked[0] != second:
+            fleet = self._context.pool.engine.fleet.workers.values()
+            state = tuple(
+                (w.id, w.sharing, s.name, s.state, _progress(s), round(s.decode), s.why)
+                for w in fleet
+                for s in w.models.values()
+            )
+            self._looked = (second, hash(state))
+        return self._looked[1]
 
     async def show(self, caller: Caller, _argument: str) -> str:
         pool, allowed = self._context.pool, caller.key.models
