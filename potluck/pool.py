@@ -34,6 +34,7 @@ from potluck.files import FileCalls
 from potluck.finetuning import FineTuneCalls
 from potluck.ledger import LedgerCalls
 from potluck.limiting import Limiting
+from potluck.machines import Machines
 from potluck.membership import IDEMPOTENCY_BYTES, Membership
 from potluck.results import (
     Balance,
@@ -46,7 +47,6 @@ from potluck.results import (
     NewMember,
     Quote,
     Status,
-    Worker,
     plain,
     read,
     read_all,
@@ -68,7 +68,7 @@ Messages = str | Sequence[Message]
 Kind = Literal["chat", "completion", "embedding"]
 
 
-class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
+class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching, Machines):
     """A connection to a pool; close it, or use it as a context manager.
 
     What is not given comes from the environment (`POTLUCK_URL`, `POTLUCK_KEY`, `POTLUCK_PROFILE`,
@@ -221,9 +221,6 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching):
 
     def models(self) -> list[Model]:
         return read_all(Model, self._transport.get("/pool/v1/models"))
-
-    def workers(self) -> list[Worker]:
-        return read_all(Worker, self._transport.get("/pool/v1/workers"))
 
     def status(self) -> Status:
         return read(Status, self._transport.get("/pool/v1/status"))

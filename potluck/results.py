@@ -222,6 +222,8 @@ class Worker:
     speed: Mapping[str, Any] = field(default_factory=dict)
     running: int = 0
     reliability: float | None = None
+    earned: int = 0  # microcredits, in all
+    pause: Mapping[str, Any] | None = None  # asked for from afar: `by`, `owner`, `until`, `why`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

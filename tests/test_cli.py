@@ -214,7 +214,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["balance", "--url", "http://☃.example"], 2, "no address of a pool"),
     (["balance", "--url", "http://[::1"], 2, "no address of a pool"),
     (["balance", "--profile", "\udcff"], 2, "There is no profile"),
-    (["workers", "\x1b[31m"], 2, "unexpected extra argument"),
+    (["workers", "\x1b[31m"], 2, "No such command"),
     (["models", "\x1b[31m"], 2, "No such command"),
     (["☃"], 2, "There is no command"),
 ]

@@ -38,7 +38,9 @@ class Root(LazyGroup):
         "limits": Entry("potluck.cli.limits:app", "What you may use, what is used, when it renews.", _YOU),
         "config": Entry("potluck.cli.config:app", "Every setting, and where it comes from.", _YOU),
         "worker": Entry("worker.cli:app", "Share this machine: join, start, pause.", _SHARE, extra="worker"),
-        "workers": Entry("potluck.cli.workers:app", "The machines that are in the pool now.", _SHARE),
+        "workers": Entry(
+            "potluck.cli.workers:app", "The pool's machines; pause, drain, revoke them.", _SHARE
+        ),
         "coordinator": Entry("potluck.cli.coordinator:app", "Start a pool; invite workers to it.", _RUN),
         "members": Entry("potluck.cli.members:app", "Members and what they may (for admins).", _RUN),
     }
