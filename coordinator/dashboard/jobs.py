@@ -17,6 +17,7 @@ from coordinator.dashboard.form import without_blanks
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
 from coordinator.dashboard.parts import Parts
+from coordinator.dashboard.submitting import add_submitting
 from coordinator.dashboard.wholes import add_wholes
 from coordinator.records import Scope
 from coordinator.views import queue
@@ -28,6 +29,7 @@ RECEIPTS_S: Final = 10  # after its end in which a job's receipts may still come
 
 def add_jobs(site: Site, router: APIRouter) -> None:
     add_wholes(site, router)
+    add_submitting(site, router)
     pages = JobPages(site, add_finetunes(site, router), add_batches(site, router))
     site.live.add(Fragment("jobs", pages.version_of_list, pages.show_list, every_s=LIST_S))
     site.live.add(Fragment("job", pages.version, pages.show))

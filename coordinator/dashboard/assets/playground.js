@@ -97,9 +97,9 @@
   const facts = (found) => {
     const line = made("p", found.words.join(" · "), "hint facts");
     if (found.charge !== undefined) {
-      const credits = made("data", amount(found.charge));
-      credits.value = found.charge;
-      line.append(line.textContent ? " · " : "", credits, " credits");
+      const charge = made("data", credits(found.charge));
+      charge.value = found.charge;
+      line.append(line.textContent ? " · " : "", charge, " credits");
     }
     if (found.job) {
       const link = made("a", "its job");
@@ -129,11 +129,6 @@
     bar.setAttribute("aria-label", "The model's progress");
     if (found.bytes_total) [bar.max, bar.value] = [found.bytes_total, found.bytes_done];
     return bar;
-  };
-  // As the pool writes amounts: four digits and at least two decimals, nothing shown as zero that is not.
-  const amount = (micro) => {
-    const digits = Math.min(6, Math.max(2, 4 - (String(Math.abs(micro)).length - 6)));
-    return (micro / 1e6).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: digits });
   };
   const seconds = (ms) => (ms < 995 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 9950 ? 1 : 0)} s`);
 
