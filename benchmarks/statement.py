@@ -1,5 +1,7 @@
 """What a statement costs: pages, a whole CSV file and totals of one account with 100,000 entries.
 
+Also the sums of the page *Community*, which are made once a minute while somebody looks.
+
 The account is one member's: half of its entries are holds, half closes of jobs that others' workers served.
 The books are real, on a real disk; what is timed is the store and the words, without HTTP.
 
@@ -116,6 +118,11 @@ async def ask(pool: Pool, runs: int) -> None:
         assert last.balance == 0, "all that moved is all there is"
         return f"{lines:,} lines"
 
+    async def month() -> str:
+        found = await store.month(0.0)
+        return f"{sum(found.jobs.values()):,} jobs"
+
+    await timed("what the whole pool did since", runs, month)
     await timed(f"newest page of {PAGE}", runs, lambda: page(Wanted()))
     await timed(f"newest page of {MOVEMENTS_MAX}", runs, lambda: page(Wanted(), limit=MOVEMENTS_MAX))
     await timed(f"page of {PAGE} in the middle", runs, lambda: page(Wanted(), before=middle))

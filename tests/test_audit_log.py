@@ -20,6 +20,7 @@ from coordinator.audit_log.event import DETAILS_CHARS_MAX, Action, AuditEvent, d
 from coordinator.audit_log.restart import Facts, changes
 from coordinator.ca import CertificateAuthority
 from coordinator.notices.notice import Announcement, Level
+from coordinator.presence import Presence
 from coordinator.settings import Settings
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
@@ -151,6 +152,24 @@ async def test_nobody_changes_it_afterwards(tmp_path: Any) -> None:
         assert await store.last_event() == 2
     finally:
         await store.close()
+
+
+async def test_when_a_member_was_last_here_outlives_the_coordinator(stand: Stand) -> None:
+    async def seen() -> dict[str, Any]:
+        found = (await stand.ask("GET", "/pool/v1/members", by="admin")).json()["data"]
+        return {one["name"]: one["seen_at"] for one in found}
+
+    assert (await seen())["alice"] is None
+    (await stand.ask("GET", "/pool/v1/balance")).raise_for_status()
+    first = (await seen())["alice"]
+    stand.clock.ahead_s += 100
+    (await stand.ask("GET", "/pool/v1/balance")).raise_for_status()
+    assert (await seen())["alice"] > first
+    await stand.context.presence.keep()
+    again = Presence(stand.context.store)
+    await again.load()
+    assert again.last == stand.context.presence.last
+    assert stand.members["bob"].id not in again.last
 
 
 JSON = st.recursive(

@@ -196,7 +196,7 @@ async def test_a_member_leaves_the_list_and_founds_a_team(stand: Stand, alice: P
     await expect(board).to_contain_text("alice")
     await expect(alice.page.locator("#live-month")).to_contain_text("not measured")
     await alice.page.get_by_label("A new team").fill("Attic")
-    await alice.page.get_by_role("button", name="Found it").click()
+    await alice.page.get_by_role("button", name="Found the team").click()
     await expect(alice.page.locator("#live-teams tbody")).to_contain_text("Attic yours")
     await alice.page.get_by_role("button", name="Do not list me").click()
     await expect(board).not_to_contain_text("alice")

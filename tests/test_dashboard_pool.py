@@ -119,7 +119,7 @@ async def test_terms_are_read_and_accepted(stand: Stand, admin: Person, alice: P
     await admin.goto("/pool")
     for text, words in (("Be kind.", "has terms of use"), ("Be kinder.", "have changed")):
         await admin.page.get_by_label("What is acceptable here").fill(text)
-        await admin.page.get_by_role("button", name="Let it hold").click()
+        await admin.page.get_by_role("button", name="Publish").click()
         await expect(alice.page.locator("#live-attention")).to_contain_text(words)
         await alice.page.get_by_role("link", name="Read and accept them").click()
         await expect(alice.page.locator("main")).to_contain_text(text)

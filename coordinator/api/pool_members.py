@@ -12,7 +12,7 @@ from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
-from coordinator.api.shapes import account_body
+from coordinator.api.shapes import account_body, when
 from coordinator.audit_log.event import Action
 from coordinator.naming import CHARS_MAX as NAME_CHARS_MAX
 from coordinator.records import Role
@@ -44,11 +44,22 @@ class Members:
         self._desk = desk
 
     async def list(self, request: Request) -> Response:
-        """All members: `{data: [{id, name, role, state, account, credit_line, ...}]}`. For admins."""
+        """All members: `{data: [{id, name, role, state, account, credit_line, seen_at, ...}]}`. For admins.
+
+        `seen_at`: when the member was last here, by any key.
+        """
         context = self._desk.context
         await self._desk.auth.admin(request)
         members = await context.store.members()
-        return Json({"data": [account_body(member, context.pool.accounts) for member in members]})
+        seen = context.presence.last
+        return Json(
+            {
+                "data": [
+                    {**account_body(one, context.pool.accounts), "seen_at": when(seen.get(one.id))}
+                    for one in members
+                ]
+            }
+        )
 
     @audited(Action.MEMBER_ADDED, "id", "name", "role", "credit_line")
     async def create(self, request: Request) -> Response:
