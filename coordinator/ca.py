@@ -101,7 +101,7 @@ class CertificateAuthority:
     @classmethod
     def rotate(cls, home: Path, pool_name: str, now: float) -> "CertificateAuthority":
         """Replace the CA of a pool that is not running, and keep the key that signs for the pool: what it
-        has signed stays checkable. Certificates and join tokens from before are worthless: workers join again.
+        has signed stays checkable. Earlier certificates and join tokens are worthless: workers join again.
 
         Raises CertificateError if there is no CA, or its file is damaged; OSError.
         """

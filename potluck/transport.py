@@ -67,8 +67,11 @@ class Transport:
             timeout=httpx2.Timeout(timeout_s, connect=min(CONNECT_S_MAX, timeout_s)),
             # A proxy from the environment cannot reach this machine's loopback, nor should it see its keys.
             trust_env=not is_loopback(url),
-            # Reading all trusted certificates takes 50 ms, and without TLS nobody asks for them.
-            verify=True if base.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            # Reading all trusted certificates takes 50 ms, and without TLS nobody asks for them. With it,
+            # SSL_CERT_FILE holds on loopback as well.
+            verify=httpx2.create_ssl_context()
+            if base.scheme == "https"
+            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         )
 
     def close(self) -> None:
