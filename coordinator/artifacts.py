@@ -120,6 +120,10 @@ class ArtifactStore:
             raise NoSuchArtifact(f"no artifact {sha256}")
         return path
 
+    def where(self, sha256: str) -> Path:
+        """Its place, whether or not it is there. Raises NoSuchArtifact for what is no name."""
+        return self._path(sha256)
+
     def open(self, sha256: str) -> BinaryIO:
         """Raises NoSuchArtifact. What is open can be read to its end, also when it is deleted meanwhile."""
         try:

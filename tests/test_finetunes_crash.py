@@ -13,6 +13,8 @@ from fixtures_sessions import MODEL, SERVED, House, RawWorker, open_house
 from test_finetunes import chat, text
 
 from coordinator.core import retries
+from coordinator.finetunes.finetune import FinetuneState
+from coordinator.finetunes.run import Run
 from potluck.catalogue import Catalogue
 from potluck.v1 import session_pb2
 
@@ -234,5 +236,69 @@ async def test_a_base_that_is_gone_after_a_restart_is_said(
     async with open_again(tmp_path, monkeypatch, keys) as house:
         job = await ended(house, job_id)
         assert (job["status"], job["error"]["code"]) == ("failed", "model_gone")
+        assert await house.running.store.verify() == []
+        await house.settled()
+
+
+async def lost(house: House, job_id: str) -> None:
+    """Its file's bytes, as when a disk fails."""
+    job = await shown(house, job_id)
+    file = (await house.api("GET", f"/v1/files/{job['training_file']}", "alice")).json()
+    house.running.context.finetunes.files.artifacts.where(file["potluck"]["sha256"]).unlink()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_file_that_is_lost_ends_the_fine_tune_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    """The pool starts all the same, and no worker is blamed for what it could not fetch."""
+    keys, job_id, is_lost = dict[str, str](), "", asyncio.Event()
+    async with open_again(tmp_path, monkeypatch, keys) as house:
+        worker, learner = await trainer(house, "rig", steps=5)
+
+        async def lose(_: session_pb2.Assign) -> None:
+            if job_id and len(learner.seen) > 1 and not is_lost.is_set():
+                await lost(house, job_id)
+                is_lost.set()
+
+        learner.before = lose
+        job_id = await begun(house)
+        await asyncio.wait_for(is_lost.wait(), 30)
+        if not restarted:
+            job = await ended(house, job_id)
+            assert house.running.pool.engine.fleet.workers[worker.id].faults == 0
+    if restarted:
+        async with open_again(tmp_path, monkeypatch, keys) as house:
+            job = await ended(house, job_id)
+            await books_are_right(house, job, job["trained_tokens"])
+    assert (job["status"], job["error"]["code"]) == ("failed", "artifact_gone")
+    assert "is gone from the pool's disk" in job["error"]["message"]
+
+
+async def test_a_file_that_is_lost_before_it_is_read_again_leaves_no_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator dies between opening the whole and noting that it is open."""
+    keys, job_id = dict[str, str](), ""
+    opened, move = asyncio.Event(), Run._move
+
+    async def dies(run: Run, state: FinetuneState, **changes: Any) -> None:
+        if state is FinetuneState.QUEUED:
+            opened.set()
+            await asyncio.Event().wait()
+        await move(run, state, **changes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_move", dies)
+        async with open_again(tmp_path, monkeypatch, keys) as house:
+            await trainer(house, "rig")
+            job_id = await begun(house)
+            await asyncio.wait_for(opened.wait(), 30)
+            assert (await house.get("/pool/v1/balance", "alice"))["reserved"] > 0
+            await lost(house, job_id)
+    async with open_again(tmp_path, monkeypatch, keys) as house:
+        job = await ended(house, job_id)
+        assert (job["status"], job["error"]["code"]) == ("failed", "file_gone")
+        assert (await house.get("/pool/v1/balance", "alice"))["reserved"] == 0
         assert await house.running.store.verify() == []
         await house.settled()

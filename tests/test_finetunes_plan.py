@@ -20,6 +20,7 @@ from potluck.v1 import work_pb2
 
 COUNTS = [10, 20, 30, 40, 50, 60, 70]  # tokens of each example
 MOST = 45  # of a sequence
+NOWHERE = ArtifactStore(Path("/none"))
 
 
 def plan_of(examples: int = len(COUNTS), **more: Any) -> Plan:
@@ -39,7 +40,7 @@ def plan_of(examples: int = len(COUNTS), **more: Any) -> Plan:
 def works_of(**more: Any) -> Works:
     lengths = Lengths(np.array([[count] for count in COUNTS], np.uint32))
     plan = plan_of(epochs=2, batch_size=2, sequence_tokens=MOST, **more)
-    return Works(plan, Data(FileId("file-1"), "0" * 64, 9), None, lengths, None, ArtifactStore(Path("/none")))
+    return Works(plan, Data(FileId("file-1"), "0" * 64, 9), None, lengths, None, NOWHERE, NOWHERE)
 
 
 def cut(lines: tuple[int, ...]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Final
 from coordinator.core.jobs import Kind
 from coordinator.core.pricing import Demand, Training, quote
 from coordinator.finetunes.base import Base
-from coordinator.finetunes.finetune import Data
+from coordinator.finetunes.finetune import Data, gone
 from coordinator.finetunes.lengths import Lengths, lengths_of
 from coordinator.finetunes.plan import STEPS_MAX, Plan, Wanted, planned
 from coordinator.pool import Pool
@@ -83,6 +83,8 @@ class Checks:
                 except ExampleError as error:
                     message = f"The file {data.file} cannot be used: {error}."
                     raise Refusal(400, "invalid_file", message, param="training_file") from None
+                except FileNotFoundError:
+                    raise Refusal(404, "file_gone", gone(data), param="training_file") from None
             self.counted[at] = known
             while len(self.counted) > COUNTED_KEPT:
                 self.counted.popitem(last=False)

@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 
-from coordinator.artifacts import NoSuchArtifact
+from coordinator.artifacts import ArtifactStore, NoSuchArtifact
 from coordinator.core import tunings
 from coordinator.core.course import (
     Action,
@@ -282,6 +282,7 @@ async def driver_of(
     base: Base,
     parts: Parts,
     store: Store,
+    files: ArtifactStore,
     disk: Disk,
     journal: Journal,
     wake: Callable[[], None],
@@ -302,6 +303,7 @@ async def driver_of(
         Lengths.from_bytes(training),
         None if valid is None else Lengths.from_bytes(valid),
         pool.training_store.artifacts,
+        files,
     )
     checkpoints = Checkpoints.of(plan.steps / plan.epochs, listed)
     telling = Telling(

@@ -45,6 +45,11 @@ class Data:
     bytes: int
 
 
+def gone(data: Data) -> str:
+    """Its record keeps the bytes, but disks fail."""
+    return f"The file {data.file} is gone from the pool's disk. Upload it again, and start anew."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetune:
     """Times are seconds since the epoch; `moments` is when it came into each state. Amounts: microcredits.

@@ -205,6 +205,7 @@ class Run:
             if known is None:
                 await self.disk.insist(lambda: self._open(found))  # a pool that stops opens nothing
         except Refusal as refusal:
+            await self._end_whole(refusal.message, refusal.code)  # a crash came after it had been opened
             await self._fail(Fault(refusal.code, refusal.message, refusal.param))
             return False
         if known is None and self.parts.whole(self.finetune.job) is None and self._ended is None:
@@ -222,8 +223,7 @@ class Run:
 
     async def _checked(self) -> Checked:
         """Raises Refusal."""
-        finetune = self.finetune
-        validation = None
+        finetune, validation = self.finetune, None
         if finetune.validation is not None and self.validation is not None:
             validation = finetune.validation, self.validation
         base = await self.bases.get(finetune.model)
@@ -239,6 +239,7 @@ class Run:
             base,
             self.parts,
             self.store,
+            self.files.artifacts,
             self.disk,
             self.journal,
             self._news.set,
@@ -342,12 +343,16 @@ class Run:
 
     async def _give_up(self, why: str) -> None:
         """After a restart: nobody could train it any more."""
-        if self.parts.whole(self.finetune.job) is not None:
-            self.parts.end(self.finetune.job, JobEvent.CANCELLED, why=why, code="model_gone")
-            await self.parts.pool.ticker.committed()
+        await self._end_whole(why, "model_gone")
         job = await self.disk.insist(lambda: self.store.job(self.finetune.job))
         self.finetune = replace(self.finetune, charge=0 if job is None else job.charge or 0)
         await self._fail(Fault("model_gone", f"It cannot go on: {why}.", "model"))
+
+    async def _end_whole(self, why: str, code: str) -> None:
+        """If it is open; what is left of its hold goes back."""
+        if self.parts.whole(self.finetune.job) is not None:
+            self.parts.end(self.finetune.job, JobEvent.CANCELLED, why=why, code=code)
+            await self.parts.pool.ticker.committed()
 
     async def _write_down(self) -> None:
         """The results, then the model, then the end. After a crash it is simply done again."""

@@ -240,10 +240,10 @@ class Finetunes:
             member = members[finetune.member]
             keys = {key.id: key for key in await self.store.list_keys(member.id)}
             paths = [
-                None if data is None else self.files.artifacts.path(data.sha256)
+                None if data is None else self.files.artifacts.where(data.sha256)
                 for data in (finetune.training, finetune.validation)
             ]
-            assert paths[0] is not None, "there is a training file, which is not deleted while it is used"
+            assert paths[0] is not None, "there is a training file; who reads it finds out whether it is gone"
             self._start(finetune, member, keys[finetune.key], paths[0], paths[1])
         for finetune in await self.store.checkpointed_finetunes():
             await self._show_checkpoints(finetune)

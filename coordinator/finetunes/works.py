@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from coordinator.artifacts import ArtifactStore
+from coordinator.artifacts import ArtifactStore, NoSuchArtifact
 from coordinator.core.course import OpenEvaluate, OpenTrain
 from coordinator.core.pricing import Training
-from coordinator.finetunes.finetune import Data
+from coordinator.finetunes.finetune import Data, gone
 from coordinator.finetunes.lengths import Lengths
 from coordinator.finetunes.plan import Plan
 from potluck.shuffle import order, steps_in_epoch
@@ -20,7 +20,7 @@ HEADER_BYTES: Final = 1 << 20  # names and shapes of tensors, and what else stan
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """`artifacts`: the store in which adapters and states lie."""
+    """`artifacts`: the store in which adapters and states lie; `files`: that of members' files."""
 
     plan: Plan
     training: Data
@@ -28,6 +28,7 @@ class Works:
     lengths: Lengths
     valid_lengths: Lengths | None
     artifacts: ArtifactStore
+    files: ArtifactStore
 
     def of(self, action: OpenTrain | OpenEvaluate) -> work_pb2.Work:
         """Raises NoSuchArtifact."""
@@ -36,7 +37,7 @@ class Works:
     def _train(self, action: OpenTrain) -> work_pb2.Work:
         work = work_pb2.TrainingWork(
             plan=self.plan.to_wire(),
-            examples=_file(self.training),
+            examples=self._file(self.training),
             adapter=self._artifact(adapter_sent(action.adapter)),
             first_step=action.first_step,
             last_step=action.last_step,
@@ -48,15 +49,15 @@ class Works:
         if action.state:
             work.state.CopyFrom(self._artifact(action.state))
         if action.validate and self.validation is not None:
-            work.validation.CopyFrom(_file(self.validation))
+            work.validation.CopyFrom(self._file(self.validation))
         return work_pb2.Work(training=work)
 
     def _evaluate(self, action: OpenEvaluate) -> work_pb2.Work:
         assert self.validation is not None, "nobody looks at what there is not"
         work = work_pb2.TrainingWork(
             plan=self.plan.to_wire(),
-            examples=_file(self.training),
-            validation=_file(self.validation),
+            examples=self._file(self.training),
+            validation=self._file(self.validation),
             adapter=self._artifact(adapter_sent(action.adapter)),
             validate=True,
             validated=action.validated,
@@ -120,12 +121,14 @@ class Works:
                 places = order(plan.seed, epoch, plan.examples)
                 yield places[begin * plan.batch_size : end * plan.batch_size]
 
+    def _file(self, data: Data) -> work_pb2.Artifact:
+        """A worker that cannot have it would be blamed."""
+        if not self.files.where(data.sha256).is_file():
+            raise NoSuchArtifact(gone(data))
+        return work_pb2.Artifact(sha256=data.sha256, bytes=data.bytes)
+
     def _artifact(self, sha256: str) -> work_pb2.Artifact:
         return work_pb2.Artifact(sha256=sha256, bytes=self.artifacts.size(sha256))
-
-
-def _file(data: Data) -> work_pb2.Artifact:
-    return work_pb2.Artifact(sha256=data.sha256, bytes=data.bytes)
 
 
 # The state machine knows an adapter by one name. In rounds it stands for two artifacts: float32, which rounds
