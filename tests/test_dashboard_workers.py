@@ -228,6 +228,23 @@ async def test_an_admin_may_not_resume_what_its_owner_paused_and_may_revoke(
     await expect(mine).to_have_count(0)
 
 
+async def test_among_strangers_what_is_held_is_explained_and_an_admin_vouches(
+    tmp_path: Path, browser: Browser
+) -> None:
+    async with open_stand(tmp_path, trust="strangers") as stand:
+        (await stand.chat()).raise_for_status()
+        async with person(browser, stand.url) as admin:
+            await admin.sign_in(stand.keys["admin"])
+            await admin.goto(f"/workers/{stand.worker}")
+            page, worker = admin.page, admin.page.locator("#live-worker")
+            await expect(worker).to_contain_text("9 more of 10 jobs without a dispute")
+            page.on("dialog", lambda dialog: dialog.accept())
+            await page.locator("#vouch").get_by_role("button", name="Vouch").click()
+            await expect(page.locator("#notice .good")).to_contain_text("credits that were held are free")
+            await expect(worker).to_contain_text("proven")
+            await expect(page.locator("#vouch")).to_have_count(0)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_pages_of_workers_can_be_used_by_everybody(stand: Stand, browser: Browser, scheme: str) -> None:
     """As all pages: on a desk and on a phone, nothing that axe-core calls serious, nothing cut off."""

@@ -80,6 +80,13 @@ async def test_owner_and_admin_pause_and_each_takes_back_what_they_may(stand: St
     assert (await act(stand, "resume", "admin"))["pause"] is None
 
 
+async def test_whose_account_is_frozen_has_the_own_machine_in_hand_all_the_same(stand: Stand) -> None:
+    path = f"/pool/v1/members/{stand.members['bob'].id}/freeze"
+    (await stand.ask("POST", path, by="admin", json={"reason": "a stolen key"})).raise_for_status()
+    assert (await act(stand, "pause", "bob"))["pause"]["owner"]
+    assert (await act(stand, "resume", "bob"))["pause"] is None
+
+
 async def test_the_worker_is_told_each_time_and_again_when_it_comes_back(stand: Stand) -> None:
     pauses = stand.context.pool.pauses
     await act(stand, "pause", "bob", for_s=60, why="a game\nnow")

@@ -53,7 +53,7 @@ def pause(
 
 
 def resume(output: OutputOption = Output.TEXT) -> None:
-    """Share again, as far as the rules in worker.toml allow."""
+    """Share again, as far as the rules in worker.toml allow; what was paused from afar, too."""
     now = time.time()
     _give(Wish(word="share", given_at=now))
     state = _heard(lambda state: "paused it" not in state.why)  # neither here nor from afar

@@ -49,7 +49,10 @@ class Workers:
         """
         caller = await self._desk.auth.look(request)
         row = await enrolled(self._desk, request.path_params["worker_id"])
-        return Json(await body_of(self._desk, caller, row))
+        body = about(self._desk, row) | {"days": await days_of(self._desk, row.id)}
+        if manages(caller, row):
+            body["attempts"] = await attempts_of(self._desk, row.id)
+        return Json(body)
 
     @audited(Action.WORKER_TRUSTED, "id", "released")
     async def vouch(self, request: Request) -> Response:
@@ -103,26 +106,29 @@ def manages(caller: Caller, row: EnrolledWorker) -> bool:
     return row.member == caller.member.id or caller.admin
 
 
-async def body_of(desk: Desk, caller: Caller, row: EnrolledWorker) -> dict[str, Any]:
-    """All that a member may know of one worker."""
-    context = desk.context
-    body = worker_views.enrolled(context.pool, row)
-    today = int(context.clock.now()) // DAY_S
-    first = today - DAYS_SHOWN + 1
-    earned = await context.store.earned_by_day(row.id, first * DAY_S)
-    body |= {
+def about(desk: Desk, row: EnrolledWorker) -> dict[str, Any]:
+    """A worker as in the list, and what only its enrolment says."""
+    return worker_views.enrolled(desk.context.pool, row) | {
         "enrolled_at": when(row.created_at),
         "revoked_at": when(row.revoked_at),
         "certificate_until": when(row.certificate_until),
-        "days": [
-            {"day": (when(day * DAY_S) or "")[:10], "earned": earned.get(day, 0)}
-            for day in range(first, today + 1)
-        ],
     }
-    if manages(caller, row):
-        tried = await context.store.tried(row.id, TRIED_SHOWN)
-        body["attempts"] = [_tried_body(one) for one in tried]
-    return body
+
+
+async def days_of(desk: Desk, worker: WorkerId) -> list[dict[str, Any]]:
+    """What it earned on each of the last days (UTC), the oldest first."""
+    today = int(desk.context.clock.now()) // DAY_S
+    first = today - DAYS_SHOWN + 1
+    earned = await desk.context.store.earned_by_day(worker, first * DAY_S)
+    return [
+        {"day": (when(day * DAY_S) or "")[:10], "earned": earned.get(day, 0)}
+        for day in range(first, today + 1)
+    ]
+
+
+async def attempts_of(desk: Desk, worker: WorkerId) -> list[dict[str, Any]]:
+    """What it tried lately, the newest first; for whom is its owner's and the admins' to know."""
+    return [_tried_body(one) for one in await desk.context.store.tried(worker, TRIED_SHOWN)]
 
 
 def _tried_body(tried: Tried) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from coordinator.dashboard.asking import Fields, add_form
 from coordinator.dashboard.form import filled, text_in, whole_in
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
+from potluck.credits import rounded
 
 HERE: Final = "its owner paused it"  # on the machine
 PAUSES: Final = {
@@ -39,6 +40,7 @@ def add_acting(site: Site, router: APIRouter) -> None:
     )
     for form in forms:
         add_form(site, router, *form)
+    add_form(site, router, f"{worker}/vouch", Workers(desk).vouch, vouched, admin=True)
 
 
 class Actions:
@@ -51,7 +53,7 @@ class Actions:
             return None
         pause = self._pool.pauses.of(worker.id)
         said = (worker.name, worker.connected, worker.draining, worker.state, worker.why)
-        return (*said, len(worker.running), pause)
+        return (*said, len(worker.running), pause, worker.standing.proven_at, worker.standing.held)
 
     async def show(self, caller: Caller, worker_id: str) -> str:
         """Only what the caller may do: nothing for others than its owner and admins."""
@@ -62,6 +64,7 @@ class Actions:
             "fragments/worker-actions.html",
             worker=worker_views.enrolled(self._pool, row),
             owner=row.member == caller.member.id,
+            admin=caller.admin,
             pauses=PAUSES,
             here=HERE,
         )
@@ -105,3 +108,7 @@ def renamed(_request: Request, worker: Any) -> Response:
 
 def revoked(_request: Request, worker: Any) -> str:
     return f"{worker['name']} is shut out for good: what ran goes on elsewhere. What it earned stays earned."
+
+
+def vouched(_request: Request, answer: Any) -> str:
+    return f"It is trusted from now on; {rounded(answer['released'])} credits that were held are free."

@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from coordinator.api.auth import Caller
 from coordinator.api.errors import Json
-from coordinator.api.pool_workers import body_of, enrolled, manages
+from coordinator.api.pool_workers import about, attempts_of, days_of, enrolled, manages
 from coordinator.core.jobs import WorkerId
-from coordinator.dashboard.live import Fragment
+from coordinator.dashboard.live import Fragment, everybody
 from coordinator.dashboard.page import Site
 from coordinator.worker_history import DAY_S
 
@@ -20,7 +20,7 @@ ATTEMPTS_S = 3.0  # between two looks at what it did
 
 def add_worker(site: Site, router: APIRouter) -> None:
     pages = WorkerPage(site)
-    site.live.add(Fragment("worker", pages.version, pages.show))
+    site.live.add(Fragment("worker", pages.version, pages.show, whose=everybody))
     site.live.add(Fragment("worker-attempts", pages.version_of_attempts, pages.attempts, every_s=ATTEMPTS_S))
     site.add(router, "GET", "/workers/{worker_id}", pages.page)
     site.add(router, "GET", "/charts/workers/{worker_id}", pages.chart)
@@ -46,13 +46,13 @@ class WorkerPage:
         return (
             (worker.name, worker.connected, worker.draining, worker.state, worker.why, worker.next_change),
             (len(worker.running), worker.successes, worker.faults, worker.standing.good_jobs),
+            (worker.standing.proven_at, worker.standing.held),
             tuple(worker.models.values()),
             b"" if load is None else load.SerializeToString(deterministic=True),
         )
 
-    async def show(self, caller: Caller, worker_id: str) -> str:
-        row = await enrolled(self._desk, worker_id)
-        body = await body_of(self._desk, caller, row)
+    async def show(self, _caller: Caller, worker_id: str) -> str:
+        body = about(self._desk, await enrolled(self._desk, worker_id))
         return self._site.text("fragments/worker.html", worker=body, cards=_cards(body))
 
     def version_of_attempts(self, _caller: Caller, worker_id: str) -> Hashable:
@@ -60,16 +60,15 @@ class WorkerPage:
         return None if worker is None else (worker.successes, worker.faults, frozenset(worker.running))
 
     async def attempts(self, caller: Caller, worker_id: str) -> str:
-        """What it tried lately, for its owner and admins."""
-        body = await body_of(self._desk, caller, await enrolled(self._desk, worker_id))
-        return self._site.text(
-            "fragments/worker-attempts.html", attempts=body.get("attempts", []), caller=caller
-        )
+        """What it tried lately, for its owner and admins; nothing for others, who may ask for it by hand."""
+        row = await enrolled(self._desk, worker_id)
+        tried = await attempts_of(self._desk, row.id) if manages(caller, row) else []
+        return self._site.text("fragments/worker-attempts.html", attempts=tried, caller=caller)
 
-    async def chart(self, request: Request, caller: Caller) -> Response:
+    async def chart(self, request: Request, _caller: Caller) -> Response:
         """What it earned, a column a day (UTC)."""
         row = await enrolled(self._desk, request.path_params["worker_id"])
-        days = (await body_of(self._desk, caller, row))["days"]
+        days = await days_of(self._desk, row.id)
         first = int(self._desk.context.clock.now()) // DAY_S - len(days) + 1
         return Json(
             {
