@@ -168,6 +168,20 @@ async def test_an_admin_freezes_and_changes_a_member(stand: Stand, admin: Person
     ]  # fmt: skip
 
 
+async def test_what_a_form_is_answered_is_in_sight(stand: Stand, browser: Browser) -> None:
+    """On a phone the form is far below the top; Escape takes the words away."""
+    async with person(browser, stand.url, viewport=PHONE) as admin:
+        await admin.sign_in(stand.keys["admin"])
+        await admin.goto("/members/alice")
+        unfreeze = admin.page.get_by_role("button", name="Unfreeze")
+        await unfreeze.scroll_into_view_if_needed()
+        await unfreeze.click()
+        await expect(admin.page.locator("#notice .callout")).to_be_in_viewport()
+        await expect(unfreeze).to_be_in_viewport()
+        await admin.page.keyboard.press("Escape")
+        await expect(admin.page.locator("#notice .callout")).to_have_count(0)
+
+
 async def test_a_member_leaves_for_good(stand: Stand, alice: Person) -> None:
     """With the own name as confirmation; after that the browser is signed out, like every key."""
     alice.expected.add("Failed to load resource: the server responded with a status of 400 (Bad Request)")

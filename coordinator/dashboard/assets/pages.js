@@ -27,7 +27,12 @@
     field.value = crypto.randomUUID ? crypto.randomUUID() : String(Math.random()).slice(2) + Date.now();
   };
 
+  // What a form is answered stays in sight wherever the page is, until it is clicked or Escape is pressed.
+  const dismiss = () => document.getElementById("notice")?.replaceChildren();
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") dismiss(); });
+
   document.addEventListener("click", async (event) => {
+    if (event.target.closest("#notice") && !event.target.closest("a, button")) return dismiss();
     const copy = event.target.closest("[data-copy]");
     if (copy) {
       const text = document.querySelector(copy.dataset.copy).textContent;
