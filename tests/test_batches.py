@@ -352,6 +352,24 @@ async def test_others_batches_are_not_there(stand: Stand) -> None:
     assert (response.status_code, error_of(response)["code"]) == (404, "file_not_found")
 
 
+async def test_the_parts_of_a_batch_are_listed_the_last_first(stand: Stand) -> None:
+    """In pages; each names its whole, and together they cost what it does. Others' are not there."""
+    batch = await ended(stand, await made(stand, [line(n) for n in range(3)]))
+    job_id = (batch.model_extra or {})["potluck"]["job_id"]
+    path = f"/pool/v1/jobs/{job_id}/parts"
+    first = (await stand.ask("GET", path, params={"limit": 2})).json()
+    assert ([part["part"] for part in first["data"]], first["has_more"]) == ([3, 2], True)
+    rest = (await stand.ask("GET", path, params={"before": 2})).json()
+    assert ([part["id"] for part in rest["data"]], rest["has_more"]) == ([f"{job_id}.1"], False)
+    parts = [*first["data"], *rest["data"]]
+    assert {part["whole"] for part in parts} == {job_id}
+    whole = (await stand.ask("GET", f"/pool/v1/jobs/{job_id}")).json()
+    assert sum(part["charge"] for part in parts) == whole["charge"] > 0
+    assert (await stand.ask("GET", path, by="bob")).status_code == 404
+    wrong = await stand.ask("GET", path, params={"before": "x"})
+    assert (wrong.status_code, error_of(wrong)["param"]) == (400, "before")
+
+
 async def test_the_same_idempotency_key_is_the_same_batch(stand: Stand) -> None:
     body = {
         "input_file_id": await uploaded(stand, text([line(0)])),

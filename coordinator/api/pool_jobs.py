@@ -181,16 +181,11 @@ class Jobs:
         """End the job: `{id, state, cancelled}`. What was delivered until then is charged."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         job = await self.find(caller, request.path_params["job_id"])
-        cancelled = await self.end(caller, job)
-        state = JobState.CANCELLED if cancelled else job.state
-        return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
-
-    async def end(self, caller: Caller, job: Job) -> bool:
-        """False: it had ended already."""
         pool = self._desk.context.pool
         if cancelled := pool.cancel(job.id, f"{caller.member.name} cancelled it"):
             await pool.ticker.committed()
-        return cancelled
+        state = JobState.CANCELLED if cancelled else job.state
+        return Json({"id": job.id, "state": state.value, "cancelled": cancelled})
 
     async def _before(self, caller: Caller, text: str | None) -> JobId | None:
         """Where the page begins: a job that the caller may see, or an empty page would look like the end."""

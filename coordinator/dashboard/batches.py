@@ -11,6 +11,7 @@ from coordinator.api.auth import Caller
 from coordinator.api.batches import BatchRoutes
 from coordinator.api.errors import ApiError
 from coordinator.api.shapes import batch_body
+from coordinator.dashboard.asking import ask
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
 from coordinator.dashboard.parts import Parts
@@ -73,10 +74,7 @@ class BatchPages:
             return ""
         return self._site.text("fragments/whole-log.html", **await self._parts.of(caller, batch.job))
 
-    async def cancel(self, request: Request, caller: Caller) -> Response:
-        batch = await self._routes.find(caller, request.path_params["batch_id"])
-        await self._batches.cancel(batch, f"{caller.member.name} cancelled it")
-        said = (
-            "It was cancelled. Answers that are there stay, and what was under way is paid as far as it came."
-        )
+    async def cancel(self, request: Request, _caller: Caller) -> Response:
+        await ask(self._routes.cancel, request)
+        said = "It was cancelled. Answers that are there stay; what was under way is paid as far as it came."
         return self._site.html("notice.html", {"good": said})

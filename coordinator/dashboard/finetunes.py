@@ -11,6 +11,7 @@ from coordinator.api.auth import Caller
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.finetune_bodies import checkpoint_body, job_body
 from coordinator.api.finetunes import FinetuneRoutes
+from coordinator.dashboard.asking import ask
 from coordinator.dashboard.curves import Curves
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
@@ -36,6 +37,12 @@ STAGES: Final = {
     "succeeded": "It is done: the model is yours.",
     "failed": "It came to nothing.",
     "cancelled": "It was cancelled.",
+}
+
+SAID: Final = {
+    "cancel": "It was cancelled. What was trained until its last checkpoint is paid.",
+    "pause": "It is paused. What was trained since its last checkpoint will be trained again.",
+    "resume": "It goes on.",
 }
 
 
@@ -116,22 +123,15 @@ class FinetunePages:
         finetune = await self._routes.find(caller, request.path_params["finetune_id"])
         return Json((await self._curves.of(finetune.id)).columns())
 
-    async def act(self, request: Request, caller: Caller) -> Response:
+    async def act(self, request: Request, _caller: Caller) -> Response:
         """Cancel, pause or resume."""
-        finetune = await self._routes.find(caller, request.path_params["finetune_id"])
+        routes = self._routes
+        endpoints = {"cancel": routes.cancel, "pause": routes.pause, "resume": routes.resume}
         action = request.path_params["action"]
-        if action == "cancel":
-            await self._finetunes.cancel(finetune, f"{caller.member.name} cancelled it")
-            said = "It was cancelled. What was trained until its last checkpoint is paid."
-        elif action == "pause":
-            await self._finetunes.pause(finetune)
-            said = "It is paused. What was trained since its last checkpoint will be trained again."
-        elif action == "resume":
-            await self._finetunes.go_on(finetune)
-            said = "It goes on."
-        else:
+        if action not in endpoints:
             raise ApiError(404, "unknown_url", "A fine-tune can be paused, resumed and cancelled.")
-        return self._site.html("notice.html", {"good": said})
+        await ask(endpoints[action], request)
+        return self._site.html("notice.html", {"good": SAID[action]})
 
 
 def _may(caller: Caller, finetune: Finetune) -> bool:

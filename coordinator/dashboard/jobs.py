@@ -11,6 +11,7 @@ from coordinator.api.auth import Caller
 from coordinator.api.errors import ApiError
 from coordinator.api.pool_jobs import WantedJobs, refuse_everybody, wanted_of
 from coordinator.core.jobs import JobId, JobState, Kind
+from coordinator.dashboard.asking import ask
 from coordinator.dashboard.batches import BatchPages, add_batches
 from coordinator.dashboard.finetunes import FinetunePages, add_finetunes
 from coordinator.dashboard.form import without_blanks
@@ -142,12 +143,12 @@ class JobPages:
             **await self._parts.ledger(caller, job),
         )
 
-    async def cancel(self, request: Request, caller: Caller) -> Response:
-        job = await self._jobs.find(caller, request.path_params["job_id"])
-        if await self._jobs.end(caller, job):
-            said = {"good": f"{job.id} was cancelled. What had come until then is charged."}
+    async def cancel(self, request: Request, _caller: Caller) -> Response:
+        answer = await ask(self._jobs.cancel, request)
+        if answer["cancelled"]:
+            said = {"good": f"{answer['id']} was cancelled. What had come until then is charged."}
         else:
-            said = {"bad": f"{job.id} had ended already."}
+            said = {"bad": f"{answer['id']} had ended already."}
         return self._site.html("notice.html", said)
 
 
