@@ -256,6 +256,26 @@ async def test_the_code_on_the_screen_asks_the_same(stand: Stand, alice: Person,
         assert (chat.sampling.temperature, chat.sampling.max_tokens) == (0.5, 9)
 
 
+async def test_who_was_signed_out_meanwhile_is_asked_to_sign_in(stand: Stand, alice: Person) -> None:
+    alice.expected.add("Failed to load resource: the server responded with a status of 401 (Unauthorized)")
+    await alice.goto("/playground")
+    await alice.page.context.clear_cookies()
+    await ask(alice, "Are you there?")
+    await expect(alice.page).to_have_url(stand.url + "/sign-in?next=/playground")
+
+
+async def test_of_a_key_for_one_model_only_that_one_is_offered(stand: Stand, browser: Browser) -> None:
+    """And what is not there for it is said."""
+    body = {"name": "narrow", "models": [MODEL]}
+    key = (await stand.ask("POST", "/pool/v1/keys", json=body)).raise_for_status().json()["key"]
+    async with person(browser, stand.url) as somebody:
+        await somebody.sign_in(key)
+        await somebody.goto("/playground?model=emulator-large")
+        await expect(somebody.page.locator("#model option")).to_have_count(1)
+        await expect(somebody.page.locator("#model")).to_have_value(MODEL)
+        await expect(somebody.page.locator("main .callout.warn")).to_contain_text("no model emulator-large")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_can_be_used_by_everybody(stand: Stand, browser: Browser, scheme: Any) -> None:
     """As the other pages: axe-core, and a phone of 375 px. With reasoning, code and a refusal on the screen."""
