@@ -228,6 +228,20 @@ async def test_an_admin_may_not_resume_what_its_owner_paused_and_may_revoke(
     await expect(mine).to_have_count(0)
 
 
+async def test_an_owner_is_told_on_the_first_page_that_an_admin_paused_the_worker_and_may_take_that_back(
+    stand: Stand, bob: Person
+) -> None:
+    await bob.goto("/")
+    callout = bob.page.locator("#live-attention .callout.warn")
+    path = f"/pool/v1/workers/{stand.worker}/pause"
+    (await stand.ask("POST", path, by="admin", json={"why": "too hot"})).raise_for_status()
+    await expect(callout).to_contain_text("Your worker rig is paused: the admin admin paused it: too hot.")
+    await callout.get_by_role("link", name="Look at it").click()
+    await bob.page.locator("#resume").get_by_role("button", name="Resume").click()
+    await expect(bob.page.locator("#resume")).to_have_count(0)
+    assert stand.context.pool.pauses.of(stand.worker) is None
+
+
 async def test_among_strangers_what_is_held_is_explained_and_an_admin_vouches(
     tmp_path: Path, browser: Browser
 ) -> None:

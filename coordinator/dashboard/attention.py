@@ -110,6 +110,9 @@ def _of_workers(pool: Pool, caller: Caller) -> list[Callout]:
         if not worker.connected:
             words = f"Your worker {worker.name} is away."
             found.append(Callout("warn", words, f"/workers/{worker.id}", "Look at it"))
+        if (pause := pool.pauses.of(worker.id)) is not None and not pause.by_owner:
+            words = f"Your worker {worker.name} is paused: {pool.pauses.words(pause)}."
+            found.append(Callout("warn", words, f"/workers/{worker.id}", "Look at it"))
         for served in worker.models.values():
             if served.state == "failed":
                 words = f"Your worker {worker.name} cannot serve {served.name}: {served.why or 'it failed'}."
