@@ -142,11 +142,12 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        sweepers = (context.uploads, context.files, context.finetunes)
+        sweepers = (context.uploads, context.files, context.finetunes, context.webhooks)
         await tidy(pool, sweepers)
         stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
         stack.push_async_callback(_background(context.pulse.run(), failed))
+        stack.push_async_callback(_background(context.webhooks.run(), failed))
         stack.push_async_callback(context.presence.keep)
         stack.push_async_callback(context.community.meter.keep)
         stack.push_async_callback(_background(context.community.meter.run(), failed))

@@ -18,6 +18,7 @@ from coordinator.presence import Presence
 from coordinator.pulse import KEPT_S, Pulse
 from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
+from coordinator.webhooks.service import Webhooks
 from potluck.catalogue import Catalogue
 
 
@@ -53,6 +54,7 @@ async def context_of(
         finetunes=finetune_keeper(pool, pool.store, files, tuned),
         tuned=tuned,
         pulse=pulse,
+        webhooks=Webhooks(pool, pool.store),
         audit_log=audit_log,
         board=board,
         presence=presence,
@@ -61,6 +63,11 @@ async def context_of(
     )
     tuned.users.append(context.batches.uses_model)
     context.metrics.watch(pool, pulse)
+    await context.webhooks.load()
+    pool.followers.append(context.webhooks.job_ended)
+    pool.giving.followers.append(context.webhooks.received)
+    context.batches.followers.append(context.webhooks.batch_ended)
+    context.finetunes.followers.append(context.webhooks.finetune_ended)
     pool.ticker.timed = context.metrics.turned
     pool.training = context.finetunes
     return context

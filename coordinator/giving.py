@@ -6,7 +6,8 @@ answered twice and done once.
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from coordinator.accounts import Accounts
@@ -24,6 +25,7 @@ from coordinator.refusal import Refusal, credits_of
 class Giving:
     accounts: Accounts
     day_max: int  # of one sender
+    followers: list[Callable[[Member, int, Recorded], None]] = field(default_factory=list)  # of each gift
 
     async def send(
         self, sender: Member, to: Member, amount: int, note: str, *, key: str | None, now: float
@@ -47,7 +49,7 @@ class Giving:
                 await self._check_open(to)
                 await self._check_day(sender, amount, now)
             written, _ = await self.accounts.decide(entry.id, make)
-        return await self._recorded(entry, written)
+        return await self._recorded(entry, written, to, amount)
 
     async def grant(
         self, admin: Member, to: Member, amount: int, reason: str, *, key: str | None
@@ -70,14 +72,16 @@ class Giving:
                 raise Refusal(
                     402, "commons_short", message, type="insufficient_credits", extra=extra
                 ) from None
-        return await self._recorded(entry, written)
+        return await self._recorded(entry, written, to, amount)
 
-    async def _recorded(self, wanted: Entry, written: Entry) -> Recorded:
+    async def _recorded(self, wanted: Entry, written: Entry, to: Member, amount: int) -> Recorded:
         if written != wanted:
             message = f"This Idempotency-Key was used for another request ({written.id})."
             raise Refusal(409, "idempotency_conflict", message, type="conflict_error")
         recorded = await self.accounts.store.entry(written.id)
         assert recorded is not None, "it was committed"
+        for follow in self.followers:
+            follow(to, amount, recorded)
         return recorded
 
     async def _check_open(self, to: Member) -> None:

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     terms_required: bool = Field(
         default=False, description="who has not accepted the pool's terms may only look"
     )
+    webhooks_private: bool = Field(
+        default=False, description="webhooks may go to private addresses, and by plain HTTP"
+    )
     certificate_days: int = Field(7, ge=1, le=90, description="of a worker's certificate")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)

@@ -57,6 +57,7 @@ from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
 from coordinator.tuned.rows import Tuned
 from coordinator.uploads.rows import Uploads
+from coordinator.webhooks.rows import WebhookRows
 from coordinator.worker_history import WorkerHistory
 from potluck.chain import GENESIS
 
@@ -93,6 +94,7 @@ class Store(
     Batches,
     Finetunes,
     Tuned,
+    WebhookRows,
     Audit,
     Database,
 ):

@@ -39,6 +39,8 @@ from coordinator.table_base import table_of as table_of  # noqa: PLC0414 -- like
 from coordinator.tuned.tables import TunedModel as TunedModel  # noqa: PLC0414 -- one of the tables
 from coordinator.uploads.tables import Upload as Upload  # noqa: PLC0414 -- one of the tables
 from coordinator.uploads.tables import UploadPart as UploadPart  # noqa: PLC0414 -- one of the tables
+from coordinator.webhooks.tables import WebhookDelivery as WebhookDelivery  # noqa: PLC0414 -- one of the tables
+from coordinator.webhooks.tables import WebhookEndpoint as WebhookEndpoint  # noqa: PLC0414 -- one of the tables
 
 # INTEGER PRIMARY KEY is SQLite's own row number: one B-tree instead of two.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")

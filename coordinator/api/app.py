@@ -51,6 +51,13 @@ from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRe
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
 from coordinator.api.uploads import CompleteRequest, UploadRequest, uploads_router
+from coordinator.api.webhooks import (
+    EndpointChange,
+    EndpointRequest,
+    RotateRequest,
+    TestRequest,
+    webhooks_router,
+)
 from coordinator.dashboard.routes import dashboard_router
 from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreUnavailable
@@ -68,6 +75,10 @@ SCHEMAS: tuple[type[Schema], ...] = (
     BatchRequest,
     UploadRequest,
     CompleteRequest,
+    EndpointRequest,
+    EndpointChange,
+    RotateRequest,
+    TestRequest,
     FineTuningRequest,
     ShareRequest,
     MemberRequest,
@@ -117,6 +128,7 @@ def create_api(context: Context) -> FastAPI:
         tuned_router,
         files_router,
         uploads_router,
+        webhooks_router,
         account_router,
         statement_router,
         jobs_router,

@@ -23,6 +23,7 @@ from coordinator.store import Store
 from coordinator.tokens import TokenCounter
 from coordinator.tuned.registry import TunedModels
 from coordinator.uploads.service import Uploads
+from coordinator.webhooks.service import Webhooks
 from potluck.catalogue import Catalogue
 
 
@@ -67,6 +68,7 @@ class Context:
     presence: Presence
     changes: JobChanges
     community: Community
+    webhooks: Webhooks
     metrics: Metrics = field(default_factory=Metrics)
     listening: Listening = field(default_factory=Listening)
     closing: asyncio.Event = field(default_factory=asyncio.Event)  # the coordinator is told to stop

@@ -48,6 +48,9 @@ class Action(StrEnum):
     TERMS_CHANGED = "terms_changed"
     TERMS_ACCEPTED = "terms_accepted"
     ANNOUNCEMENT_CHANGED = "announcement_changed"
+    WEBHOOK_MADE = "webhook_made"
+    WEBHOOK_CHANGED = "webhook_changed"
+    WEBHOOK_DELETED = "webhook_deleted"
     SIGNED_IN = "signed_in"
 
 

@@ -1,7 +1,7 @@
 """All batches of the pool: one task for each that is open, taken up again after a restart."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ class Batches:
     files: Files
     understand: Understand
     runs: dict[str, Run] = field(default_factory=dict)
+    followers: list[Callable[[Batch], None]] = field(default_factory=list)  # told of each batch's end
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _checking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CHECKED_AT_ONCE))
 
@@ -160,6 +161,10 @@ class Batches:
             fault = LineFault("server_error", "The pool failed to go on with this batch; its log says why.")
             if self.parts.whole(run.batch.job) is not None:
                 self.parts.end(run.batch.job, JobEvent.CANCELLED, fault.message, fault.code)
-            await self.store.put_batch(replace(run.batch, state=BatchState.FAILED, faults=(fault,)))
+            run.batch = replace(run.batch, state=BatchState.FAILED, faults=(fault,))
+            await self.store.put_batch(run.batch)
         finally:
             self.runs.pop(run.batch.id, None)
+        if run.batch.ended:
+            for follow in self.followers:
+                follow(run.batch)

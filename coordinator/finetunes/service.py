@@ -1,7 +1,7 @@
 """All fine-tunes of the pool: one task for each that is open, taken up again after a restart."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from coordinator.finetunes import ending
 from coordinator.finetunes.base import Bases
 from coordinator.finetunes.check import Checked, Checks
 from coordinator.finetunes.disk import Disk
-from coordinator.finetunes.finetune import DAYS, Data, Finetune, FinetuneState
+from coordinator.finetunes.finetune import DAYS, ENDED, Data, Finetune, FinetuneState
 from coordinator.finetunes.journal import Journal
 from coordinator.finetunes.lengths import method_of
 from coordinator.finetunes.plan import Wanted
@@ -66,6 +66,7 @@ class Finetunes:
     checks: Checks
     tuned: TunedModels
     runs: dict[str, Run] = field(default_factory=dict)
+    followers: list[Callable[[Finetune], None]] = field(default_factory=list)  # told of each one's end
     resumed: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -329,6 +330,9 @@ class Finetunes:
         finally:
             self.runs.pop(run.finetune.id, None)
             run.over()
+        if run.finetune.state in ENDED:
+            for follow in self.followers:
+                follow(run.finetune)
 
 
 def keeper(pool: Pool, store: Store, files: Files, tuned: TunedModels) -> Finetunes:
