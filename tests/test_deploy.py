@@ -23,9 +23,9 @@ EXACT = re.compile(r"[\w./-]+:v?\d+\.\d+(\.\d+)?[\w.-]*(@sha256:[0-9a-f]{64})?")
 EXPOSURE_MAX = 30  # tenths, as `systemd-analyze security` counts: 100 is all open
 
 
-def run(*command: str | Path, **more: Any) -> str:
+def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     """What it said; the test fails with it if it did not like what it was given."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **more)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     return said
