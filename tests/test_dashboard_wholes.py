@@ -13,6 +13,7 @@ from fixtures_learner import learner_of
 from playwright.async_api import Browser, Locator, expect
 from test_dashboard_jobs import figure
 from test_finetunes import chat, facts, made, text, until, uploaded
+from test_finetunes_run import in_rounds
 
 from coordinator.core import retries
 from coordinator.core.fleet import Patience
@@ -115,6 +116,22 @@ async def test_a_curve_grows_on_the_open_page(stand: Stand, alice: Person) -> No
     await page.keyboard.press("Enter")
     await expect(page.locator(".turn.assistant .said")).to_have_text(TEXT)
     assert stand.bench.assigned[-1].adapter.name == f"{MODEL}:ft-supper"
+
+
+async def test_rounds_and_who_took_part_are_told(stand: Stand, alice: Person) -> None:
+    """On the open page: each round as it was put together, and one point for each of its steps."""
+    learner_of(stand)
+    job = await in_rounds(stand)
+    await alice.goto(f"/jobs/{job.id}")
+    await expect(state(alice)).to_have_text("succeeded")
+    happened = alice.page.get_by_role("region", name="What happened")
+    await expect(happened.get_by_text("shares were put together, of rig.")).to_have_count(4)
+    steps = alice.page.locator(".chart tbody tr td:first-child")
+    await expect(steps).to_have_count(13)  # the loss before the first step, too
+    assert await steps.all_text_contents() == [str(step) for step in range(12, -1, -1)]
+    pairs = alice.page.locator("dl.pairs")
+    await expect(pairs.locator("dt", has_text="Batch size").locator("+ dd")).to_have_text("2")
+    await expect(pairs.locator("dt", has_text="Workers wanted").locator("+ dd")).to_have_text("3")
 
 
 async def test_a_fine_tune_is_paused_resumed_and_cancelled_from_its_page(stand: Stand, alice: Person) -> None:

@@ -80,8 +80,7 @@ class FinetunePages:
             finetune = self._finetunes.now(await self._routes.find(caller, finetune_id))
         except ApiError:
             return ""
-        progress = self._finetunes.progress(finetune)
-        body = job_body(finetune, progress, self._context.settings.pool_name)
+        body = self._body(finetune)
         facts = body["potluck"]
         losses = [point["train_loss"] for point in facts["curve_tail"] if "train_loss" in point]
         return self._site.text(
@@ -103,7 +102,7 @@ class FinetunePages:
 
     async def show_log(self, caller: Caller, finetune_id: str) -> str:
         try:
-            finetune = await self._routes.find(caller, finetune_id)
+            finetune = self._finetunes.now(await self._routes.find(caller, finetune_id))
         except ApiError:
             return ""
         told = await self._curves.of(finetune.id)
@@ -114,10 +113,14 @@ class FinetunePages:
             "events": [told.messages[number] for number in sorted(told.messages, reverse=True)],
             "checkpoints": checkpoints,
             "weights": WEIGHTS_NAME if own else "",
+            "job": self._body(finetune),
         }
         return self._site.text(
             "fragments/finetune-log.html", **values, **await self._parts.of(caller, finetune.job)
         )
+
+    def _body(self, finetune: Finetune) -> dict[str, Any]:
+        return job_body(finetune, self._finetunes.progress(finetune), self._context.settings.pool_name)
 
     async def chart(self, request: Request, caller: Caller) -> Response:
         finetune = await self._routes.find(caller, request.path_params["finetune_id"])

@@ -2,6 +2,7 @@
 // it kept by this browser. What a model writes goes into the page as text and never as markup.
 (() => {
   const CALM_MS = 100; // between two looks at the clock while nothing comes
+  const SLOW_MS = 3000; // from then on one may want to know what a job waits for
   const one = (id) => document.getElementById(id);
   const turns = []; // {role, content, reasoning, facts, trouble}: trouble is not sent again, nor its question
   let running = null; // {abort, job, stopped}
@@ -87,12 +88,20 @@
       parts.push(folded);
     }
     parts.push(...written(turn.content));
-    if (turn.waiting) parts.push(made("p", turn.waiting, "hint"));
+    if (turn.waiting) parts.push(waiting(turn));
     if (turn.loading) parts.push(loading(turn.loading));
     if (turn.trouble) parts.push(trouble(turn));
     if (turn.facts) parts.push(facts(turn.facts));
     turn.element.replaceChildren(...parts);
     if (follow) scrollTo(0, document.documentElement.scrollHeight);
+  };
+  const waiting = (turn) => {
+    const line = made("p", turn.waiting, "hint");
+    if (!turn.slow) return line;
+    const link = made("a", "Where it stands");
+    link.href = "/jobs?state=queued";
+    line.append(" ", link);
+    return line;
   };
   const facts = (found) => {
     const line = made("p", found.words.join(" · "), "hint facts");
@@ -153,7 +162,8 @@
   const attempt = async (turn, body) => {
     const began = performance.now();
     const clock = setInterval(() => {
-      turn.waiting = `Waiting for the first token: ${seconds(performance.now() - began)}`;
+      turn.waiting = `Waiting for the first token: ${seconds(performance.now() - began)}.`;
+      turn.slow = performance.now() - began > SLOW_MS;
       show(turn);
     }, CALM_MS);
     let first = 0, last = 0, painted = false, usage = null, ending = "";
@@ -191,7 +201,7 @@
       turn.facts = { words, charge: usage.potluck.charge, job: usage.potluck.job_id };
     } finally {
       clearInterval(clock);
-      turn.waiting = "";
+      [turn.waiting, turn.slow] = ["", false];
     }
   };
   const pause = (ms, signal) => new Promise((resolve, reject) => {
