@@ -1,6 +1,7 @@
 """When each member was last here, by any key: in memory at once, on the disk about once a minute."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -54,6 +55,11 @@ class Presence:
         except StoreError:
             self._fresh |= fresh
             raise
+
+    async def close(self) -> None:
+        """A disk that refuses does not keep a coordinator from stopping."""
+        with contextlib.suppress(StoreError):
+            await self.keep()
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Until cancelled."""

@@ -80,8 +80,8 @@ async def test_members_do_not_reach_what_is_for_admins(stand: Stand, alice: Pers
         sent = await stand.http.post(stand.url + path, data=form, headers=headers)
         assert sent.status_code == 403, path
     for seen in ("members", f"member:{bob}", "all-invitations"):
-        stream = await stand.http.get(f"{stand.url}/live?see={seen}", headers=headers)
-        assert stream.status_code == 403, seen
+        async with stand.http.stream("GET", f"{stand.url}/live?see={seen}", headers=headers) as stream:
+            assert stream.status_code == 403, seen
     foreign = await stand.http.post(
         f"{stand.url}/members/grant", data={}, headers={"cookie": headers["cookie"]}
     )

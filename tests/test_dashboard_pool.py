@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from playwright.async_api import Browser, expect
 from test_tuned import NAME, tuned
 
+from coordinator.dashboard.ledger import followed
 from coordinator.dashboard.models import earned_in
 from potluck.chain import GENESIS
 
@@ -61,6 +62,19 @@ def test_what_is_earned_in_that_time_is_the_cost(cost: int, price: int, decode: 
 def test_who_earns_nothing_never_earns_it() -> None:
     assert earned_in(1, 0, 5.0, 20) is None
     assert earned_in(1, 5, 5.0, 1_000) is None
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_a_link_that_is_broken_shows(count: int, broken: int) -> None:
+    chain = [
+        {"number": n, "hash": f"h{n}", "previous": f"h{n - 1}" if n > 1 else GENESIS}
+        for n in range(1, count + 1)
+    ]
+    assert followed(chain) == set(range(1, count + 1))
+    if broken <= count:
+        chain[broken - 1]["hash"] = "another"
+        assert followed(chain) == set(range(1, count + 1)) - {broken + 1}
+    assert followed(chain[1:]) <= set(range(3, count + 1))  # what is not there cannot be followed
 
 
 async def test_entries_are_listed_in_their_chain(stand: Stand) -> None:

@@ -6,6 +6,7 @@ tell, or that has none, counts as time that was not measured; nothing is guessed
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -91,6 +92,11 @@ class Meter:
         }
         if any(facts.values()):
             await self.store.put_setting(_SETTING + self.energy.month, json.dumps(facts))
+
+    async def close(self) -> None:
+        """A disk that refuses does not keep a coordinator from stopping."""
+        with contextlib.suppress(StoreError):
+            await self.keep()
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Until cancelled."""

@@ -1,6 +1,6 @@
 """The ledger as anybody may look at it: entries in their chain, signed heads, and how to check all of it."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,6 +17,7 @@ from coordinator.core.ledger import COMMONS, LINES
 from coordinator.dashboard.asking import add_form
 from coordinator.dashboard.live import Fragment
 from coordinator.dashboard.page import Site
+from potluck.chain import GENESIS
 
 SHOWN: Final = 25
 EVERY_S: Final = 3.0
@@ -68,9 +69,9 @@ class LedgerPages:
     async def _entries(self, account: AccountId, before: int | None) -> str:
         """One more than is shown, so that the last one's link to the one before can be looked at, too."""
         found = await newest_entries(self._context.store, account, SHOWN + 1, before)
-        hashes = {entry["number"]: entry["hash"] for entry in found}
+        links = followed(found)
         for entry in found:
-            entry["linked"] = entry["number"] == 1 or hashes.get(entry["number"] - 1) == entry["previous"]
+            entry["linked"] = entry["number"] in links
             entry["said"] = orjson.loads(entry.get("details", "{}"))
         names = {**_NAMES, account: "you"}
         return self._site.text(
@@ -80,3 +81,9 @@ class LedgerPages:
     def signed(self, _request: Request, head: Any) -> str:
         self._signed += 1
         return f"The head at entry {head['number']} is signed: {head['hash'][:16]}…"
+
+
+def followed(entries: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The numbers of those that carry the hash of the one before, or of nothing where they are the first."""
+    hashes = {0: GENESIS, **{entry["number"]: entry["hash"] for entry in entries}}
+    return {entry["number"] for entry in entries if hashes.get(entry["number"] - 1) == entry["previous"]}
