@@ -1,9 +1,10 @@
 """The coordinator's HTTP application, put together."""
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware import Middleware
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -103,6 +104,35 @@ SCHEMAS: tuple[type[Schema], ...] = (
     TeamRequest,
 )
 
+ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
+    chat_router,
+    completions_router,
+    embeddings_router,
+    openai_models_router,
+    tuned_router,
+    files_router,
+    uploads_router,
+    webhooks_router,
+    account_router,
+    statement_router,
+    jobs_router,
+    batches_router,
+    finetunes_router,
+    ledger_router,
+    workers_router,
+    owners_router,
+    enrolment_router,
+    members_router,
+    keys_router,
+    limits_router,
+    standing_router,
+    gifts_router,
+    invites_router,
+    notices_router,
+    audit_router,
+    community_router,
+)
+
 
 def create_api(context: Context) -> FastAPI:
     """All routes over these collaborators. Nothing is kept outside the returned application."""
@@ -120,34 +150,7 @@ def create_api(context: Context) -> FastAPI:
     )
     auth = Auth(context.store, context.clock, settings, context.board, context.presence)
     desk = Desk(context, auth, Gauge())
-    for make in (
-        chat_router,
-        completions_router,
-        embeddings_router,
-        openai_models_router,
-        tuned_router,
-        files_router,
-        uploads_router,
-        webhooks_router,
-        account_router,
-        statement_router,
-        jobs_router,
-        batches_router,
-        finetunes_router,
-        ledger_router,
-        workers_router,
-        owners_router,
-        enrolment_router,
-        members_router,
-        keys_router,
-        limits_router,
-        standing_router,
-        gifts_router,
-        invites_router,
-        notices_router,
-        audit_router,
-        community_router,
-    ):
+    for make in ROUTERS:
         app.include_router(make(desk))
     app.include_router(operations_router(desk, app))
     app.include_router(dashboard_router(desk))
