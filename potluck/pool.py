@@ -152,9 +152,16 @@ class Pool(Limiting, LedgerCalls, StatementRoutes, Membership, Batching, Machine
     def job(self, job_id: str) -> Job:
         return read(Job, self._transport.get(path_of("/pool/v1/jobs", job_id)))
 
-    def jobs(self, *, limit: int = 20, before: str | None = None, state: str | None = None) -> JobPage:
+    def jobs(
+        self,
+        *,
+        limit: int = 20,
+        before: str | None = None,
+        state: str | None = None,
+        kind: str | None = None,
+    ) -> JobPage:
         """The newest jobs first; `before` is the id of the last one on the page before."""
-        given = {"limit": limit, "before": before, "state": state}
+        given = {"limit": limit, "before": before, "state": state, "kind": kind}
         params = {name: value for name, value in given.items() if value is not None}
         return read(JobPage, self._transport.get("/pool/v1/jobs", params))
 

@@ -326,7 +326,12 @@ class Routes:
 
     async def jobs(self, request: Request) -> Response:
         state, limit = request.query_params.get("state"), int(request.query_params.get("limit", 20))
-        found = [job for job in reversed(self.fake.jobs.values()) if state in {None, job["state"]}]
+        kind = request.query_params.get("kind")
+        found = [
+            job
+            for job in reversed(self.fake.jobs.values())
+            if state in {None, job["state"]} and kind in {None, job["kind"]}
+        ]
         return JSONResponse({"data": found[:limit], "has_more": len(found) > limit})
 
     async def job(self, request: Request) -> Response:

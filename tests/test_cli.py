@@ -644,6 +644,23 @@ def test_a_job_that_waits_shows_its_place_and_the_reason(potluck: Command, fake_
     assert found["queue"] == fake_pool.queue
 
 
+def test_a_job_shows_how_long_it_took_as_far_as_that_is_known(potluck: Command, fake_pool: FakePool) -> None:
+    job_id = fake_pool.new_job("chat", "small")
+    timing = {"waited_s": 0.25, "prefill_s": None, "decode_s": None, "total_s": 4.0}
+    fake_pool.jobs[job_id]["timing"] = timing
+    assert "4.0 s: waited 0.2 s\n" in potluck.here("jobs", "show", job_id)[1]
+    fake_pool.jobs[job_id]["timing"] = timing | {"prefill_s": 0.5, "decode_s": 3.25}
+    said = "4.0 s: waited 0.2 s, first output after 0.5 s more\n"
+    assert said in potluck.here("jobs", "show", job_id)[1]
+
+
+def test_jobs_are_listed_by_their_kind(potluck: Command, fake_pool: FakePool) -> None:
+    ids = [fake_pool.new_job(kind, "small") for kind in ("chat", "embedding")]
+    _, out, _ = potluck.here("jobs", "list", "--kind", "embedding", "-o", "json")
+    assert [job["id"] for job in json.loads(out)["data"]] == ids[1:]
+    assert potluck.here("jobs", "list", "--kind", "poem")[0] == 2
+
+
 # ---- help
 
 

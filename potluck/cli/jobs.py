@@ -34,17 +34,26 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
+class Kind(StrEnum):
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    BATCH = "batch"
+    FINETUNE = "finetune"
+
+
 @command(app, "list", example="potluck jobs list --state running")
 def list_(
     session: Session,
     state: Annotated[State | None, typer.Option("--state", help="Only these.")] = None,
+    kind: Annotated[Kind | None, typer.Option("--kind", help="Only these.")] = None,
     last: Annotated[int, typer.Option("-n", "--last", metavar="N", min=1, max=100, help="How many.")] = 20,
     before: Annotated[
         str | None, typer.Option("--before", metavar="JOB", help="Only older ones than this.")
     ] = None,
 ) -> None:
     """Your jobs, the newest first."""
-    page = session.pool.jobs(limit=last, before=before, state=state.value if state else None)
+    page = session.pool.jobs(limit=last, before=before, state=state, kind=kind)
     printer = session.printer
     if printer.output == "jsonl":
         printer.json(page.data)
@@ -241,6 +250,16 @@ def _queue(job: Job) -> list[tuple[str, str]]:
     return [("place", f"{queue.place} of {queue.of}{start}"), ("reason", queue.why)]
 
 
+def _timing(job: Job) -> list[tuple[str, str]]:
+    """How long it took, as far as the pool knows."""
+    if (timing := job.timing) is None:
+        return []
+    said = [f"waited {timing.waited_s:.1f} s"]
+    if timing.prefill_s is not None:
+        said.append(f"first output after {timing.prefill_s:.1f} s more")
+    return [("time", f"{timing.total_s:.1f} s: {', '.join(said)}")]
+
+
 def _show(session: Session, job: Job) -> None:
     printer = session.printer
     printer.facts(
@@ -258,6 +277,7 @@ def _show(session: Session, job: Job) -> None:
             ),
             ("created", job.created_at or "-"),
             ("ended", job.ended_at or "-"),
+            *_timing(job),
         ]
     )
     if job.finetune is not None:
