@@ -36,7 +36,7 @@ pytest_plugins = [
 ]
 
 
-HEAVY = ("processes", "engine")
+HEAVY = ("processes", "engine", "browser")
 
 
 def group_of(item: pytest.Item) -> str:
@@ -45,9 +45,10 @@ def group_of(item: pytest.Item) -> str:
     Tests that start processes, and tests that load a model, would starve each other if two of a kind ran at once. A
     fixture that a module shares is made in one process.
     """
+    names = item.fixturenames if isinstance(item, pytest.Function) else ()
     for mark in HEAVY:
-        if item.get_closest_marker(mark):
-            return mark
+        if item.get_closest_marker(mark):  # a browser starts processes, but no pool's: a group of its own is shorter
+            return "browser" if "browser" in names and "real_pool" not in names else mark
     fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
     shared = any(made.scope == "module" for found in fixtures.values() for made in found)
     return item.path.stem if shared else ""
