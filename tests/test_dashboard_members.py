@@ -89,6 +89,33 @@ async def test_members_do_not_reach_what_is_for_admins(stand: Stand, alice: Pers
     assert (await stand.context.store.events(limit=9, subject=bob)) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/members/alice/limits", {"credits_per_month": "99999999999999999999"}),
+        ("/members/alice/change", {"credit_line": "-1"}),
+        ("/members/alice/change", {"role": "king"}),
+        ("/members/grant", {"member": "alice", "amount": "0", "reason": "x"}),
+        ("/account/keys", {"name": "x", "expires_s": "999999999999999999"}),
+        ("/account/keys", {"name": "x", "scope_fly": "on"}),
+        ("/account/invitations", {"expires_s": "1.5"}),
+    ],
+)
+async def test_what_no_form_should_say_is_refused_in_words(
+    stand: Stand, path: str, form: dict[str, str]
+) -> None:
+    """By the route that is asked; nothing has happened then."""
+    sign_in = await stand.http.post(
+        f"{stand.url}/sign-in", data={"key": stand.keys["admin"], "next": "/"}, headers={"origin": stand.url}
+    )
+    session = sign_in.cookies[COOKIE]
+    headers = {CSRF_HEADER: csrf_of(session), "origin": stand.url, "hx-request": "true"}
+    answer = await stand.http.post(stand.url + path, data=form, headers=headers)
+    assert answer.status_code == 400
+    assert 'class="callout bad"' in answer.text
+    assert [event.action.value for event in await stand.context.store.events(limit=5)] == ["signed_in"]
+
+
 async def test_an_invitation_is_accepted_in_another_browser(
     stand: Stand, browser: Browser, admin: Person
 ) -> None:

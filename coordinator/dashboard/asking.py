@@ -3,6 +3,7 @@
 So a page can do no more and no less than the API, refusals and the audit log included.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ async def ask(
     headers.append((b"content-type", b"application/json"))
     if key is not None:
         headers.append((b"idempotency-key", key.encode("latin-1", "replace")))
-    raw = orjson.dumps(body or {})
+    raw = json.dumps(body or {}).encode()  # orjson refuses to write what the route is to refuse
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": raw, "more_body": False}
