@@ -31,6 +31,7 @@ pytest_plugins = [
         "fixtures_engine",
         "fixtures_ray",
         "fixtures_tiny",
+        "fixtures_browser",
     )
     if find_spec(name)
 ]
@@ -47,7 +48,9 @@ def group_of(item: pytest.Item) -> str:
     """
     names = item.fixturenames if isinstance(item, pytest.Function) else ()
     for mark in HEAVY:
-        if item.get_closest_marker(mark):  # a browser starts processes, but no pool's: a group of its own is shorter
+        if item.get_closest_marker(
+            mark
+        ):  # a browser starts processes, but no pool's: a group of its own is shorter
             return "browser" if "browser" in names and "real_pool" not in names else mark
     fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
     shared = any(made.scope == "module" for found in fixtures.values() for made in found)

@@ -86,6 +86,12 @@ async def chromium() -> AsyncIterator[Browser]:
             await browser.close()
 
 
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as made:
+        yield made
+
+
 @asynccontextmanager
 async def person(browser: Browser, url: str, **options: Any) -> AsyncIterator[Person]:
     """With a browser profile of their own. Fails the test at the end if a page misbehaved."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import Stand, error_of, open_stand
-from fixtures_browser import PHONE, Person, chromium, person
+from fixtures_browser import PHONE, Person, person
 from hypothesis import given
 from hypothesis import strategies as st
 from playwright.async_api import Browser, expect
@@ -173,12 +173,6 @@ async def test_teams_are_founded_joined_and_left(stand: Stand) -> None:
 
 
 # -- in the browser
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -6,19 +6,13 @@ from typing import Any
 
 import pytest
 from fixtures_api import MODEL, Said, Script, Stand, chat_body, deltas
-from fixtures_browser import DESK, PHONE, Person, chromium, person
+from fixtures_browser import DESK, PHONE, Person, person
 from playwright.async_api import Browser, Locator, expect
 
 from coordinator.core.fleet import Patience
 from potluck.v1 import session_pb2
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

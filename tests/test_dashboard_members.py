@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 from fixtures_api import Stand, open_stand
-from fixtures_browser import PHONE, Person, chromium, person
+from fixtures_browser import PHONE, Person, person
 from playwright.async_api import Browser, expect
 
 from coordinator.api.browser import COOKIE, CSRF_HEADER, csrf_of
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import MODEL, Stand, error_of, open_stand
-from fixtures_browser import PHONE, Person, chromium, person
+from fixtures_browser import PHONE, Person, person
 from hypothesis import given
 from hypothesis import strategies as st
 from playwright.async_api import Browser, expect
@@ -18,12 +18,6 @@ from test_tuned import NAME, tuned
 from coordinator.dashboard.ledger import followed
 from coordinator.dashboard.models import earned_in
 from potluck.chain import GENESIS
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

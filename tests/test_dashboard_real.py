@@ -1,19 +1,11 @@
 """The dashboard of a real pool, its coordinator and its worker processes of their own: one tab asks, the other shows."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from fixtures_browser import Person, chromium, person
+from fixtures_browser import Person, person
 from fixtures_pool import RealPool
 from playwright.async_api import Browser, expect
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 async def test_a_chat_in_one_tab_moves_the_credits_in_the_other(

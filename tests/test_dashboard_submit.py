@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import MODEL, Stand
-from fixtures_browser import DESK, PHONE, Person, chromium, person
+from fixtures_browser import DESK, PHONE, Person, person
 from fixtures_learner import learner_of
 from playwright.async_api import Browser, expect
 from test_dashboard_jobs import figure
@@ -17,12 +17,6 @@ from coordinator.core.fleet import Patience
 pytestmark = pytest.mark.processes
 
 BAD = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import MODEL, TEXT, Said, Stand, saying
-from fixtures_browser import DESK, PHONE, Person, chromium, person
+from fixtures_browser import DESK, PHONE, Person, person
 from fixtures_learner import learner_of
 from playwright.async_api import Browser, Locator, expect
 from test_dashboard_jobs import figure
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.processes
 
 CHECKING = text([chat(n) for n in range(10)])
 OVER = ("succeeded", "failed", "cancelled")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fixtures_api import Stand, open_stand
-from fixtures_browser import DESK, PHONE, Person, chromium, person
+from fixtures_browser import DESK, PHONE, Person, person
 from fixtures_pool import Process, RealPool
 from playwright.async_api import Browser, Dialog, expect
 
@@ -17,12 +17,6 @@ from potluck.v1 import session_pb2
 pytestmark = pytest.mark.processes
 JOINED_MS = 60_000
 EMULATOR = {"POTLUCK_ENGINE": "emulator", "POTLUCK_MODELS": "emulator-small"}
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture

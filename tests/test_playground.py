@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import MODEL, Said, Script, Stand, deltas, open_stand, saying
-from fixtures_browser import DESK, PHONE, Person, chromium, person
+from fixtures_browser import DESK, PHONE, Person, person
 from playwright.async_api import Browser, Locator, expect
 from test_api_tools import THINK, writing
 
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.processes
 
 SOURCE = str(Path(__file__).resolve().parent.parent)
 UNMARKED = "<img src=x onerror=alert(1)> & **so**"
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with chromium() as made:
-        yield made
 
 
 @pytest.fixture
