@@ -195,8 +195,7 @@ class Rounds:
     local_steps: int
     combine: Combine
     spoil: Spoil = sent_as_it_is
-    lr: float = 1.0
-    mu: float = 0.0
+    outer: tuple[float, float] | None = None  # learning rate and momentum; None: the pool's own
     adapters: dict[str, bytes] = field(default_factory=dict)
     momenta: dict[str, Tensors] = field(default_factory=dict)
     made: dict[int, deltas.Packed] = field(default_factory=dict)
@@ -268,9 +267,10 @@ class Rounds:
         update = self.combine(sent, {part: float(tokens) for part, _, tokens in asked.parts})
         theta = lora.decode(self.adapters[asked.adapter])
         name = f"b{asked.round}"
-        moved, self.momenta[name] = aggregation.outer(
-            theta, update, self.momenta.get(asked.adapter), self.lr, self.mu
-        )
+        rounds = self.bench.course(self.local_steps).rounds
+        lr, mu = self.outer or aggregation.outer_step(rounds, len(sent))
+        momentum = self.momenta.get(asked.adapter)
+        moved, self.momenta[name] = aggregation.outer(theta, update, momentum, lr, mu)
         self.adapters[name] = lora.encode(moved, bfloat16=True)
         return Aggregated(round=asked.round, adapter=name)
 
@@ -316,7 +316,7 @@ def tiny_model(folder: Path) -> tuple[weights.Loaded, Shapes]:
     return loaded, lora.shapes(linears_of_config(values), values["num_hidden_layers"], RANK)
 
 
-def compare(bench: Bench, local_steps: Sequence[int], lr: float, mu: float) -> None:
+def compare(bench: Bench, local_steps: Sequence[int], outer: tuple[float, float] | None) -> None:
     course = bench.course(1)
     print(
         f"{bench.examples} examples on {bench.workers} workers, {course.steps} steps of each, "
@@ -331,7 +331,7 @@ def compare(bench: Bench, local_steps: Sequence[int], lr: float, mu: float) -> N
     )
     for steps in local_steps:
         begun = time.perf_counter()
-        done = Rounds(bench, steps, robust, lr=lr, mu=mu).run()
+        done = Rounds(bench, steps, robust, outer=outer).run()
         moved = done.up + done.down
         way = " ".join(f"{loss:.3f}" for loss in done.losses)
         print(
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=64)
     parser.add_argument("--local-steps", default="16,8")
     parser.add_argument("--rate", type=float, default=3e-4)
-    parser.add_argument("--outer", default="1,0", help="learning rate and momentum of the outer step")
+    parser.add_argument("--outer", help="learning rate and momentum of the outer step; default: the pool's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--liar", action="store_true")
     asked = parser.parse_args()
@@ -382,8 +382,8 @@ def main() -> None:
         if asked.liar:
             lie(bench, local_steps[-1])
             return
-        lr, mu = (float(part) for part in asked.outer.split(","))
-        compare(bench, local_steps, lr, mu)
+        lr, mu = (float(part) for part in (asked.outer or "0,0").split(","))
+        compare(bench, local_steps, (lr, mu) if asked.outer else None)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ STEPS_MAX: Final = 100  # towards the geometric median
 GROWTH_MAX: Final = 3.0  # times the median of the rounds before
 HEAVY: Final = 2.0  # times the median weight
 LONG: Final = 30  # rounds, from which on momentum pays
+FEW_ROUNDS: Final = 1.3  # learning rate of the outer step before that
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,15 @@ def plain(deltas: Mapping[int, Tensors], weights: Mapping[int, float]) -> dict[s
     return _combined(deltas, {part: weights[part] / whole for part in sorted(deltas)})
 
 
-def outer_step(rounds: int) -> tuple[float, float]:
-    """Learning rate and momentum of `outer`: few rounds take each update as it is."""
-    return (1.0, 0.0) if rounds < LONG else (0.7, 0.9)
+def outer_step(rounds: int, updates: int) -> tuple[float, float]:
+    """Learning rate and momentum of `outer`, for a round of so many updates that counted.
+
+    A mean of several is shorter than each of them, since what is chance in them cancels out; in few rounds no
+    momentum makes up for it. How much longer is measured (`benchmarks/rounds.py --outer`).
+    """
+    if rounds >= LONG:
+        return 0.7, 0.9
+    return (FEW_ROUNDS, 0.0) if updates > 1 else (1.0, 0.0)
 
 
 def outer(

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from coordinator.aggregation import (
+    FEW_ROUNDS,
     LONG,
     Mean,
     aggregate,
@@ -234,5 +235,6 @@ def test_momentum_is_nesterovs() -> None:
 
 
 def test_long_fine_tunes_have_momentum() -> None:
-    assert outer_step(LONG - 1) == (1.0, 0.0)
-    assert outer_step(LONG) == (0.7, 0.9)
+    assert outer_step(LONG - 1, 2) == (FEW_ROUNDS, 0.0)
+    assert outer_step(LONG - 1, 1) == (1.0, 0.0), "a single update is no mean"
+    assert outer_step(LONG, 2) == (0.7, 0.9)

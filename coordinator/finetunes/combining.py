@@ -40,6 +40,6 @@ def combine(
         return Combined(None, rejected=mean.rejected)
     theta = lora.decode(artifacts.path(adapter_kept(action.adapter)).read_bytes(), of)
     momentum = lora.decode(artifacts.path(action.momentum).read_bytes(), of) if action.momentum else None
-    lr, mu = aggregation.outer_step(plan.course().rounds)
+    lr, mu = aggregation.outer_step(plan.course().rounds, len(mean.norms))
     adapter, kept = aggregation.outer(theta, mean.delta, momentum, lr, mu)
     return Combined(adapter, kept, mean.rejected, tuple(mean.norms.values()))
