@@ -40,7 +40,7 @@ ASKED: Any = {
     "seed": 6,
     "stop": [STOP],
 }
-TRIES = 3  # on a busy machine a kill may come a token late
+TRIES = 6  # on a busy machine a kill may come a token late
 START_S = 180.0  # for five at a time, on a busy machine
 POLL_S = 0.03
 
@@ -180,6 +180,7 @@ async def test_four_workers_die_in_one_answer(torch_pool: RealPool, judge: Judge
         ):
             break
         start_all(torch_pool, killed)
+        places |= undisturbed(carol)[1]  # two tokens may have come as one piece
     else:
         pytest.fail(f"no try cut where it should: {found}, not {wanted}")
 

@@ -244,7 +244,9 @@ def test_a_real_worker_pauses_resumes_and_drains_when_asked_from_afar(real_pool:
 
     on_the_machine("pause")
     real_pool.until(lambda: state() == ("paused", "its owner paused it"), "the owner's own word", process)
+    real_pool.until(lambda: "paused" in on_the_machine("status"), "the machine to say so", process)
     bob.api("POST", f"{path}/resume", json={}).raise_for_status()
+    assert state() == ("paused", "its owner paused it")
     assert "paused" in on_the_machine("status")
     on_the_machine("resume")
     real_pool.until(lambda: real_pool.ready("rig"), "it to share again", process)

@@ -27,10 +27,10 @@ class Stand:
         return Pulse(engine, lambda: self.now)
 
     def deliver(self, job: str, tokens: int) -> None:
-        self.lives[job] = SimpleNamespace(output=SimpleNamespace(tokens=tokens))
+        self.lives[job] = SimpleNamespace(output=SimpleNamespace(so_far=tokens))
 
     def end(self, pulse: Pulse, job: str) -> None:
-        ended: Any = SimpleNamespace(output_tokens=self.lives.pop(job).output.tokens)
+        ended: Any = SimpleNamespace(output_tokens=self.lives.pop(job).output.so_far)
         pulse.ended(ended)
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_counted_twice_and_nothing_is_lost(steps: list[tuple[int, int
     for job, tokens, over in steps:
         stand.now += EVERY_S
         name = str(job)
-        had = stand.lives[name].output.tokens if name in stand.lives else 0
+        had = stand.lives[name].output.so_far if name in stand.lives else 0
         stand.deliver(name, had + tokens)
         delivered += tokens
         if over:
