@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import stand
 from fixtures_pool import Member, RealPool
@@ -144,7 +145,10 @@ class Bench:
         return run
 
     def _ended(self, job_id: str) -> bool:
-        answer = self.asker.api("GET", f"/v1/fine_tuning/jobs/{job_id}")
+        try:
+            answer = self.asker.api("GET", f"/v1/fine_tuning/jobs/{job_id}")
+        except httpx2.TransportError:
+            return False  # the coordinator was killed, and comes again
         return answer.is_success and answer.json()["status"] in ENDED
 
     def kill(self, part: str, rng: random.Random, over: threading.Event) -> None:
