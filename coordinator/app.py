@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from coordinator.artifact_service import ArtifactServicer
 from coordinator.audit_log.restart import facts_of, note_restart
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
-from coordinator.chores import keep_tidy, tidy
+from coordinator.chores import Sweeper, keep_tidy, tidy
 from coordinator.clock import SteadyClock
 from coordinator.collaborators import context_of
 from coordinator.core import entries
@@ -32,6 +32,7 @@ from coordinator.core.ledger import Book
 from coordinator.core.pricing import Tariff
 from coordinator.core.rules import Rules
 from coordinator.core.standing import HOUR_S, Proof
+from coordinator.dashboard.rows import SignedIn
 from coordinator.files import Files
 from coordinator.lately import line_of, recall
 from coordinator.lock import FileLock
@@ -142,7 +143,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        sweepers = (context.uploads, context.files, context.finetunes, context.webhooks)
+        sweepers = _sweepers(context)
         await tidy(pool, sweepers)
         stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
         stack.push_async_callback(_background(context.heads.run(), failed))
@@ -179,6 +180,11 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             context.closing.set()
             await pool.drain(GRACE_S)
             await ticker.turn()
+
+
+def _sweepers(context: Context) -> Sequence[Sweeper]:
+    signed_in = SignedIn(context.store, context.clock.now)
+    return context.uploads, context.files, context.finetunes, context.webhooks, signed_in
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -8,6 +8,9 @@ from fixtures_api import Stand, open_stand
 from fixtures_browser import PHONE, Person, person
 from playwright.async_api import Browser, expect
 
+from coordinator.dashboard.rows import SignedIn
+from coordinator.keys import digest_of
+
 pytestmark = pytest.mark.processes
 
 
@@ -63,3 +66,16 @@ async def test_pages_can_be_used_by_everybody(stand: Stand, browser: Browser, sc
                 await somebody.goto(path)
                 assert await somebody.faults() == [], path
                 assert not await somebody.overflows(), path
+
+
+async def test_a_sign_in_that_is_over_opens_nothing_and_is_forgotten(stand: Stand) -> None:
+    store, now = stand.context.store, stand.clock.now()
+    caller = await store.authenticate(digest_of(stand.keys["alice"]), now)
+    assert caller is not None
+    for digest, until in (("a" * 64, now + 10), ("b" * 64, now + 100)):
+        await store.open_session(digest, caller.key.id, now, until)
+    assert await store.key_of_session("a" * 64, now) == digest_of(stand.keys["alice"])
+    assert await store.key_of_session("a" * 64, now + 10) is None
+    assert await SignedIn(store, lambda: now + 50).sweep() == 1
+    assert await store.key_of_session("a" * 64, now) is None
+    assert await store.key_of_session("b" * 64, now) is not None

@@ -1,5 +1,8 @@
 """Browser sessions in the database."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from sqlalchemy import delete, select
 
 from coordinator import tables
@@ -35,3 +38,14 @@ class BrowserSessions(Database):
         async with self.writing() as connection:
             gone = await connection.execute(delete(_SESSIONS).where(_SESSIONS.c.expires_at <= now))
             return int(gone.rowcount)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Browsers that are signed in, for the chores."""
+
+    store: BrowserSessions
+    now: Callable[[], float]
+
+    async def sweep(self) -> int:
+        return await self.store.sweep_sessions(self.now())
