@@ -292,5 +292,6 @@
       one("message").value = "";
       answer();
     });
+    one("send").disabled = one("message").disabled = false;
   });
 })();
