@@ -16,7 +16,9 @@ from potluck.cli.shown import Shown
 from potluck.errors import ExitCode, PotluckError
 from potluck.results import plain
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)]
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="FOLDER", show_default=False, help="Where the backup is, or shall be.")
+]
 OutputOption = Annotated[
     Output, typer.Option("--output", "-o", envvar="POTLUCK_OUTPUT", help="text, or json for programs.")
 ]

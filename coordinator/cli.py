@@ -153,7 +153,7 @@ def rotate_ca(
     typer.echo("with a new token; `potluck coordinator join-token --uses N` makes one for all.")
 
 
-@app.command()
+@app.command(epilog="Example:  potluck coordinator check")
 def check(
     database: Annotated[
         str | None,
@@ -165,7 +165,7 @@ def check(
 ) -> None:
     """Recompute the books from the database and say what is wrong; the coordinator may go on meanwhile.
 
-    Exit 1 if anything is. Example: potluck coordinator check
+    Exit 1 if anything is.
     """
     printer = Printer(output)
     try:

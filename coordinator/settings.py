@@ -50,60 +50,92 @@ class Settings(BaseSettings):
     behind_proxy: bool = Field(default=False, description="a reverse proxy in front ends TLS")
     tls_cert: Path | None = Field(None, description="certificate chain for HTTPS (PEM)")
     tls_key: Path | None = Field(None, description="its private key (PEM)")
-    default_credit_line: int = Field(1_000 * MICROCREDITS, ge=0, le=2**62, description="of a new member")
-    commons_credit_line: int = Field(10_000 * MICROCREDITS, ge=0, le=2**62, description="of the pool itself")
+    default_credit_line: int = Field(
+        1_000 * MICROCREDITS, ge=0, le=2**62, description="how much a new member may owe"
+    )
+    commons_credit_line: int = Field(
+        10_000 * MICROCREDITS, ge=0, le=2**62, description="how much the pool itself may owe"
+    )
     transfer_day_max: int = Field(
-        1_000 * MICROCREDITS, ge=0, le=2**62, description="may be sent by one account on a day (UTC)"
+        1_000 * MICROCREDITS, ge=0, le=2**62, description="what one account may send on a day (UTC)"
     )
     invite_credit_line: int = Field(
         100 * MICROCREDITS, ge=0, le=2**62, description="of an invited member, if the invitation names none"
     )
-    fee_permille: int = Field(20, ge=0, le=1_000, description="of what workers earn, for the commons")
-    prompt_weight_permille: int = Field(250, ge=0, le=1_000, description="of a prompt's work is charged")
-    default_max_tokens: int = Field(1_024, ge=1, le=2**24, description="where a request names none")
+    fee_permille: int = Field(
+        20, ge=0, le=1_000, description="thousandths of what workers earn, for the commons"
+    )
+    prompt_weight_permille: int = Field(
+        250, ge=0, le=1_000, description="thousandths of a prompt's work that are charged"
+    )
+    default_max_tokens: int = Field(
+        1_024, ge=1, le=2**24, description="tokens of output where a request names none"
+    )
     trust: Literal["friends", "strangers"] = Field(
         "friends", description="whether earnings can be spent at once, or a new worker proves itself first"
     )
-    proof_jobs: int = Field(
-        10, ge=0, le=10_000, description="without a dispute, of a new worker of strangers"
+    proof_jobs: int = Field(10, ge=0, le=10_000, description="jobs that prove a worker among strangers")
+    proof_hours: float = Field(
+        24, ge=0, le=8_760, description="hours since its first job that it takes as well"
     )
-    proof_hours: float = Field(24, ge=0, le=8_760, description="since its first job, likewise")
     emulator: bool = Field(default=False, description="offer the model emulator-small, for tests")
-    body_bytes_max: int = Field(4 * 1024 * 1024, ge=1_024, le=2**30, description="of a request")
+    body_bytes_max: int = Field(4 * 1024 * 1024, ge=1_024, le=2**30, description="of a request's body")
     file_bytes_max: int = Field(10**9, ge=1, le=64 << 30, description="of one file of a member")
     files_bytes_max: int = Field(10 * 10**9, ge=0, le=2**53, description="of all files of one member")
-    file_days: int = Field(30, ge=1, le=3_650, description="before a file is deleted, at the latest")
-    upload_s: float = Field(3_600, ge=1, le=2_592_000, description="without a part: an upload expires")
-    checkpoint_s: float = Field(
-        90.0, ge=1, le=3_600, description="of training: what a dead worker loses at most"
+    file_days: int = Field(30, ge=1, le=3_650, description="after which a file is deleted, at the latest")
+    upload_s: float = Field(
+        3_600, ge=1, le=2_592_000, description="without a new part, after which an upload expires"
     )
-    connections_max: int = Field(2_000, ge=1, le=2**20, description="of members at once")
+    checkpoint_s: float = Field(
+        90.0,
+        ge=1,
+        le=3_600,
+        description="of training between two checkpoints: what a dead worker loses at most",
+    )
+    connections_max: int = Field(2_000, ge=1, le=2**20, description="connections of members at once")
     requests_per_minute: int = Field(600, ge=1, le=2**31, description="of one member")
     concurrent_jobs: int = Field(64, ge=1, le=2**20, description="of one member")
     tokens_per_minute: int = Field(0, ge=0, le=2**53, description="of one member; 0 is no limit")
     credits_per_day: int = Field(0, ge=0, le=2**62, description="of one member (UTC); 0 is no limit")
     credits_per_month: int = Field(0, ge=0, le=2**62, description="of one member (UTC); 0 is no limit")
-    queue_jobs_max: int = Field(10_000, ge=1, le=2**24, description="of all members")
-    wait_for_worker_s: float = Field(60.0, gt=0, le=86_400, description="before a job is given up")
-    fairness_half_life_s: float = Field(604_800.0, ge=60, le=2**31, description="of what was given and taken")
-    fairness_guaranteed_permille: int = Field(200, ge=1, le=1_000, description="of the work, equally for all")
+    queue_jobs_max: int = Field(10_000, ge=1, le=2**24, description="jobs that wait at once, of all members")
+    wait_for_worker_s: float = Field(
+        60.0, gt=0, le=86_400, description="until an interactive job that no worker takes is given up"
+    )
+    fairness_half_life_s: float = Field(
+        604_800.0, ge=60, le=2**31, description="after which what was given or taken counts half"
+    )
+    fairness_guaranteed_permille: int = Field(
+        200, ge=1, le=1_000, description="thousandths of the work that all share equally"
+    )
     fairness_proven: int = Field(
-        100 * MICROCREDITS, ge=0, le=2**62, description="given: out of a lender's line"
+        100 * MICROCREDITS,
+        ge=0,
+        le=2**62,
+        description="given more than taken, with which a member leaves its lender's place in the line",
     )
-    fairness_interactive_permille: int = Field(100, ge=0, le=500, description="of slots, kept free for it")
-    fairness_batch_permille: int = Field(100, ge=0, le=500, description="of slots, for stored jobs")
-    fairness_finetune_permille: int = Field(100, ge=0, le=500, description="of slots, for fine-tuning")
+    fairness_interactive_permille: int = Field(
+        100, ge=0, le=500, description="thousandths of all slots that interactive jobs keep"
+    )
+    fairness_batch_permille: int = Field(
+        100, ge=0, le=500, description="thousandths of all slots that stored jobs keep"
+    )
+    fairness_finetune_permille: int = Field(
+        100, ge=0, le=500, description="thousandths of all slots that fine-tuning keeps"
+    )
     fairness_aged_s: float = Field(
-        20.0, gt=0, le=2**31, description="without a turn: an interactive job passes"
+        20.0, gt=0, le=2**31, description="without a turn, after which an interactive job passes the others"
     )
-    fairness_batch_aged_s: float = Field(1_800.0, gt=0, le=2**31, description="the same, of a stored job")
+    fairness_batch_aged_s: float = Field(
+        1_800.0, gt=0, le=2**31, description="without a turn, after which a stored job does"
+    )
     terms_required: bool = Field(
         default=False, description="who has not accepted the pool's terms may only look"
     )
     webhooks_private: bool = Field(
         default=False, description="webhooks may go to private addresses, and by plain HTTP"
     )
-    certificate_days: int = Field(7, ge=1, le=90, description="of a worker's certificate")
+    certificate_days: int = Field(7, ge=1, le=90, description="for which a worker's certificate is good")
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 

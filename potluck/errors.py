@@ -7,23 +7,32 @@ Each class has the exit code that the command ends with. The coordinator's error
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class ExitCode(IntEnum):
-    OK = 0
-    ERROR = 1
-    USAGE = 2
-    NOT_LOGGED_IN = 3
-    NOT_FOUND = 4
-    INVALID = 5
-    NO_CREDIT = 6
-    LIMIT = 7
-    UNREACHABLE = 8
-    JOB_FAILED = 100
-    JOB_NOT_FINISHED = 101
-    JOB_CANCELLED = 103
-    INTERRUPTED = 130  # 128 + SIGINT, as shells count
+    """What the command ends with. `meaning`: the same in words."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
+
+    OK = 0, "done"
+    ERROR = 1, "an error, or something is not as it should be"
+    USAGE = 2, "the command was called in a way that makes no sense"
+    NOT_LOGGED_IN = 3, "no key, or one that the pool does not know"
+    NOT_FOUND = 4, "the pool has no such thing"
+    INVALID = 5, "refused as it is: invalid, or in conflict with what is there"
+    NO_CREDIT = 6, "not enough credits"
+    LIMIT = 7, "a limit is reached; it says when it renews"
+    UNREACHABLE = 8, "the coordinator cannot be reached, or did not answer in time"
+    JOB_FAILED = 100, "the job failed or expired"
+    JOB_NOT_FINISHED = 101, "the job has not finished in the time given; it goes on"
+    JOB_CANCELLED = 103, "the job was cancelled"
+    INTERRUPTED = 130, "Ctrl-C"  # 128 + SIGINT, as shells count
 
 
 class PotluckError(Exception):

@@ -1,5 +1,7 @@
-"""The site is built, its links lead somewhere, nothing in it comes from other hosts, and its commands exist."""
+"""The site is built, its links lead somewhere, nothing in it comes from other hosts; its commands exist, and its
+reference is what the sources say."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,7 +18,7 @@ from typer.main import get_command
 from potluck.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 FETCHED = re.compile(r"<(?:script|img|iframe|source|link)[^>]* (?:src|href)=\"?https?:")
 
 
@@ -39,8 +41,21 @@ def test_the_site_is_built_and_no_link_leads_nowhere() -> None:
 
 def test_every_page_is_found_in_the_sites_navigation() -> None:
     nav = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
-    named = set(re.findall(r"'(?:docs/)?([\w.-]+\.md)'", str(nav)))
-    assert {path.name for path in DOCS} <= named
+    named = set(re.findall(r"'(?:docs/)?([\w./-]+\.md)'", str(nav)))
+    assert {path.relative_to(ROOT / "docs").as_posix() for path in DOCS} <= named
+
+
+def test_the_reference_is_what_its_sources_say() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "reference", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def commands(path: Path) -> list[list[str]]:

@@ -71,6 +71,7 @@ def size_bytes(text: str, total: int) -> int:
 
 Listed = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_listed)]
 Windows = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_windows)]
+Day = Annotated[Windows | None, Field(description="for this day instead; left out: as every day")]
 Size = Annotated[str, Field(max_length=40), AfterValidator(_size)]
 Kinds = Annotated[tuple[Literal["chat", "completion", "embedding", "finetune"], ...], BeforeValidator(split)]
 
@@ -96,13 +97,13 @@ class Hours(Table):
         "", description="like Europe/Berlin; empty: this machine's own"
     )
     every_day: Windows = Field(("00:00-24:00",), description="for days that are not named; empty: not at all")
-    monday: Windows | None = None
-    tuesday: Windows | None = None
-    wednesday: Windows | None = None
-    thursday: Windows | None = None
-    friday: Windows | None = None
-    saturday: Windows | None = None
-    sunday: Windows | None = None
+    monday: Day = None
+    tuesday: Day = None
+    wednesday: Day = None
+    thursday: Day = None
+    friday: Day = None
+    saturday: Day = None
+    sunday: Day = None
 
     def week(self) -> Week | None:
         """None: always open."""
