@@ -8,10 +8,12 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -136,6 +138,32 @@ class Settings(BaseSettings):
         default=False, description="webhooks may go to private addresses, and by plain HTTP"
     )
     certificate_days: int = Field(7, ge=1, le=90, description="for which a worker's certificate is good")
+    oidc_issuer: str | None = Field(
+        None,
+        max_length=2_048,
+        description="URL of the OpenID provider at which members sign in to the dashboard",
+    )
+    oidc_client_id: str = Field("", max_length=255, description="what the OpenID provider calls this pool")
+    oidc_client_secret: SecretStr | None = Field(None, description="what the pool proves its client id with")
+    oidc_client_secret_file: Path | None = Field(None, description="a file that holds that secret instead")
+    oidc_scopes: str = Field(
+        "openid profile email", max_length=1_000, description="what the OpenID provider is asked for"
+    )
+    oidc_label: str = Field(
+        "single sign-on", min_length=1, max_length=64, description="on the button, behind *Sign in with*"
+    )
+    oidc_name_claim: str = Field(
+        "preferred_username", max_length=64, description="the claim that a new member is named after"
+    )
+    oidc_groups_claim: str = Field(
+        "groups", max_length=64, description="the claim that lists somebody's groups"
+    )
+    oidc_join_domains: str = Field(
+        "", max_length=10_000, description="whoever has a verified e-mail address there may become a member"
+    )
+    oidc_join_groups: str = Field(
+        "", max_length=10_000, description="whoever is in one of these groups may become a member"
+    )
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
@@ -211,6 +239,16 @@ class Settings(BaseSettings):
             raise SettingsError(f"database_password_file cannot be read: {error}.") from None
         return make_url(self.database).set(password=password).render_as_string(hide_password=False)
 
+    @property
+    def oidc_secret(self) -> str | None:
+        """None for a client that proves itself by PKCE alone. Raises SettingsError."""
+        if self.oidc_client_secret_file is None:
+            return self.oidc_client_secret.get_secret_value() if self.oidc_client_secret else None
+        try:
+            return self.oidc_client_secret_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"oidc_client_secret_file cannot be read: {error}.") from None
+
     @field_validator("pool_name")
     @classmethod
     def _printable(cls, value: str) -> str:
@@ -233,6 +271,27 @@ class Settings(BaseSettings):
             # Not the value itself: it may hold a password.
             raise ValueError("give sqlite:////path/to/file or postgresql://user@host/name") from None
         return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        plain = parts.scheme == "http" and _is_loopback(parts.hostname or "")
+        if not parts.hostname or not (parts.scheme == "https" or plain) or parts.query or parts.fragment:
+            raise ValueError("an issuer is an https:// address without ? and #, as the provider writes it")
+        if find_spec("authlib") is None:
+            raise ValueError("this needs the extra oidc: pip install 'potluck[coordinator,oidc]'")
+        return value
+
+    @model_validator(mode="after")
+    def _signed_in(self) -> Self:
+        if self.oidc_issuer is not None and not self.oidc_client_id:
+            raise ValueError("oidc_issuer and oidc_client_id are given together")
+        if "openid" not in self.oidc_scopes.split():
+            raise ValueError("oidc_scopes has the scope openid, without which nobody says who signs in")
+        return self
 
     @model_validator(mode="after")
     def _closed(self) -> Self:

@@ -31,6 +31,7 @@ from coordinator.lately import Lately
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.notices.rows import Notices
+from coordinator.oidc.rows import Identities
 from coordinator.pause_rows import PauseRows
 from coordinator.presence import Sightings
 from coordinator.proofs import Proofs
@@ -73,6 +74,7 @@ _WORKERS = table_of(tables.Worker)
 class Store(
     Members,
     BrowserSessions,
+    Identities,
     AuditEvents,
     Standings,
     Invites,

@@ -31,6 +31,7 @@ from coordinator.finetunes.tables import FinetuneEvent as FinetuneEvent  # noqa:
 from coordinator.finetunes.tables import FinetuneProgress as FinetuneProgress  # noqa: PLC0414 -- likewise
 from coordinator.notices.tables import Terms as Terms  # noqa: PLC0414 -- one of the tables
 from coordinator.notices.tables import TermsAcceptance as TermsAcceptance  # noqa: PLC0414 -- likewise
+from coordinator.oidc.tables import Identity as Identity  # noqa: PLC0414 -- one of the tables
 from coordinator.presence_tables import Sighting as Sighting  # noqa: PLC0414 -- one of the tables
 from coordinator.records import HeadReason, MemberState, Role
 from coordinator.table_base import Base as Base  # noqa: PLC0414 -- for whoever wants all of them

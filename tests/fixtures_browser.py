@@ -36,13 +36,14 @@ class Person:
 
         def asked(request: Any) -> None:
             parts = urlsplit(request.url)
-            if parts.scheme not in {"data", "blob"} and parts.netloc != own:
+            if parts.scheme not in {"data", "blob"} and parts.netloc not in {own, self.elsewhere}:
                 self.troubles.append(f"a request to {request.url}")
 
         self.page.on("console", said)
         self.page.on("pageerror", lambda error: self.troubles.append(f"script error: {error}"))
         self.page.on("request", asked)
 
+    elsewhere: str = ""  # HOST:PORT where the pool sends people to sign in
     expected: set[str] = field(default_factory=set)  # what the browser says of answers that a test asks for
 
     async def goto(self, path: str) -> None:

@@ -180,7 +180,7 @@ class Auth:
                 self._failures.add(name, FAILURES_MAX, now)
             raise _signed_out() if browser else _wrong_key()
         _remember(self._known, key_digest, None, KNOWN_MAX)
-        caller = self._as_caller(found)
+        caller = self.caller_of(found)
         if epoch == self._epoch:
             expires_at = self._clock.now() + CACHE_S
             if found.key.expires_at is not None:
@@ -188,7 +188,7 @@ class Auth:
             _remember(self._cache, key_digest, (expires_at, caller), CACHE_MAX)
         return caller
 
-    def _as_caller(self, found: Authenticated) -> Caller:
+    def caller_of(self, found: Authenticated) -> Caller:
         member, key = found.member, found.key
         return Caller(member, key, bounds_of(member, key, self._settings), key.scopes_for(member))
 
@@ -220,7 +220,7 @@ class Auth:
             for name in counted:
                 self._failures.add(name, FAILURES_MAX, now)
             raise _wrong_key()
-        return self._as_caller(found)
+        return self.caller_of(found)
 
     def refuse_guessers(self, request: Request) -> None:
         """For routes whose secret is in the body. Raises ApiError 429."""

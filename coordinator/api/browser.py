@@ -48,13 +48,14 @@ def check_csrf(request: Request, session: str) -> None:
 
 def give_cookie(response: Response, session: str, settings: Settings) -> None:
     response.set_cookie(
-        COOKIE, session, max_age=SESSION_S, httponly=True, samesite="lax", secure=_encrypted(settings)
+        COOKIE, session, max_age=SESSION_S, httponly=True, samesite="lax", secure=encrypted(settings)
     )
 
 
 def take_cookie(response: Response, settings: Settings) -> None:
-    response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=_encrypted(settings))
+    response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=encrypted(settings))
 
 
-def _encrypted(settings: Settings) -> bool:
+def encrypted(settings: Settings) -> bool:
+    """Whether browsers reach this pool by HTTPS only."""
     return settings.behind_proxy or settings.tls_cert is not None

@@ -22,7 +22,7 @@ from coordinator.api.schema import Schema
 from coordinator.api.shapes import key_body, when
 from coordinator.audit_log.event import Action
 from coordinator.bounds import check_model
-from coordinator.records import Ancestor, Member, Scope
+from coordinator.records import Ancestor, ApiKey, Member, Scope
 from coordinator.refusal import Refusal
 from coordinator.store_errors import LastAdmin, LastKey, StoreConflict, StoreError, StoreUnavailable, Unknown
 
@@ -95,30 +95,8 @@ class Keys:
         return await self._make(request, caller, await self._desk.member(request))
 
     async def _make(self, request: Request, caller: Caller, member: Member) -> Response:
-        context = self._desk.context
         wanted = await self._desk.read(request, KeyRequest)
-        now = context.clock.now()
-        expires_at = None if wanted.expires_s is None else now + wanted.expires_s
-        # A key that ends does not beget one that lives longer.
-        if caller.key.expires_at is not None:
-            expires_at = min(expires_at or caller.key.expires_at, caller.key.expires_at)
-        try:
-            key, text = await context.store.create_key(
-                member.id,
-                wanted.name,
-                now,
-                expires_at=expires_at,
-                scopes=_scopes(caller, wanted.scopes),
-                models=_models(caller, wanted.models, context),
-                limits=wanted.limits.limits.within(caller.key.limits),
-                within=_within(caller),
-            )
-        except StoreUnavailable:
-            raise  # no word about the name
-        except StoreConflict as error:
-            raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
-        except StoreError as error:
-            raise ApiError(400, "invalid_value", sentence(error), param="name") from None
+        key, text = await make_key(self._desk.context, caller, member, wanted)
         return Json({**key_body(key, member), "member": member.id, "key": text}, 201)
 
     @audited(Action.KEY_REVOKED, "id", "name", "member")
@@ -144,6 +122,34 @@ class Keys:
         return Json(
             {"id": key.id, "name": key.name, "member": key.member, "revoked_at": when(key.revoked_at)}
         )
+
+
+async def make_key(
+    context: Context, caller: Caller, member: Member, wanted: KeyRequest
+) -> tuple[ApiKey, str]:
+    """A key that may at most what the caller's may, and its text. Raises ApiError."""
+    now = context.clock.now()
+    expires_at = None if wanted.expires_s is None else now + wanted.expires_s
+    # A key that ends does not beget one that lives longer.
+    if caller.key.expires_at is not None:
+        expires_at = min(expires_at or caller.key.expires_at, caller.key.expires_at)
+    try:
+        return await context.store.create_key(
+            member.id,
+            wanted.name,
+            now,
+            expires_at=expires_at,
+            scopes=_scopes(caller, wanted.scopes),
+            models=_models(caller, wanted.models, context),
+            limits=wanted.limits.limits.within(caller.key.limits),
+            within=_within(caller),
+        )
+    except StoreUnavailable:
+        raise  # no word about the name
+    except StoreConflict as error:
+        raise ApiError(409, "too_many_keys", sentence(error), retry=False) from None
+    except StoreError as error:
+        raise ApiError(400, "invalid_value", sentence(error), param="name") from None
 
 
 def _scopes(caller: Caller, wanted: list[Scope] | None) -> frozenset[Scope]:

@@ -52,6 +52,7 @@ class Action(StrEnum):
     WEBHOOK_CHANGED = "webhook_changed"
     WEBHOOK_DELETED = "webhook_deleted"
     SIGNED_IN = "signed_in"
+    IDENTITY_LINKED = "identity_linked"  # an account at the OpenID provider signs a member in from now on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

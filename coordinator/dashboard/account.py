@@ -28,6 +28,7 @@ DAY_S: Final = 86_400
 def add_account(site: Site, router: APIRouter) -> None:
     pages, desk = AccountPages(site), site.desk
     site.live.add(Fragment("keys", pages.version, pages.show_keys, every_s=EVERY_S))
+    site.live.add(Fragment("identities", pages.version, pages.show_identities, every_s=EVERY_S))
     site.live.add(Fragment("invitations", pages.version, pages.show_invitations, every_s=EVERY_S))
     site.live.add(
         Fragment(
@@ -61,7 +62,7 @@ class AccountPages:
             request,
             caller,
             "account.html",
-            see=("keys", "invitations"),
+            see=("keys", "invitations", *(("identities",) if self._context.settings.oidc_issuer else ())),
             scopes=[scope.value for scope in Scope if scope in caller.scopes],
             models=[entry.name for entry in self._context.catalogue().entries],
             invite_line=self._context.settings.invite_credit_line,
@@ -70,6 +71,10 @@ class AccountPages:
     async def show_keys(self, caller: Caller, _argument: str) -> str:
         keys = await self._context.store.list_keys(caller.member.id)
         return self._site.text("fragments/keys.html", keys=[key_body(key, caller.member) for key in keys])
+
+    async def show_identities(self, caller: Caller, _argument: str) -> str:
+        found = await self._context.store.identities(caller.member.id)
+        return self._site.text("fragments/identities.html", identities=found)
 
     async def show_invitations(self, caller: Caller, _argument: str) -> str:
         found = await invites_of(self._context, caller.member.id)

@@ -88,9 +88,10 @@ class Site:
         return HTMLResponse(self.text(template, **values), status, headers=HEADERS)
 
     def text(self, template: str, **values: Any) -> str:
-        pool = self.desk.context.pool
+        settings = self.desk.context.settings
+        provider = settings.oidc_label if settings.oidc_issuer else ""
         return self.templates.get_template(template).render(
-            pool_name=pool.settings.pool_name, version=version(), **values
+            pool_name=settings.pool_name, version=version(), provider=provider, **values
         )
 
     def add(

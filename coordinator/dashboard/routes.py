@@ -55,6 +55,10 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_acting,
     ):
         add(site, router)
+    if desk.context.settings.oidc_issuer is not None:
+        from coordinator.dashboard.oidc import add_oidc  # an extra, which only those install who use it
+
+        add_oidc(site, router)
 
     async def live(request: Request, caller: Caller) -> Response:
         """What changes on a page, for as long as it is open."""

@@ -10,6 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from coordinator.api.audited import note
 from coordinator.api.auth import Caller
 from coordinator.api.browser import SESSION_S, give_cookie, new_session, session_of, take_cookie
+from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError
 from coordinator.api.pool_invites import AcceptRequest, accept
 from coordinator.api.schema import validated
@@ -45,7 +46,7 @@ class Signing:
             fields.update(await read_form(request))
             caller = request.state.by = await self._desk.auth.sign_in(request, fields.get("key", ""))
             await note(self._desk, request, Action.SIGNED_IN, caller.member.id)
-            return await self._in(caller, local_path(fields.get("next", "/")))
+            return await signed_in_as(self._desk, caller, local_path(fields.get("next", "/")))
 
         fields: dict[str, str] = {}
         return await self._or_again(
@@ -66,7 +67,7 @@ class Signing:
             member, key = await accept(self._desk, request, wanted, None)
             caller = await self._desk.auth.sign_in(request, key)
             response = self._site.html("welcome.html", {"member": member, "key": key})
-            return await self._in(caller, "/", response)
+            return await signed_in_as(self._desk, caller, "/", response)
 
         fields: dict[str, str] = {}
         return await self._or_again(
@@ -83,14 +84,6 @@ class Signing:
         take_cookie(response, settings)
         return response
 
-    async def _in(self, caller: Caller, where: str, response: Response | None = None) -> Response:
-        context, session = self._desk.context, new_session()
-        now = context.clock.now()
-        await context.store.open_session(digest_of(session), caller.key.id, now, now + SESSION_S)
-        response = response or RedirectResponse(where, 303)
-        give_cookie(response, session, context.settings)
-        return response
-
     async def _or_again(
         self,
         attempt: Callable[[], Awaitable[Response]],
@@ -104,3 +97,13 @@ class Signing:
             response = self._site.html(template, {"bad": error.message, **values()}, status=error.status)
             response.headers.update(error.headers)
             return response
+
+
+async def signed_in_as(desk: Desk, caller: Caller, where: str, response: Response | None = None) -> Response:
+    """The browser stands for the caller's key from now on, and goes on to `where`, or shows the response."""
+    context, session = desk.context, new_session()
+    now = context.clock.now()
+    await context.store.open_session(digest_of(session), caller.key.id, now, now + SESSION_S)
+    response = response or RedirectResponse(where, 303)
+    give_cookie(response, session, context.settings)
+    return response
