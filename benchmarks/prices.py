@@ -7,6 +7,7 @@ is posted into a book of four accounts, which refuses what does not balance.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -15,7 +16,7 @@ from typing import Any
 
 from coordinator.core import entries
 from coordinator.core.jobs import AccountId, Attempt, Job, JobId, Kind, MemberId, WorkerId
-from coordinator.core.ledger import COMMONS, MONEY, Account, Book, Entry, Posted
+from coordinator.core.ledger import COMMONS, Account, Book, Bucket, Entry, Posted
 from coordinator.core.pricing import (
     UNITS_PER_FLOP,
     Demand,
@@ -37,7 +38,13 @@ from potluck.shape import shape_of_config
 
 MODEL = "smollm2-135m-instruct"
 TARIFF = Tariff()
-ASKER, OWNERS = "carol", ("alice", "bob")
+ASKER, OWNERS = "carol", ("bob", "alice")
+PLACES = (
+    (AccountId(ASKER), Bucket.MAIN),
+    (AccountId(ASKER), Bucket.RESERVED),
+    *((AccountId(name), Bucket.MAIN) for name in OWNERS),
+    (COMMONS, Bucket.MAIN),
+)
 LINE = 1_000 * MICRO
 PROMPT_TOKENS, MAX_TOKENS, OUTPUT_TOKENS = 36, 200, 135  # "Why is the sky blue?", as a pool counted it
 DELIVERED = 60  # tokens that came before the worker died
@@ -70,26 +77,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Ledger:
-    """A book of carol, alice, bob and the commons; each entry becomes lines of a table."""
+    """A book of carol, bob, alice and the commons; each entry becomes a line, each place a column."""
 
     book: Book = field(default_factory=Book)
-    lines: list[str] = field(
-        default_factory=lambda: ["| entry | account | bucket | credits |", "|---|---|---|--:|"]
-    )
+    lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in (ASKER, *OWNERS, COMMONS):
             self.book.accounts[AccountId(name)] = Account(AccountId(name), LINE)
+        named = (f"{name}, {bucket}" if name == ASKER else name for name, bucket in PLACES)
+        self.lines += [f"| entry | {' | '.join(named)} | sum |", f"|---|{'--:|' * (len(PLACES) + 1)}"]
 
     def post(self, entry: Entry) -> None:
         assert self.book.post(entry) is Posted.CREATED
-        named = f"`{entry.id}`"
-        for posting in entry.postings:
-            amount = aligned(posting.amount)
-            self.lines.append(f"| {named} | {posting.account} | {posting.bucket} | {amount} |")
-            named = ""
-        total = sum(posting.amount for posting in entry.postings if posting.bucket in MONEY)
-        self.lines.append(f"| | | sum | {aligned(total)} |")
+        moved = Counter({(posting.account, posting.bucket): posting.amount for posting in entry.postings})
+        assert len(moved) == len(entry.postings), "one amount in each place"
+        assert moved.keys() <= set(PLACES), "all of it is shown"
+        cells = (aligned(moved[place]) if place in moved else "" for place in PLACES)
+        self.lines.append(f"| `{entry.id}` | {' | '.join(cells)} | {aligned(moved.total())} |")
 
     def balances(self) -> str:
         """Of all, which are zero together."""
@@ -191,7 +196,7 @@ def batch() -> str:
     for part, (wanted, worst, (prompt, most, tokens)) in enumerate(
         zip(demands, quotes, LINES, strict=True), 1
     ):
-        paid = earned(wanted, [Segment(1, 0, 0, tokens)], [OWNERS[part % 2]], None)
+        paid = earned(wanted, [Segment(1, 0, 0, tokens)], [OWNERS[(part + 1) % 2]], None)
         charge = sum(payment.amount for payment in paid)
         rows.append(f"| {part} | {prompt} | {most} | {aligned(worst)} | {tokens} | {aligned(charge)} |")
         if charge:

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from math import ceil
 from pathlib import Path
 
@@ -18,24 +19,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import prices  # noqa: E402 -- a program beside the package, found by the line above
 
 PAGE = ROOT / "docs" / "credits.md"
-ACCOUNTS = ("carol", "bob", "alice", "commons")
+PLACES = ("main", "reserved", "bob", "alice", "commons")  # the first two of carol
 
 
-def entries() -> Iterator[tuple[str, list[tuple[str, str, int]]]]:
-    """Of all tables of the page: an entry's id, and its postings as account, bucket, microcredits."""
-    postings: list[tuple[str, str, int]] = []
-    name = ""
+def entries() -> Iterator[tuple[str, list[int]]]:
+    """Of all tables of the page: an entry's id, and what it moves in each place, in microcredits."""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
-        row = re.fullmatch(r"\| (?:`([\w/]+)`)? ?\| (\w+)? ?\| (\w+) \| (-?[\d.,]+) \|", line)
-        if row is None:
-            continue
-        name = row[1] or name
-        if row[3] == "sum":
-            assert parse(row[4]) == sum(amount for _, _, amount in postings)
-            yield name, postings
-            postings = []
-        else:
-            postings = [*postings, (row[2], row[3], parse(row[4]))]
+        if (row := re.fullmatch(r"\| `(\w+/[\w/]+)` \|(.+)\| (\S+) \|", line)) is not None:
+            amounts = [parse(cell) if cell.strip() else 0 for cell in row[2].split("|")]
+            assert parse(row[3]) == 0
+            yield row[1], amounts
 
 
 def test_the_pages_tables_are_what_the_command_prints(
@@ -56,8 +49,9 @@ def test_every_entry_on_the_page_has_a_sum_of_zero() -> None:
         *("batch/hold", "batch/settle/1", "batch/settle/2", "batch/close"),
         *("tune/hold", "tune/settle/1", "tune/settle/2", "tune/settle/3", "tune/close"),
     ]
-    for name, postings in found:
-        assert sum(amount for _, _, amount in postings) == 0, name
+    for name, amounts in found:
+        assert len(amounts) == len(PLACES)
+        assert sum(amounts) == 0, name
 
 
 def test_the_chat_costs_what_the_formulas_say_token_by_token() -> None:
@@ -67,21 +61,11 @@ def test_the_chat_costs_what_the_formulas_say_token_by_token() -> None:
     n, h, a = entry.shape.active_parameters, entry.shape.head_parameters, entry.shape.attention
     prompt = Fraction(2 * (n - h) * 36 + Fraction(a * 36**2, 2), 4)
     flops = prompt + sum(2 * n + a * (36 + index) for index in range(135))
-    hold, alone, shared = (
-        {name: moved(postings, name) for name in ACCOUNTS} for _, postings in first_three()
-    )
+    hold, alone, shared = (dict(zip(PLACES, amounts, strict=True)) for _, amounts in islice(entries(), 3))
     charge = ceil(flops / 1_000_000)
-    assert hold["carol"] == 0, "set aside, not spent"
-    assert alone["carol"] == shared["carol"] == -charge
+    assert hold["main"] == -hold["reserved"] == alone["reserved"] == shared["reserved"] < -charge
+    assert alone["main"] + alone["reserved"] == shared["main"] + shared["reserved"] == -charge
     assert alone["bob"] == charge - charge * 20 // 1_000
+    assert alone["alice"] == 0
     assert shared["bob"] + shared["alice"] + shared["commons"] == charge
     assert 0 < shared["bob"] < shared["alice"], "60 and 75 tokens"
-
-
-def first_three() -> list[tuple[str, list[tuple[str, str, int]]]]:
-    return list(entries())[:3]
-
-
-def moved(postings: list[tuple[str, str, int]], account: str) -> int:
-    """How the entry changes the account's balance."""
-    return sum(amount for name, _, amount in postings if name == account)
