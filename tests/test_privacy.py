@@ -16,9 +16,11 @@ def found(folder: Path, text: str) -> list[Path]:
 def test_a_chat_is_on_no_disk_and_in_no_log_and_a_stored_job_is_in_the_database(real_pool: RealPool) -> None:
     real_pool.add_emulator("rig", "bob")
     carol = real_pool.member("carol")
-    asked = [{"role": "user", "content": "Say quasiperiodic twice."}]
     answer = carol.openai().chat.completions.create(
-        model="emulator-small", messages=asked, max_tokens=200, seed=11
+        model="emulator-small",
+        messages=[{"role": "user", "content": "Say quasiperiodic twice."}],
+        max_tokens=200,
+        seed=11,
     )
     said = answer.choices[0].message.content
     assert said
