@@ -121,6 +121,15 @@ async def test_an_announcement_appears_on_an_open_page(stand: Stand, admin: Pers
 
 
 @pytest.mark.processes
+async def test_every_member_finds_the_ledger(alice: Person) -> None:
+    pages = alice.page.get_by_role("navigation", name="Pages")
+    await pages.get_by_role("link", name="Ledger").click()
+    await expect(alice.page.get_by_role("heading", level=1)).to_have_text("Ledger")
+    await expect(pages.get_by_role("link", name="Ledger")).to_have_attribute("aria-current", "page")
+    await expect(pages.get_by_role("link", name="Members")).to_have_count(0)
+
+
+@pytest.mark.processes
 async def test_terms_are_read_and_accepted(stand: Stand, admin: Person, alice: Person) -> None:
     """A member is told until the version that holds is accepted, and again when there is another."""
     await alice.goto("/")

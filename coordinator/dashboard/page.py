@@ -47,8 +47,9 @@ MEMBERS_LINKS: Final = (
     Link("/workers", "Workers"),
     Link("/models", "Models"),
     Link("/community", "Community"),
+    Link("/ledger", "Ledger"),
 )
-ADMINS_LINKS: Final = (Link("/members", "Members"), Link("/ledger", "Ledger"), Link("/pool", "Pool"))
+ADMINS_LINKS: Final = (Link("/members", "Members"), Link("/pool", "Pool"))
 
 
 @dataclass(frozen=True, slots=True)
