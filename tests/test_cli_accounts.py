@@ -118,6 +118,7 @@ def test_admins_grant_set_freeze_and_close(potluck: Command, fake_pool: FakePool
     assert "admin" in out
     assert "frozen: leaked" in potluck.here("members", "freeze", "alice", "--reason", "leaked")[1]
     assert "active" in potluck.here("members", "unfreeze", "alice")[1]
+    assert potluck.here("members", "close", "alice", "--reason", "left")[0] == 2, "nobody could be asked"
     assert "closed: left" in potluck.here("members", "close", "alice", "--reason", "left", "--yes")[1]
     assert potluck.here("members", "close", "carol", "--confirm", "carol")[0] == 0
     assert potluck.here("members", "show", "zoë b")[0] == 0

@@ -127,6 +127,8 @@ async def test_a_model_is_deleted_when_it_was_meant(
     stand: Stand, line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tuned(stand.context, stand.members["alice"].id)
+    code, _, err = await line("models", "delete", NAME)
+    assert (code, "Here is nobody to ask: give --yes" in err) == (2, True)
     terminal(monkeypatch, "n\n")
     assert "Nothing was done." in (await line("models", "delete", NAME))[2]
     terminal(monkeypatch, "y\n")

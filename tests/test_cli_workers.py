@@ -52,7 +52,8 @@ def test_an_owner_has_a_real_worker_in_hand_from_afar(real_pool: RealPool) -> No
     real_pool.until(lambda: real_pool.view("attic")["state"] == "away", "it to be gone")
     assert potluck(bob, "drain", "attic")[0] == 5
     assert "it is away and hears of it when it comes" in potluck(bob, "pause", "attic")[1]
-    shown = json.loads(potluck(bob, "revoke", "attic", "-o", "json")[1])
+    assert potluck(bob, "revoke", "attic")[0] == 2, "nobody could be asked"
+    shown = json.loads(potluck(bob, "revoke", "attic", "-o", "json", "--yes")[1])
     assert (shown["name"], shown["revoked"]) == ("attic", True)
     assert json.loads(potluck(bob, "-o", "json")[1]) == []
 

@@ -31,9 +31,14 @@ def line_of(session: Session, text: str | None) -> int | None:
     return None if text is None else amount_of(session, text)
 
 
-def asked(session: Session, question: str, *, yes: bool) -> bool:
-    """Whether to go on. Only a person at a terminal is asked; scripts have said what they want."""
-    if yes or not session.printer.text or not sys.stdin.isatty():
+def asked(session: Session, question: str, *, yes: bool, final: bool = False) -> bool:
+    """Whether to go on. Only a person at a terminal is asked: scripts have said what they want. What is
+    `final` wants --yes where nobody can be asked. Raises UsageError.
+    """
+    attended = session.printer.text and sys.stdin.isatty()
+    if final and not yes and not attended:
+        raise UsageError(f"{question} Here is nobody to ask: give --yes if you mean it.")
+    if yes or not attended:
         return True
     print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline().strip().lower()

@@ -132,7 +132,7 @@ def close(
     Whoever lent the credit line answers for the debt; what is left goes to the commons.
     """
     question = f"Close the account of {member}? This cannot be undone."
-    if not asked(session, question, yes=yes or confirm is not None):
+    if not asked(session, question, yes=yes or confirm is not None, final=True):
         raise typer.Exit(1)
     _show(session, session.pool.close_member(member, reason=reason, confirm=confirm))
 

@@ -71,7 +71,7 @@ def share(
 @command(app, "delete", example="potluck models delete smollm2-135m-instruct:ft-supper")
 def delete(session: Session, name: NameArgument, yes: YesOption = False) -> None:
     """Delete a tuned model of yours for good."""
-    if not asked(session, f"Delete {name} for good?", yes=yes):
+    if not asked(session, f"Delete {name} for good?", yes=yes, final=True):
         return
     session.pool.tuned.delete(name)
     told = {"name": name, "deleted": True}

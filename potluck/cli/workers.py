@@ -99,7 +99,9 @@ def rename(
 def revoke(session: Session, name: NameArgument, yes: YesOption = False) -> None:
     """Shut a worker out for good: what runs goes on elsewhere, and to share again it must join anew."""
     found, printer = named(session, name), session.printer
-    if not asked(session, f"Revoke {found.name} ({found.id}) of {found.member} for good?", yes=yes):
+    if not asked(
+        session, f"Revoke {found.name} ({found.id}) of {found.member} for good?", yes=yes, final=True
+    ):
         return
     session.pool.revoke_worker(found.id)
     shown = {"id": found.id, "name": found.name, "revoked": True}
