@@ -24,7 +24,7 @@ class ExitCode(IntEnum):
     ERROR = 1, "an error, or something is not as it should be"
     USAGE = 2, "the command was called in a way that makes no sense"
     NOT_LOGGED_IN = 3, "no key, or one that the pool does not know"
-    NOT_FOUND = 4, "the pool has no such thing"
+    NOT_FOUND = 4, "there is no such thing, in the pool or on this machine"
     INVALID = 5, "refused as it is: invalid, or in conflict with what is there"
     NO_CREDIT = 6, "not enough credits"
     LIMIT = 7, "a limit is reached; it says when it renews"

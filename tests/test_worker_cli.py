@@ -96,7 +96,10 @@ def test_status_says_what_runs_and_for_whom(capsys: Any, home: Path) -> None:
     import os
 
     code, out, _ = call(capsys, "status")
-    assert (code, out) == (0, "not running: it was never started here: potluck worker start\n")
+    assert (code, out) == (
+        ExitCode.NOT_FOUND,
+        "not running: it was never started here: potluck worker start\n",
+    )
     attempt = RunningFor(job_id="job_a", attempt=1, model="m", member="ada", tokens=7, since=0.0)
     model = ModelNow(name="m", engine="torch", state="ready", memory_bytes=5_000_000)
     state = WorkerState(
@@ -105,6 +108,7 @@ def test_status_says_what_runs_and_for_whom(capsys: Any, home: Path) -> None:
     )  # fmt: skip
     state.save(home / "worker")
     code, out, _ = call(capsys, "status")
+    assert code == ExitCode.OK
     assert "serving ada: m, 7 tokens so far (job_a)" in out
     assert "model m (torch): ready, 5 MB in memory" in out
     code, out, _ = call(capsys, "status", "-o", "json")

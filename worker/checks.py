@@ -171,7 +171,7 @@ def _ray() -> str:
 
 def _running(places: Places) -> int:
     state = WorkerState.load(places.worker)
-    return 0 if state.state in {"not running", "stopped"} else state.pid
+    return state.pid if state.runs else 0
 
 
 def _neighbours(places: Places) -> tuple[int, ...]:

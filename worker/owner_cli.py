@@ -42,7 +42,7 @@ def pause(
     ends = moment(until, now) or "with `potluck worker resume`"
 
     def as_text() -> None:
-        if not _runs(state):
+        if not state.runs:
             printer.line(f"No worker runs here; one that is started is paused. The pause ends {ends}.")
         elif state.state == "paused":
             printer.line(f"Paused: nothing runs, and its memory is given back. The pause ends {ends}.")
@@ -60,7 +60,7 @@ def resume(output: OutputOption = Output.TEXT) -> None:
     printer = Printer(output)
 
     def as_text() -> None:
-        if not _runs(state):
+        if not state.runs:
             printer.line("No worker runs here; one that is started shares: potluck worker start")
         else:
             printer.line(f"The pause is over. The worker is {headline(state, time.time())}.")
@@ -72,12 +72,12 @@ def drain(output: OutputOption = Output.TEXT) -> None:
     """Finish the running answers, take no new ones, then end the daemon."""
     before = _state()
     printer = Printer(output)
-    if not _runs(before):
+    if not before.runs:
         said = {"word": "drain", "until": None, **_shown(before)}
         printer.show(said, lambda: printer.line("No worker runs here: there is nothing to drain."))
         return
     _give(Wish(word="drain", given_at=time.time(), process=(before.pid, before.process_started)))
-    state = _heard(lambda state: state.state == "draining" or not _runs(state))
+    state = _heard(lambda state: state.state == "draining" or not state.runs)
 
     def as_text() -> None:
         count = len(state.attempts)
@@ -101,19 +101,15 @@ def _state() -> WorkerState:
     return WorkerState.load(worker_home())
 
 
-def _runs(state: WorkerState) -> bool:
-    return state.state not in {"not running", "stopped"}
-
-
 def _heard(done: Callable[[WorkerState], bool]) -> WorkerState:
     """The daemon's state once it has heard the word, or as it is after some seconds, or if none runs."""
     ends = time.monotonic() + HEARD_S_MAX
     state = _state()
-    while _runs(state) and not done(state) and time.monotonic() < ends:
+    while state.runs and not done(state) and time.monotonic() < ends:
         time.sleep(LOOK_S)
         state = _state()
     return state
 
 
 def _shown(state: WorkerState) -> dict[str, str | bool]:
-    return {"running": _runs(state), "state": state.state, "why": state.why}
+    return {"running": state.runs, "state": state.state, "why": state.why}

@@ -83,6 +83,11 @@ class WorkerState(BaseModel):
     receipts_waiting: int = 0
     receipts_countersigned: int = 0  # kept here, signed by the pool, the owner's own proof
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a daemon."""
+        return self.state not in {"not running", "stopped"}
+
     def save(self, folder: Path) -> None:
         """Not made durable: after a crash of the machine there is no daemon to tell of."""
         write_atomic(folder / STATE_FILE, self.model_dump_json(indent=2).encode(), durable=False)

@@ -10,6 +10,7 @@ import typer
 
 from potluck import credits as amounts
 from potluck.cli.printing import Output, Printer, printable
+from potluck.errors import ExitCode
 from potluck.home import worker_home
 from worker.cli_options import OutputOption
 from worker.state import CardNow, ModelNow, RunningFor, WorkerState
@@ -24,7 +25,10 @@ def status(
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """What this machine shares right now, for whom, what it earned today, and when that changes by itself."""
+    """What this machine shares right now, for whom, what it earned today, and when that changes by itself.
+
+    Exit 4 if no worker runs here.
+    """
     printer = Printer(output)
     if watch is None:
         watch = printer.text and sys.stdout.isatty()
@@ -34,6 +38,8 @@ def status(
     while True:
         state = WorkerState.load(worker_home())
         printer.show(state.model_dump(), partial(_print, printer, state))
+        if not watch and not state.runs:
+            raise typer.Exit(ExitCode.NOT_FOUND)
         if not watch:
             return
         time.sleep(LOOK_S)
@@ -67,7 +73,7 @@ def lines(state: WorkerState, now: float) -> list[str]:
     shown = [headline(state, now)]
     if state.worker_id:
         shown.append(f"{state.name} ({state.worker_id}) of {state.member}, for {state.pool}")
-    if state.state in {"not running", "stopped"}:
+    if not state.runs:
         return shown
     shown += [f"note: {note}" for note in state.notes]
     shown.append(f"process {state.pid}, {state.threads} threads")
