@@ -12,8 +12,10 @@ four times, which costs more than all the writing. With PostgreSQL it runs on th
 """
 
 import asyncio
+import errno
 import os
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -35,6 +37,13 @@ from potluck.transport import reason_of
 
 T = TypeVar("T")
 READERS: Final = 4
+_TOUCH: Final = "UPDATE settings SET value = value WHERE name = 'created_at' RETURNING name"
+_ROOM_BYTES: Final = 1 << 16
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_SENTENCE: Final = (
+    "the disk that holds the database is full: nothing was changed. Free some space; the coordinator goes on"
+    " by itself."
+)
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -138,6 +147,13 @@ class Database:
     async def _alchemy(self, work: Callable[[Transaction], T]) -> T:
         async with self.writing() as connection:
             return await connection.run_sync(lambda plain: work(AlchemyTransaction(plain)))
+
+    async def probe(self) -> None:
+        """Write what is there once more, as a commit would. Raises StoreFull or StoreError."""
+        await self.transact(lambda transaction: transaction.read(_TOUCH))
+        if self._books is not None:  # its journal may have had room for so little
+            with _translated():
+                await asyncio.to_thread(_take_room, str(self._writer.url.database))
 
     @asynccontextmanager
     async def viewing(self) -> AsyncIterator[AsyncSession]:
@@ -263,7 +279,9 @@ def _translated() -> Iterator[None]:
         yield
     except (DBAPIError, sqlite3.Error) as error:
         raise translate(error) from error
-    except OSError as error:  # asyncpg's own, from a server that is not there
+    except OSError as error:  # asyncpg's own, from a server that is not there; or a probe's
+        if error.errno in _FULL:
+            raise StoreFull(_FULL_SENTENCE) from error
         raise StoreUnavailable(
             f"the database cannot be reached: {reason_of(error)}; nothing was changed"
         ) from error
@@ -271,14 +289,17 @@ def _translated() -> Iterator[None]:
         raise StoreConflict("an amount does not fit into 64 bits; nothing was changed") from error
 
 
+def _take_room(database: str) -> None:
+    """Beside it, for a moment. Raises OSError."""
+    with tempfile.TemporaryFile(dir=Path(database).absolute().parent) as file:
+        file.write(bytes(_ROOM_BYTES))
+
+
 def translate(error: DBAPIError | sqlite3.Error) -> StoreError:
     """The driver's error in words that can be shown; the original stays as its cause."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if dialect.is_full(cause):
-        return StoreFull(
-            "the disk that holds the database is full: nothing was changed. Free some space; the coordinator"
-            " goes on by itself."
-        )
+        return StoreFull(_FULL_SENTENCE)
     reason = str(cause).splitlines()[0] if str(cause or "") else type(error).__name__
     if isinstance(error, (IntegrityError, sqlite3.IntegrityError)):
         return StoreConflict(f"the books refuse this: {reason}; nothing was changed")

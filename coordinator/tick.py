@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 IDLE_S = 1.0
 RETRY_S_MAX = 2.0
 RECEIPTS_S = 0.25
+PROBE_S = 10.0  # an idle pool learns so late that its disk has become full
 
 
 @dataclass(slots=True)
@@ -111,13 +112,14 @@ class Ticker:
     tell: Callable[[Job], None]
     acknowledge: Callable[[RecordedReceipt], None]
     result_of: Callable[[Job], bytes | None]  # of a stored job that ended
-    on_trouble: Callable[[str], None]  # the disk refuses: called once when it begins
+    on_trouble: Callable[[str], None]  # the disk refuses a commit: called once when it begins
     timed: Callable[[str, float], None] = lambda _part, _seconds: None  # what a turn took, by its parts
     changed: Callable[[Iterable[Job]], None] = lambda _: None  # jobs that are on the disk as they are now
     trouble: str = ""  # why nothing can be committed just now
     extras: Extras = field(default_factory=Extras)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _receipts_at: float = 0.0
+    _tried_at: float = 0.0  # to write: by a commit or a probe
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -128,6 +130,8 @@ class Ticker:
         while True:
             await self._wait()
             await self.turn()
+            if self.now() - self._tried_at >= PROBE_S:
+                await self._probe()
 
     async def committed(self) -> None:
         """Return when all that the core has decided until now is on the disk."""
@@ -198,7 +202,7 @@ class Ticker:
         )
 
     async def _commit(self, batch: Batch) -> None:
-        pause = 0.1
+        pause, told = 0.1, False
         while True:
             try:
                 await self.store.commit(batch)
@@ -207,16 +211,36 @@ class Ticker:
                 log.critical("the books refuse a batch", action="commit_conflict")
                 raise
             except StoreError as error:
-                if not self.trouble:
-                    log.error(  # noqa: TRY400 -- a full disk is no mistake of ours: no traceback
-                        "commit refused", action="commit_refused", why=str(error)
-                    )
-                    self.trouble = str(error)
+                self._refused(error)
+                if not told:
                     self.on_trouble(self.trouble)
+                    told = True
                 await self.sleep(pause)
                 pause = min(pause * 2, RETRY_S_MAX)
             else:
-                if self.trouble:
-                    log.info("commits work again", action="commit_recovered")
-                    self.trouble = ""
+                self._taken()
                 return
+
+    async def _probe(self) -> None:
+        """Whether a commit would be taken, when there was none for a while: nobody is let in for nothing.
+
+        What runs goes on: the disk may be back before it ends.
+        """
+        try:
+            await self.store.probe()
+        except StoreError as error:
+            self._refused(error)
+        else:
+            self._taken()
+
+    def _refused(self, error: StoreError) -> None:
+        self._tried_at = self.now()
+        if not self.trouble:
+            log.error("commit refused", action="commit_refused", why=str(error))
+            self.trouble = str(error)
+
+    def _taken(self) -> None:
+        self._tried_at = self.now()
+        if self.trouble:
+            log.info("commits work again", action="commit_recovered")
+            self.trouble = ""
