@@ -21,6 +21,7 @@ from coordinator.artifact_service import ArtifactServicer
 from coordinator.audit_log.restart import facts_of, note_restart
 from coordinator.bootstrap import ensure_first_start
 from coordinator.ca import CertificateAuthority
+from coordinator.check import glance
 from coordinator.chores import Sweeper, keep_tidy, tidy
 from coordinator.clock import SteadyClock
 from coordinator.collaborators import context_of
@@ -112,10 +113,10 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
-    """Start a coordinator; leaving the block drains and stops it.
+async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterator[Coordinator]:
+    """Start a coordinator; leaving the block drains and stops it. `force`: also if its books are wrong.
 
-    Raises PortTaken, AlreadyRunning, StoreError, CertificateError, KeyFileError, ModelsError or
+    Raises PortTaken, AlreadyRunning, StoreError (BooksWrong), CertificateError, KeyFileError, ModelsError or
     SettingsError, all with sentences.
     """
     clock = SteadyClock()
@@ -126,6 +127,7 @@ async def coordinator(settings: Settings) -> AsyncIterator[Coordinator]:
             pass  # said now: gRPC knows no reasons, and after this the first key is made
         store = await Store.open(settings.database_url, clock.now())
         stack.push_async_callback(store.close)
+        await glance(store, force=force)
         first = await ensure_first_start(store, settings, clock.now())
         ca = CertificateAuthority.open(
             settings.home, settings.pool_name, clock.now(), settings.certificate_days

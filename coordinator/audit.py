@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
@@ -28,6 +28,7 @@ from potluck.chain import GENESIS
 from potluck.receipts import verify as signature_fits
 
 FINDINGS_MAX: Final = 100
+GLANCE_ENTRIES: Final = 1_000
 _PAGE_ENTRIES: Final = 5_000
 
 _ACCOUNTS = table_of(tables.Account)
@@ -36,6 +37,7 @@ _ENTRIES = table_of(tables.Entry)
 _FINETUNES = table_of(tables.Finetune)
 _HEADS = table_of(tables.Head)
 _JOBS = table_of(tables.Job)
+_POSTINGS = table_of(tables.Posting)
 _RECEIPTS = table_of(tables.Receipt)
 
 
@@ -73,7 +75,9 @@ class Audit(Database):
             while rows := await entry_rows(connection, after=tally.number, limit=_PAGE_ENTRIES):
                 postings = await postings_between(connection, after=tally.number, rows=rows)
                 for row in rows:
-                    _check_entry(tally, row, postings.get(row.number, []))
+                    theirs = postings.get(row.number, [])
+                    if _check_entry(tally, row, theirs) and row.job_id is not None:
+                        _check_hold(tally, row.number, row.job_id, Code(row.code), theirs)
             await _check_receipts(connection, tally)
             await _check_heads(connection, tally)
             await _check_accounts(connection, tally)
@@ -84,8 +88,33 @@ class Audit(Database):
             findings=tally.findings, entries=tally.number, receipts=tally.receipts, heads=tally.heads
         )
 
+    async def glance(self) -> list[Finding]:
+        """What is wrong at first sight, for a start: every account against its postings, which the database
+        adds up, the newest GLANCE_ENTRIES entries, and whether every signed head lies on the chains.
+        """
+        tally = _Tally()
+        async with self.reading() as connection:
+            number, last_hash = _ENTRIES.c.number, _ENTRIES.c.hash
+            last = (await connection.execute(select(func.max(number)))).scalar_one() or 0
+            if last > GLANCE_ENTRIES:
+                before = select(number, last_hash).where(number == last - GLANCE_ENTRIES)
+                tally.number, tally.hash = (await connection.execute(before)).one()
+            rows = await entry_rows(connection, after=tally.number, limit=GLANCE_ENTRIES)
+            postings = await postings_between(connection, after=tally.number, rows=rows)
+            for row in rows:
+                _check_entry(tally, row, postings.get(row.number, []))
+            account, bucket = _POSTINGS.c.account_id, _POSTINGS.c.bucket
+            sums = select(account, bucket, func.sum(_POSTINGS.c.amount)).group_by(account, bucket)
+            tally.sums.clear()
+            for owner, kind, amount in (await connection.execute(sums)).all():
+                tally.sums[owner, kind] = int(amount)
+            await _check_heads(connection, tally)
+            await _check_accounts(connection, tally)
+        return tally.findings
 
-def _check_entry(tally: _Tally, row: Row[Any], postings: list[Posting]) -> None:
+
+def _check_entry(tally: _Tally, row: Row[Any], postings: list[Posting]) -> bool:
+    """Whether it balances."""
     if row.number != tally.number + 1:
         tally.blame(row.id, f"entry {row.number} follows entry {tally.number}: some are missing between")
     if row.previous != tally.hash:
@@ -97,12 +126,11 @@ def _check_entry(tally: _Tally, row: Row[Any], postings: list[Posting]) -> None:
     lines = sum(posting.amount for posting in postings if posting.bucket not in MONEY)
     if len(postings) < 2 or money or lines:
         tally.blame(row.id, f"entry {row.number} does not balance")
-        return
+        return False
     entry = entry_of(row, postings)
     if hashlib.sha256(canonical(row.number, row.at, entry, row.previous)).hexdigest() != row.hash:
         tally.blame(row.id, f"entry {row.number} is not what its hash was made of")
-    if entry.job is not None:
-        _check_hold(tally, row.number, entry.job, entry.code, postings)
+    return True
 
 
 def _check_hold(tally: _Tally, number: int, job: str, code: Code, postings: list[Posting]) -> None:

@@ -78,6 +78,7 @@ def start(
         bool,
         typer.Option("--emulator", help="Offer the model `emulator-small`, for tests and benchmarks."),
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start although the books are wrong.")] = False,
 ) -> None:
     """Start the coordinator of a pool: the API for members, the door for workers, the ledger."""
     flags = {
@@ -94,7 +95,7 @@ def start(
         settings = Settings.load({name: value for name, value in flags.items() if value is not None})
         configure("auto")
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(settings))
+            runner.run(_run(settings, force=force))
     except TROUBLES as trouble:
         typer.echo(f"potluck: {trouble}", err=True)
         raise typer.Exit(ExitCode.ERROR) from None
@@ -199,9 +200,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, *, force: bool) -> None:
     sys.setswitchinterval(SWITCH_S)
-    async with coordinator(settings) as running:
+    async with coordinator(settings, force=force) as running:
         _stop_on_signals(running)
         collector.freeze()
         _say(running)

@@ -49,6 +49,10 @@ class WorkerRevoked(StoreError):  # noqa: N818 -- named for what happened
     """The worker was shut out of the pool."""
 
 
+class BooksWrong(StoreError):  # noqa: N818 -- named for what is the case
+    """The database can be read, but what is in it does not agree."""
+
+
 class InviteRefused(StoreError):  # noqa: N818 -- named for what happened
     """The invitation lets nobody in; its subclasses say why."""
 

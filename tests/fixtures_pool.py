@@ -153,9 +153,13 @@ class RealPool:
             method, self.url + path, headers=headers, timeout=60, verify=False, **more
         )  # plain HTTP: reading all the trusted certificates would cost 50 ms each time
 
-    def start_coordinator(self) -> Process:
-        arguments = ["coordinator", "start", "--http", f"127.0.0.1:{self.http_port}"]
-        arguments += ["--grpc", f"127.0.0.1:{self.grpc_port}", "--emulator"]
+    @property
+    def start_arguments(self) -> list[str]:
+        addresses = ["--http", f"127.0.0.1:{self.http_port}", "--grpc", f"127.0.0.1:{self.grpc_port}"]
+        return ["coordinator", "start", *addresses, "--emulator"]
+
+    def start_coordinator(self, *more: str) -> Process:
+        arguments = [*self.start_arguments, *more]
         self.coordinator = Process.start("coordinator", arguments, self.folder, **self.variables)
         self.coordinator.wait_for("is open at")
         return self.coordinator

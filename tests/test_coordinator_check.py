@@ -2,10 +2,12 @@
 
 import asyncio
 import hashlib
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
+from fixtures_pool import Process, RealPool
 from fixtures_proof import open_books, small_life
 from fixtures_sessions import House
 from fixtures_store import NOW, url_in
@@ -14,6 +16,7 @@ from test_store_audit import NO_TRIGGERS
 from coordinator.core.heads import DAY_S, due
 from coordinator.heads import Heads
 from coordinator.records import HeadReason
+from coordinator.store import Store
 from coordinator.store_errors import StoreConflict, StoreError
 from potluck import chain
 from potluck.cli.main import run
@@ -87,15 +90,82 @@ def test_what_was_changed_is_named_and_ends_with_1(
 ) -> None:
     monkeypatch.setenv("POTLUCK_HOME", str(tmp_path))
     asyncio.run(life(tmp_path))
-    connection = sqlite3.connect(tmp_path / "potluck.db")
-    for sql in (*NO_TRIGGERS, statement):
-        connection.execute(sql)
-    connection.commit()
-    connection.close()
+    spoiled(tmp_path, statement)
     code, out, err = checked(tmp_path, capsys)
     assert code == 1
     assert expected in out
     assert "findings in 19 entries" in err
+
+
+def spoiled(folder: Path, *statements: str) -> None:
+    """What a hand or a failing disk did to the books of a pool that has stopped."""
+    connection = sqlite3.connect(folder / "potluck.db")
+    for sql in (*NO_TRIGGERS, *statements):
+        connection.execute(sql)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE accounts SET main = main + 5 WHERE id = 'commons'", "commons: main is"),
+        ("UPDATE postings SET amount = amount + 1 WHERE entry_number = 19", "entry 19 does not balance"),
+        ("UPDATE entries SET details = '{}' WHERE number = 19", "entry 19 is not what its hash was made of"),
+        ("DELETE FROM entries WHERE number = 18", "entry 19 follows entry 17"),
+        ("UPDATE heads SET hash = 'ab'", "it signs another entry 13 than the one here"),
+    ],
+)
+@pytest.mark.processes
+def test_a_coordinator_does_not_go_on_with_wrong_books(tmp_path: Path, statement: str, expected: str) -> None:
+    """It says at its start what is wrong and what to do; nothing was written."""
+    asyncio.run(life(tmp_path))
+    spoiled(tmp_path, "PRAGMA foreign_keys = OFF", statement)
+    before = hashlib.sha256((tmp_path / "potluck.db").read_bytes()).hexdigest()
+    pool = RealPool(tmp_path)
+    arguments = [*pool.start_arguments, "--database", url_in(tmp_path)]
+    process = Process.start("coordinator", arguments, tmp_path)
+    process.wait_for("`--force` starts nevertheless")
+    assert process.popen.wait(60) == 1
+    said = "".join(process.lines)
+    assert expected in said
+    assert "`potluck coordinator check`" in said
+    assert hashlib.sha256((tmp_path / "potluck.db").read_bytes()).hexdigest() == before
+
+
+@pytest.mark.processes
+def test_who_insists_opens_wrong_books(tmp_path: Path) -> None:
+    """Each finding is in the log then, and the pool serves."""
+    pool = RealPool(tmp_path)
+    pool.start_coordinator()
+    pool.close()
+    spoiled(
+        tmp_path / "coordinator", "UPDATE accounts SET main = main + 5, held = held + 1 WHERE id = 'commons'"
+    )
+    pool.coordinator = Process.start("coordinator", [*pool.start_arguments, "--force"], tmp_path)
+    pool.coordinator.wait_for("books_wrong.*main is 5")
+    pool.coordinator.wait_for("is open at")
+    assert pool.ledger_sum() == 6
+    pool.close()
+
+
+async def test_a_long_ledger_is_looked_at_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More entries than a start looks at one by one: an old one that was changed is for the whole check."""
+    monkeypatch.setattr("coordinator.audit.GLANCE_ENTRIES", 10)
+    async with open_books(tmp_path) as books:
+        await small_life(books)
+        assert await books.store.glance() == []
+    wrong = "entry {} is not what its hash was made of"
+    for number, seen in ((10, [wrong.format(10)]), (9, [])):
+        shutil.copy(tmp_path / "potluck.db", tmp_path / "before")
+        spoiled(tmp_path, f"UPDATE entries SET details = '{{\"a\": 1}}' WHERE number = {number}")
+        store = await Store.inspect(url_in(tmp_path))
+        assert [finding.message for finding in await store.glance()] == seen
+        assert [finding.message for finding in await store.verify()] == [wrong.format(number)]
+        await store.close()
+        shutil.move(tmp_path / "before", tmp_path / "potluck.db")
 
 
 @pytest.mark.parametrize(
