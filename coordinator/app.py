@@ -47,6 +47,7 @@ from coordinator.sessions import Sessions, WorkerService
 from coordinator.settings import Settings, SettingsError
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
+from coordinator.texts import StoredTexts
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.training_uploads import TrainingUploads
@@ -186,7 +187,8 @@ async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterat
 
 def _sweepers(context: Context) -> Sequence[Sweeper]:
     signed_in = SignedIn(context.store, context.clock.now)
-    return context.uploads, context.files, context.finetunes, context.webhooks, signed_in
+    texts = StoredTexts(context.store, context.settings.file_days, context.clock.now)
+    return context.uploads, context.files, context.finetunes, context.webhooks, signed_in, texts
 
 
 def rules_of(settings: Settings) -> Rules:

@@ -84,7 +84,9 @@ class Settings(BaseSettings):
     body_bytes_max: int = Field(4 * 1024 * 1024, ge=1_024, le=2**30, description="of a request's body")
     file_bytes_max: int = Field(10**9, ge=1, le=64 << 30, description="of one file of a member")
     files_bytes_max: int = Field(10 * 10**9, ge=0, le=2**53, description="of all files of one member")
-    file_days: int = Field(30, ge=1, le=3_650, description="after which a file is deleted, at the latest")
+    file_days: int = Field(
+        30, ge=1, le=3_650, description="after which a file, or what a stored job kept, is deleted"
+    )
     upload_s: float = Field(
         3_600, ge=1, le=2_592_000, description="without a new part, after which an upload expires"
     )

@@ -54,6 +54,7 @@ from coordinator.standings import Standings
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict
 from coordinator.tables import table_of
+from coordinator.texts import Texts
 from coordinator.totals import Totals
 from coordinator.transaction import AlchemyTransaction, Transaction
 from coordinator.tuned.rows import Tuned
@@ -82,6 +83,7 @@ class Store(
     WorkerHistory,
     PauseRows,
     History,
+    Texts,
     Lately,
     Movements,
     Totals,

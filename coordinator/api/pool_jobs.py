@@ -21,6 +21,7 @@ from coordinator.api.shapes import batch_body, job_body, receipt_body
 from coordinator.core.jobs import WHOLES, Job, JobId, JobState, Kind
 from coordinator.records import Scope
 from coordinator.refusal import Refusal
+from coordinator.texts import DAY_S
 from coordinator.views import queue, timing
 
 LISTED_MAX = 100
@@ -169,7 +170,11 @@ class Jobs:
         if not job.ended:
             message = f"{job.id} is {job.state.value}; ask again when it has ended."
             raise ApiError(409, "job_not_finished", message, retry=False)
-        result = await self._desk.context.store.result(job.id)
+        context = self._desk.context
+        result, days = await context.store.result(job.id), context.settings.file_days
+        if result is None and job.ended_at is not None and job.ended_at <= context.clock.now() - days * DAY_S:
+            message = f"{job.id} ended long ago: its answer was kept for {days} days, and is gone."
+            raise ApiError(404, "result_not_kept", message)
         if job.state not in (JobState.SUCCEEDED, JobState.CANCELLED) or result is None:
             why = job.why or "it left no answer"
             raise ApiError(
