@@ -1,5 +1,6 @@
 """The page about credits says what the program computes; its entries balance and follow from the formulas."""
 
+import asyncio
 import re
 import sys
 from collections.abc import Iterator
@@ -9,14 +10,19 @@ from math import ceil
 from pathlib import Path
 
 import pytest
+from fixtures_models import smollm2_path
 
-from potluck.catalogue import Catalogue
-from potluck.credits import parse
+from coordinator.tokens import TokenCounter
+from potluck.catalogue import Catalogue, File
+from potluck.credits import parse, rounded
+from potluck.v1 import work_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import prices  # noqa: E402 -- a program beside the package, found by the line above
+
+__all__ = ["smollm2_path"]
 
 PAGE = ROOT / "docs" / "credits.md"
 PLACES = ("main", "reserved", "bob", "alice", "commons")  # the first two of carol
@@ -69,3 +75,29 @@ def test_the_chat_costs_what_the_formulas_say_token_by_token() -> None:
     assert alone["alice"] == 0
     assert shared["bob"] + shared["alice"] + shared["commons"] == charge
     assert 0 < shared["bob"] < shared["alice"], "60 and 75 tokens"
+
+
+@pytest.mark.engine
+def test_the_commands_on_the_page_would_print_what_stands_there(smollm2_path: Path, tmp_path: Path) -> None:
+    """The prompt is counted by the real model's tokenizer, as a coordinator does."""
+    page = PAGE.read_text(encoding="utf-8")
+    asked = re.search(
+        r'potluck quote "(.+)" --max-tokens (\d+)\n\n +At most (\S+) credits: (\d+) tokens in', page
+    )
+    answered = re.search(r"\[(\d+) tokens in, (\d+) out · (\S+) credits · (\S+)\]", page)
+    assert asked is not None
+    assert answered is not None
+    catalogue = Catalogue.builtin()
+    counter, entry = TokenCounter(tmp_path, lambda: catalogue), catalogue.get(answered[4])
+    assert entry is not None
+
+    async def obtain(_: File) -> Path:
+        return smollm2_path
+
+    asyncio.run(counter.prepare(entry, obtain))
+    counted = counter.count_chat(entry.name, [work_pb2.ChatMessage(role="user", content=asked[1])])
+    assert counted == int(asked[4]) == int(answered[1]) == prices.PROMPT_TOKENS
+    assert (int(asked[2]), int(answered[2])) == (prices.MAX_TOKENS, prices.OUTPUT_TOKENS)
+    hold, close = (dict(zip(PLACES, amounts, strict=True)) for _, amounts in islice(entries(), 2))
+    assert asked[3] == rounded(hold["reserved"])
+    assert answered[3] == rounded(-close["main"] - close["reserved"])
