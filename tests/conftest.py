@@ -32,6 +32,7 @@ pytest_plugins = [
         "fixtures_ray",
         "fixtures_tiny",
         "fixtures_browser",
+        "fixtures_webhooks",
     )
     if find_spec(name)
 ]

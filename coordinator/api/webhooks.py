@@ -36,12 +36,17 @@ class EndpointRequest(Schema):
     event_types: Words
 
 
+class Switch(Schema):
+    on: bool
+
+
 class EndpointChange(Schema):
-    """What is left out stays."""
+    """What is left out stays. `potluck.on`: whether it is told anything."""
 
     name: Name | None = None
     url: Url | None = None
     event_types: Words | None = None
+    potluck: Switch | None = None
 
 
 class RotateRequest(Schema):
@@ -107,15 +112,17 @@ class WebhookRoutes:
         caller = await self._desk.auth.look(request)
         return Json(endpoint_body(self._find(caller, request)))
 
-    @audited(Action.WEBHOOK_CHANGED, "id", "name", "url", "event_types")
+    @audited(Action.WEBHOOK_CHANGED, "id", "name", "url", "event_types", "potluck.on")
     async def change(self, request: Request) -> Response:
-        """Another name, address or set of events; one that was switched off is tried again."""
+        """Another name, address or set of events, with which one that failed is tried again; on or off."""
         caller = await self._desk.auth.act(request)
         wanted = await self._desk.read(request, EndpointChange)
-        changes: dict[str, Any] = {k: v for k, v in wanted.model_dump().items() if v is not None}
+        changes: dict[str, Any] = wanted.model_dump(exclude_none=True, exclude={"potluck"})
         if "event_types" in changes:
             changes["event_types"] = tuple(changes["event_types"])
-        return Json(endpoint_body(await self._webhooks.change(self._find(caller, request), **changes)))
+        on = None if wanted.potluck is None else wanted.potluck.on
+        changed = await self._webhooks.change(self._find(caller, request), on=on, **changes)
+        return Json(endpoint_body(changed))
 
     @audited(Action.WEBHOOK_DELETED, "id")
     async def delete(self, request: Request) -> Response:

@@ -19,6 +19,7 @@ from coordinator.dashboard.form import credits_in, filled, text_in, whole_in
 from coordinator.dashboard.live import Fragment, everybody
 from coordinator.dashboard.page import Site
 from coordinator.records import Scope
+from coordinator.webhooks.endpoint import EventType
 
 EVERY_S: Final = 2.0
 _SCOPE: Final = "scope_"  # what the names of their boxes begin with
@@ -62,9 +63,15 @@ class AccountPages:
             request,
             caller,
             "account.html",
-            see=("keys", "invitations", *(("identities",) if self._context.settings.oidc_issuer else ())),
+            see=(
+                "keys",
+                "invitations",
+                "webhooks",
+                *(("identities",) if self._context.settings.oidc_issuer else ()),
+            ),
             scopes=[scope.value for scope in Scope if scope in caller.scopes],
             models=[entry.name for entry in self._context.catalogue().entries],
+            event_types=[event.value for event in EventType],
             invite_line=self._context.settings.invite_credit_line,
         )
 

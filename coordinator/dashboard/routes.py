@@ -26,6 +26,7 @@ from coordinator.dashboard.playground import add_playground
 from coordinator.dashboard.pool import add_pool
 from coordinator.dashboard.shown import environment
 from coordinator.dashboard.signing import add_signing
+from coordinator.dashboard.webhooks import add_webhooks
 from coordinator.dashboard.worker import add_worker
 from coordinator.dashboard.workers import add_workers
 
@@ -42,6 +43,7 @@ def dashboard_router(desk: Desk) -> APIRouter:
         add_home,
         add_credits,
         add_account,
+        add_webhooks,
         add_community,
         add_ledger,
         add_members,

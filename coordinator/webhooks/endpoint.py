@@ -21,6 +21,7 @@ ROTATION_S: Final = 86_400.0  # for which an old secret may be kept
 # After an attempt that failed, as the specification proposes; then it is given up.
 RETRY_S: Final = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0)
 GIVEN_UP_MAX: Final = 5  # deliveries in a row, after which the endpoint is switched off
+SWITCHED_OFF: Final = "its member switched it off"
 _SECRET_BYTES: Final = 24
 _HINT_CHARS: Final = 4
 

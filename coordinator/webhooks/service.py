@@ -7,6 +7,7 @@ the start, among what ended within a day; its id follows from what it is about, 
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -27,6 +28,7 @@ from coordinator.webhooks import target
 from coordinator.webhooks.endpoint import (
     GIVEN_UP_MAX,
     ROTATION_S,
+    SWITCHED_OFF,
     Delivery,
     DeliveryState,
     Endpoint,
@@ -74,6 +76,7 @@ class Webhooks:
     post: Callable[..., Awaitable[target.Answer]] = target.post
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    versions: Counter[MemberId] = field(default_factory=Counter)  # another one: something is new to see
     _told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _trusted: ssl.SSLContext | None = None
@@ -112,11 +115,16 @@ class Webhooks:
         await self._keep(endpoint)
         return endpoint
 
-    async def change(self, endpoint: Endpoint, **changes: Any) -> Endpoint:
-        """`name`, `url`, `event_types`; what was switched off is tried again. Raises Refusal 400."""
+    async def change(self, endpoint: Endpoint, *, on: bool | None = None, **changes: Any) -> Endpoint:
+        """`name`, `url`, `event_types`, or whether it is `on`. Raises Refusal 400.
+
+        One that failed too often is tried again; one that its member switched off stays so until it is on.
+        """
         if "url" in changes:
             self._check(changes["url"])
-        changed = replace(endpoint, **changes, updated_at=self.pool.now(), given_up=0, why_off="")
+        off = endpoint.why_off == SWITCHED_OFF if on is None else not on
+        why_off = SWITCHED_OFF if off else ""
+        changed = replace(endpoint, **changes, updated_at=self.pool.now(), given_up=0, why_off=why_off)
         await self._keep(changed)
         return changed
 
@@ -133,6 +141,7 @@ class Webhooks:
     async def delete(self, endpoint: Endpoint) -> None:
         self.endpoints.pop(endpoint.id, None)
         await self.store.forget_webhook_endpoint(endpoint.id)
+        self.versions[endpoint.member] += 1
 
     async def test(self, endpoint: Endpoint, event_type: EventType) -> target.Answer:
         """Send an example now, once, and say what came back."""
@@ -234,6 +243,7 @@ class Webhooks:
                     data={name: balance[name] for name in ("balance", "available", "credit_line")},
                 )
                 await self.store.add_webhook_deliveries([_delivery(event, endpoint)])
+                self.versions[endpoint.member] += 1
 
     async def _write_down(self) -> None:
         while not self._told.empty():
@@ -244,6 +254,7 @@ class Webhooks:
             except StoreError:
                 self._told.put_nowait(event)
                 raise
+            self.versions[event.member] += 1
 
     async def _deliver(self) -> None:
         """All that is due, a few at once, and none that waits for another endpoint's answer."""
@@ -263,6 +274,7 @@ class Webhooks:
         answer = await self._try(endpoint, delivery.event, delivery.body)
         tried = after(delivery, answer.status, answer.why, self.pool.now())
         await self.store.put_webhook_delivery(tried)
+        self.versions[endpoint.member] += 1
         await self._remember(endpoint.id, tried)
         log.info(
             "webhook",
@@ -300,6 +312,7 @@ class Webhooks:
     async def _keep(self, endpoint: Endpoint) -> None:
         await self.store.put_webhook_endpoint(endpoint)
         self.endpoints[endpoint.id] = endpoint
+        self.versions[endpoint.member] += 1
 
     def _check(self, url: str) -> None:
         try:
