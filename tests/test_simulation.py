@@ -1,6 +1,7 @@
 """The pool's core under a seeded storm: see `simulation` for the world and the invariants."""
 
 import os
+from pathlib import Path
 
 import pytest
 from simulation import Simulation
@@ -9,6 +10,7 @@ from coordinator.core.course import Finish
 from coordinator.core.jobs import Kind
 
 SEEDS = int(os.environ.get("POTLUCK_SEEDS", "300"))
+ARCHITECTURE = Path(__file__).resolve().parent.parent / "ARCHITECTURE.md"
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -29,9 +31,9 @@ def test_storms_are_storms() -> None:
     for seed in range(40):
         simulation = Simulation(seed)
         states |= {state for _, state, _ in simulation.run()}
-        jobs = simulation.disk_jobs.values()
+        jobs = simulation.world.disk_jobs.values()
         retried += sum(len(job.attempts) > 1 for job in jobs)
-        tuned += sum(isinstance(tune.verdict, Finish) for tune in simulation.tunes.values())
+        tuned += sum(isinstance(tune.verdict, Finish) for tune in simulation.world.tunes.values())
         again += sum(len(job.attempts) > 1 and job.kind is Kind.FINETUNE for job in jobs)
     assert {"succeeded", "cancelled", "failed"} <= states
     assert retried > 50

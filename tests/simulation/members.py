@@ -1,0 +1,80 @@
+"""Members who ask for chats, batches and fine-tunes."""
+
+from coordinator.core import ledger
+from coordinator.core.engine import Impossible
+from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId
+from coordinator.core.pricing import Demand, quote
+from simulation.coordinator import Coordinator
+from simulation.tuning import drawn
+from simulation.world import MEMBERS, MODEL, SHAPE, TARIFF, World
+
+
+class Members:
+    def __init__(self, world: World, coordinator: Coordinator) -> None:
+        self.world, self.coordinator = world, coordinator
+
+    def change_their_minds(self) -> None:
+        w = self.world
+        if w.rng.random() < 0.01 and w.engine.lives:
+            w.engine.cancel(w.rng.choice(list(w.engine.lives)), w.now, "the client went away")
+        if w.rng.random() < 0.01 and w.engine.wholes:
+            w.unwanted.add(w.rng.choice(list(w.engine.wholes)))
+
+    def submit(self, index: int) -> None:
+        w = self.world
+        name = w.rng.choice(MEMBERS)
+        if w.rng.random() < 0.12:
+            self.submit_tune(index, name)
+            return
+        parts = w.rng.choice([0, 0, 0, w.rng.randint(1, 6)])
+        demands = [self.demand() for _ in range(parts or 1)]
+        worst = sum(quote(demand, TARIFF) for demand in demands)
+        job = Job(
+            id=JobId(f"job_{index:02}"),
+            kind=Kind.BATCH if parts else Kind.CHAT,
+            model=MODEL,
+            member=MemberId(name),
+            account=AccountId(f"acc_{name}"),
+            created_at=w.now,
+            quote=worst,
+            hold=worst,
+            prompt_tokens=sum(demand.prompt_tokens for demand in demands),
+            max_tokens=max(demand.max_tokens for demand in demands),
+            stored=bool(parts) or w.rng.random() < 0.4,
+        )
+        try:
+            if parts:
+                w.engine.open_whole(job)
+                w.plans[job.id] = demands
+            else:
+                self.coordinator.submit_one(job, demands[0])
+        except (ledger.Overdrawn, Impossible):
+            return  # refused: nothing is left of it
+
+    def submit_tune(self, index: int, name: str) -> None:
+        w = self.world
+        whole = JobId(f"job_{index:02}")
+        tune = drawn(w.rng, whole, SHAPE)
+        worst = tune.worst(w.rules)
+        job = Job(
+            id=whole,
+            kind=Kind.FINETUNE,
+            model=MODEL,
+            member=MemberId(name),
+            account=AccountId(f"acc_{name}"),
+            created_at=w.now,
+            quote=worst,
+            hold=worst,
+            prompt_tokens=0,
+            max_tokens=0,
+            stored=True,
+        )
+        try:
+            w.engine.open_whole(job)
+        except ledger.Overdrawn:
+            return
+        w.tunes[whole] = tune
+
+    def demand(self) -> Demand:
+        w = self.world
+        return Demand(Kind.CHAT, SHAPE, (w.rng.randint(1, 200),), w.rng.randint(1, 40), 1)
