@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from simulation import Simulation
+from simulation import Invariant, Simulation
 
 from coordinator.core.course import Finish
 from coordinator.core.jobs import Kind
@@ -16,6 +16,11 @@ ARCHITECTURE = Path(__file__).resolve().parent.parent / "ARCHITECTURE.md"
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_every_storm_leaves_the_books_right_and_every_job_ended(seed: int) -> None:
     Simulation(seed).run()
+
+
+def test_what_is_checked_is_written_down() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8").partition("\n## Invariants\n")[2].partition("\n## ")[0]
+    assert not [name for name in Invariant if f"**{name}**" not in text]
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -257,6 +257,19 @@ def test_after_a_restart_what_was_open_is_opened_anew_and_what_is_paid_counts() 
     assert (third.first_step, third.part) == (7, 3)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_clock_that_was_set_back_keeps_nothing_waiting(workers: int) -> None:
+    """After a failure it pauses for seconds; an hour's step of the host's clock while it is down changes nothing."""
+    tuning, opened = started(course(workers=workers))
+    for part in opened:
+        tuning.handle(failed(part.part), NOW)
+    assert tuning.retries.ready_at > NOW
+    earlier = NOW - 3_600
+    restarted = again(course(workers=workers), json.loads(json.dumps(tuning.snapshot())))
+    assert not restarted.handle(Began(resumed=True), earlier)
+    assert restarted.handle(Ticked(), earlier + restarted.retries.pause_s), "no longer than its pause"
+
+
 # -- rounds
 
 

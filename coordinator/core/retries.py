@@ -14,8 +14,17 @@ class Retries:
     ready_at: float = 0.0  # seconds since the epoch
 
     def failed(self, now: float) -> None:
-        self.ready_at = now + PAUSE_S * GROWTH**self.failures
         self.failures += 1
+        self.ready_at = now + self.pause_s
+
+    @property
+    def pause_s(self) -> float:
+        """After the last failure; 0 where there is none."""
+        return PAUSE_S * GROWTH ** (self.failures - 1) if self.failures else 0.0
+
+    def restarted(self, now: float) -> None:
+        """The host's clock may have been set back meanwhile: nothing waits longer than its pause."""
+        self.ready_at = min(self.ready_at, now + self.pause_s)
 
     def give_up(self) -> None:
         """It makes no sense to try again."""

@@ -204,8 +204,12 @@ class Rounds(Tuning):
             self.best = loss if self.best is None else min(self.best, loss)
         self._checkpoint(self.adapter, self.step, loss, full=full)
 
-    def _restarted(self) -> None:
+    def _restarted(self, now: float) -> None:
+        super(Rounds, self)._restarted(
+            now
+        )  # a dataclass with slots is another class than the one written here
         self.aggregating = False
+        self.opened_at = min(self.opened_at, now)
 
     # -- kept between steps
 

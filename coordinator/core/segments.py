@@ -83,9 +83,6 @@ class Segments(Tuning):
     def _aggregated(self, event: Aggregated, now: float) -> None:
         """There is nothing to put together, so it was never asked for."""
 
-    def _restarted(self) -> None:
-        pass
-
     def snapshot(self) -> dict[str, Any]:
         return {
             **Tuning.snapshot(self),

@@ -137,9 +137,11 @@ class Tuning(ABC):
     def _aggregated(self, event: Aggregated, now: float) -> None:
         """What was asked of the coordinator is there."""
 
-    @abstractmethod
-    def _restarted(self) -> None:
-        """What was asked of the coordinator itself is to be asked again."""
+    def _restarted(self, now: float) -> None:
+        """What was asked of the coordinator is to be asked again, and times are those of another clock."""
+        self.retries.restarted(now)
+        if self.evaluation is not None:
+            self.evaluation.retries.restarted(now)
 
     def _resume(self, ended: Iterable[PartDone], now: float) -> None:
         """Whatever is still open is lost, and that was nobody's fault."""
@@ -151,7 +153,7 @@ class Tuning(ABC):
         for part in list(self.evaluation.open if self.evaluation is not None else ()):
             assert self.evaluation is not None, "its part is open"
             self.evaluation.back(part)
-        self._restarted()
+        self._restarted(now)
 
     # -- parts
 

@@ -21,12 +21,15 @@ from coordinator.core.course import (
 from coordinator.core.engine import Engine, Impossible
 from coordinator.core.fleet import Fence, Fleet, Worker
 from coordinator.core.jobs import AccountId, Job, JobEvent, JobState, Kind, MemberId, WorkerId, part_id
-from coordinator.core.messages import SendAssign
+from coordinator.core.messages import Send, SendAssign
 from coordinator.core.pricing import Demand, Training, quote
 from coordinator.core.wholes import NoRoom
 from simulation.invariants import BrokenError, Invariant, check_sent, must
+from simulation.network import COORDINATOR
 from simulation.tuning import FineTune
 from simulation.world import MEMBERS, TARIFF, World
+
+CLOCK_STEP_S = 3_600.0
 
 
 class Coordinator:
@@ -42,22 +45,21 @@ class Coordinator:
             fleet.enrol(Worker(worker_id, worker_id, MemberId(owner), AccountId(f"acc_{owner}")))
         book = ledger.Book(accounts, {k: e for k, e in w.disk_entries.items() if e.job is not None})
         w.engine = Engine(w.rules, book, fleet)
-        w.pending = []
-        w.life += 1
+        w.pending, w.open = [], {}
         for job in list(w.disk_jobs.values()):
             if job.ended:
                 continue
             if job.id in w.plans or job.id in w.tunes:
                 w.engine.restore_whole(job)
             elif job.kind is Kind.FINETUNE:
-                w.engine.abandon(job, w.now)
+                w.engine.abandon(job, w.clock)
             elif job.stored:
                 w.client[job.id] = ""  # a stored job begins anew: what was not stored is gone
                 w.engine.restore(
-                    job, w.demands[job.id], count=lambda t: t.count(" "), memory_bytes=0, now=w.now
+                    job, w.demands[job.id], count=lambda t: t.count(" "), memory_bytes=0, now=w.clock
                 )
             else:
-                w.engine.abandon(job, w.now)
+                w.engine.abandon(job, w.clock)
         for tune in w.tunes.values():
             tune.restart()
 
@@ -71,16 +73,18 @@ class Coordinator:
             for p in entry.postings:
                 setattr(sums[p.account], p.bucket, getattr(sums[p.account], p.bucket) + p.amount)
         for fake in w.fakes.values():
-            fake.connected = False
-            w.network.cut(fake.id)
+            if fake.stream and w.network.through(fake.id, w.now):
+                fake.stream = 0  # the host that goes down says so; behind a dead link nobody hears it
+        if w.clock_steps:
+            w.drift_s = w.rng.uniform(-CLOCK_STEP_S, CLOCK_STEP_S)
         self.start(sums)
 
     def tick(self) -> None:
         w = self.world
-        w.pending.append(w.engine.tick(w.now))
+        w.pending.append(w.engine.tick(w.clock))
         if w.rng.random() < w.disk_fails and w.faulty:
             return None  # nothing may leave before it is safe
-        crash_at = w.rng.choice(["before", "after", "never", "never"]) if self.crashing() else "never"
+        crash_at = w.rng.choice(["before", "after", "between", "never"]) if self.crashing() else "never"
         if crash_at == "before":
             return self.crash()
         for effects in w.pending:
@@ -94,20 +98,33 @@ class Coordinator:
                     tune.on_disk[job.id] = tune.results[job.id]
         if crash_at == "after":
             return self.crash()
+        sends = [send for effects in w.pending for send in effects.sends]
+        if crash_at == "between":
+            self.send(sends[: w.rng.randint(0, len(sends))])
+            return self.crash()
+        self.send(sends)
         for effects in w.pending:
-            for send in effects.sends:
-                if isinstance(send, SendAssign) and send.job in w.disk_jobs:
-                    check_sent(w, [w.disk_jobs[send.job]])
-                if w.fakes[send.worker].connected:
-                    w.network.send(w.now, "c", send.worker, (w.life, send))
-                elif isinstance(send, SendAssign):
-                    w.engine.unsent(send.worker, send.job, send.number, w.now)
             for job in effects.closed:
                 if job.kind is Kind.FINETUNE and job.whole and not w.tunes[job.whole].stopped:
-                    heard_at = w.now + w.rng.uniform(0, 4)  # a crash may come in between
+                    heard_at = w.clock + w.rng.uniform(0, 4)  # a crash may come in between
                     w.tunes[job.whole].waiting.append((heard_at, w.tunes[job.whole].ended(job)))
         w.pending = []
         return None
+
+    def send(self, sends: list[Send]) -> None:
+        w = self.world
+        for send in sends:
+            if isinstance(send, SendAssign):
+                check_sent(w, w.disk_jobs[send.job])
+            if stream := w.open.get(send.worker):
+                w.network.send(w.now, COORDINATOR, send.worker, (stream, send))
+            elif isinstance(send, SendAssign):
+                w.engine.unsent(send.worker, send.job, send.number, w.clock)
+
+    def closed(self, worker: WorkerId) -> None:
+        """Its stream ended, as the coordinator sees it."""
+        if self.world.open.pop(worker, None):
+            self.world.engine.disconnect(worker, self.world.clock)
 
     def crashing(self) -> bool:
         w = self.world
@@ -123,13 +140,13 @@ class Coordinator:
             plan, unwanted = w.plans[whole.job.id], whole.job.id in w.unwanted
             ids = [part_id(whole.job.id, number) for number in range(1, len(plan) + 1)]
             if unwanted:
-                assert w.engine.cancel(whole.job.id, w.now, "its member changed their mind")
+                assert w.engine.cancel(whole.job.id, w.clock, "its member changed their mind")
                 continue
             made = [w.part_now(part) for part in ids]
             if all(part is not None and part.ended for part in made):
                 if whole.job.state is JobState.QUEUED:
-                    w.engine.change_whole(whole.job.id, JobEvent.ASSIGNED, w.now)
-                w.engine.close_whole(whole.job.id, JobEvent.SUCCEEDED, w.now)
+                    w.engine.change_whole(whole.job.id, JobEvent.ASSIGNED, w.clock)
+                w.engine.close_whole(whole.job.id, JobEvent.SUCCEEDED, w.clock)
                 continue
             new = [number for number, part in enumerate(made, 1) if part is None]
             for number in new[: 2 - len(whole.parts)]:
@@ -140,15 +157,15 @@ class Coordinator:
         w = self.world
         if not tune.begun and whole.id in w.disk_jobs:
             tune.begun = True
-            tune.waiting.append((w.now, Began()))
+            tune.waiting.append((w.clock, Began()))
         elif w.rng.random() < 0.02:
-            tune.waiting.append((w.now, Ticked()))
+            tune.waiting.append((w.clock, Ticked()))
         if whole.id in w.unwanted:
             tune.stopped = True
-            tune.machine.handle(Stopped(), w.now)
-            w.engine.cancel(whole.id, w.now, "its member changed their mind")
+            tune.machine.handle(Stopped(), w.clock)
+            w.engine.cancel(whole.id, w.clock, "its member changed their mind")
             return
-        for action in tune.hear(w.now):
+        for action in tune.hear(w.clock):
             self.carry_out(whole, tune, action)
 
     def carry_out(self, whole: Job, tune: FineTune, action: Action) -> None:
@@ -157,16 +174,16 @@ class Coordinator:
             case OpenTrain() | OpenEvaluate():
                 self.submit_trained(whole, tune, action)
             case CancelPart(number, why):
-                w.engine.cancel(part_id(whole.id, number), w.now, why)
+                w.engine.cancel(part_id(whole.id, number), w.clock, why)
             case Aggregate():
-                tune.aggregate(action, w.now + w.rng.uniform(0, 5))
+                tune.aggregate(action, w.clock + w.rng.uniform(0, 5))
             case Finish():
                 tune.verdict = action
-                w.engine.change_whole(whole.id, JobEvent.ASSIGNED, w.now)
-                w.engine.close_whole(whole.id, JobEvent.SUCCEEDED, w.now)
+                w.engine.change_whole(whole.id, JobEvent.ASSIGNED, w.clock)
+                w.engine.close_whole(whole.id, JobEvent.SUCCEEDED, w.clock)
             case Fail(code=code, why=why):
                 tune.verdict = action
-                w.engine.end_whole(whole.id, JobEvent.GAVE_UP, w.now, why=why, code=code)
+                w.engine.end_whole(whole.id, JobEvent.GAVE_UP, w.clock, why=why, code=code)
 
     def submit_trained(self, whole: Job, tune: FineTune, order: OpenTrain | OpenEvaluate) -> None:
         w = self.world
@@ -177,7 +194,7 @@ class Coordinator:
             id=part_id(whole.id, order.part),
             whole=whole.id,
             part=order.part,
-            created_at=w.now,
+            created_at=w.clock,
             quote=worst,
             hold=worst,
             state=JobState.QUEUED,
@@ -194,7 +211,7 @@ class Coordinator:
             ) from error
         except Impossible as reason:
             gone = PartFailed(part=order.part, code="no_worker_could_serve", why=str(reason))
-            tune.waiting.append((w.now, gone))
+            tune.waiting.append((w.clock, gone))
 
     def submit_part(self, whole: Job, number: int, demand: Demand) -> None:
         w = self.world
@@ -204,7 +221,7 @@ class Coordinator:
             kind=Kind.CHAT,
             whole=whole.id,
             part=number,
-            created_at=w.now,
+            created_at=w.clock,
             quote=quote(demand, TARIFF),
             hold=quote(demand, TARIFF),
             prompt_tokens=demand.prompt_tokens,
@@ -223,12 +240,12 @@ class Coordinator:
     def submit_one(self, job: Job, demand: Demand) -> None:
         w = self.world
         w.demands[job.id] = demand
-        w.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=w.now)
+        w.engine.submit(job, demand, count=lambda t: t.count(" "), memory_bytes=0, now=w.clock)
 
-    def report(self, worker: WorkerId, message: Any) -> None:
+    def report(self, worker: WorkerId, stream: int, message: Any) -> None:
         w = self.world
-        engine, now = w.engine, w.now
-        if not w.fakes[worker].connected:
+        engine, now = w.engine, w.clock
+        if w.open.get(worker) != stream:
             return
         match message:
             case ("beat", attempts):
@@ -257,11 +274,11 @@ class Coordinator:
             return
         live = w.engine.lives[job]
         if live.job.whole not in w.tunes:
-            w.engine.trained(worker, job, number, said, w.now)
+            w.engine.trained(worker, job, number, said, w.clock)
             assert not w.engine.holds(worker, job, number), "nothing else is trained"
         elif done is None:
-            w.engine.misbehaved(worker, job, number, "what it made is not there", w.now)
+            w.engine.misbehaved(worker, job, number, "what it made is not there", w.clock)
         else:
             tune = w.tunes[live.job.whole]
             tune.results[job] = done
-            assert w.engine.trained(worker, job, number, tune.believed(job, done, said), w.now)
+            assert w.engine.trained(worker, job, number, tune.believed(job, done, said), w.clock)

@@ -4,7 +4,6 @@ Safety is checked after every step, liveness at the end, both with knowledge tha
 `truth`, what the workers really produced, and `expected`, the one right text of every job.
 """
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,6 @@ class Invariant(StrEnum):
     BOUNDED = "bounded"
     AS_FOUND = "as found"
     ALL_END = "all end"
-    NOTHING_HELD = "nothing held"
 
 
 class BrokenError(AssertionError):
@@ -121,13 +119,10 @@ def check_fleet(world: "World") -> None:
         must(len(worker.running) - training <= worker.slots, Invariant.ROOM, "nor has more than its slots")
 
 
-def check_sent(world: "World", jobs: Iterable[Job]) -> None:
-    """Of jobs that are about to leave for a worker."""
-    for job in jobs:
-        held = f"{job.whole or job.id}/hold"
-        must(
-            not job.hold or held in world.disk_entries, Invariant.HOLD_FIRST, f"{job.id} left without a hold"
-        )
+def check_sent(world: "World", job: Job) -> None:
+    """Of a job that is about to leave for a worker."""
+    held = f"{job.whole or job.id}/hold"
+    must(not job.hold or held in world.disk_entries, Invariant.HOLD_FIRST, f"{job.id} left without a hold")
 
 
 def check_kept(world: "World") -> None:
@@ -232,7 +227,11 @@ def check_liveness(world: "World") -> None:
     must(not world.engine.wholes, Invariant.ALL_END, f"open: {sorted(world.engine.wholes)}")
     must(all(job.ended for job in world.disk_jobs.values()), Invariant.ALL_END, "on disk, too")
     for account in world.engine.book.accounts.values():
-        must(account.reserved == 0, Invariant.NOTHING_HELD, f"{account.id}: {account.reserved}")
+        must(
+            account.reserved == 0,
+            Invariant.HOLDS,
+            f"{account.id} has {account.reserved} reserved for nothing",
+        )
     for job in world.disk_jobs.values():
         if not job.whole:
             must(f"{job.id}/close" in world.disk_entries, Invariant.CLOSED_ONCE, f"{job.id} on disk")

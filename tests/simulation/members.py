@@ -6,17 +6,28 @@ from coordinator.core.jobs import AccountId, Job, JobId, Kind, MemberId
 from coordinator.core.pricing import Demand, quote
 from simulation.coordinator import Coordinator
 from simulation.tuning import drawn
-from simulation.world import MEMBERS, MODEL, SHAPE, TARIFF, World
+from simulation.world import BEGIN_S, HEAL_S, MEMBERS, MODEL, SHAPE, TARIFF, World
 
 
 class Members:
     def __init__(self, world: World, coordinator: Coordinator) -> None:
         self.world, self.coordinator = world, coordinator
 
-    def change_their_minds(self) -> None:
+    def moments(self) -> list[float]:
+        """When each of their jobs comes."""
         w = self.world
+        if w.crowded:
+            begin = w.rng.uniform(BEGIN_S, HEAL_S - 5)
+            return sorted(begin + w.rng.uniform(0, 2) for _ in range(w.rng.randint(40, 70)))
+        return sorted(w.rng.uniform(BEGIN_S, HEAL_S) for _ in range(w.rng.randint(1, 25)))
+
+    def change_their_minds(self) -> None:
+        """Not once faults have stopped: then what is stuck must not end because nobody wants it any more."""
+        w = self.world
+        if not w.faulty:
+            return
         if w.rng.random() < 0.01 and w.engine.lives:
-            w.engine.cancel(w.rng.choice(list(w.engine.lives)), w.now, "the client went away")
+            w.engine.cancel(w.rng.choice(list(w.engine.lives)), w.clock, "the client went away")
         if w.rng.random() < 0.01 and w.engine.wholes:
             w.unwanted.add(w.rng.choice(list(w.engine.wholes)))
 
@@ -35,7 +46,7 @@ class Members:
             model=MODEL,
             member=MemberId(name),
             account=AccountId(f"acc_{name}"),
-            created_at=w.now,
+            created_at=w.clock,
             quote=worst,
             hold=worst,
             prompt_tokens=sum(demand.prompt_tokens for demand in demands),
@@ -62,7 +73,7 @@ class Members:
             model=MODEL,
             member=MemberId(name),
             account=AccountId(f"acc_{name}"),
-            created_at=w.now,
+            created_at=w.clock,
             quote=worst,
             hold=worst,
             prompt_tokens=0,

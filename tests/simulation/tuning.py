@@ -98,9 +98,10 @@ class FineTune:
     def _each(self, lines: range | tuple[int, ...], times: int) -> Counter[int]:
         return Counter(dict.fromkeys(lines, times))
 
-    def name(self, part: JobId) -> str:
+    def name(self, part: JobId, attempt: int) -> str:
+        """What an attempt made has a name of its own, as bytes have: who was fenced may go on and make another."""
         order = self.orders[part]
-        return f"{'d' if isinstance(order, OpenTrain) and order.delta else 'a'}{order.part}"
+        return f"{'d' if isinstance(order, OpenTrain) and order.delta else 'a'}{order.part}.{attempt}"
 
     # -- as a worker does it
 
@@ -109,7 +110,7 @@ class FineTune:
         order = self.orders[part]
         return 1 if isinstance(order, OpenEvaluate) else order.last_step - order.first_step
 
-    def train(self, part: JobId, steps: int) -> tuple[PartDone, Training]:
+    def train(self, part: JobId, attempt: int, steps: int) -> tuple[PartDone, Training]:
         """So many steps of it are done: what an honest worker says of them."""
         order = self.orders[part]
         if isinstance(order, OpenEvaluate):
@@ -118,7 +119,7 @@ class FineTune:
             return PartDone(part=order.part, valid_loss=loss, valid_tokens=read[0]), Training(
                 "", 0, 0, 0, *read
             )
-        lines, name = self.lines(order, steps), self.name(part)
+        lines, name = self.lines(order, steps), self.name(part, attempt)
         self.made[name] = lines if order.delta else self.made[order.adapter] + lines
         tokens, squares = self.lengths(lines)
         artifact = (name,) if order.delta else (name, f"s{order.part}")
