@@ -27,6 +27,7 @@ pytest_plugins = [
         "fixtures_api",
         "fixtures_sessions",
         "fixtures_pool",
+        "fixtures_postgres",
         "fixtures_models",
         "fixtures_engine",
         "fixtures_ray",

@@ -2,78 +2,12 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fixtures_pool import COMMAND, RealPool, free_port
-
-PASSWORD = "a@b:c/d%e"  # whatever stands in the file arrives as it is
-OWNER = "postgres"  # the server refuses to run as root
-
-
-@dataclass(frozen=True)
-class Postgres:
-    """A server of the test's own, on loopback, that asks for a password."""
-
-    programs: Path
-    folder: Path
-    port: int
-
-    def run(self, program: str, *arguments: str, as_owner: bool = False) -> str:
-        root = os.geteuid() == 0
-        done = subprocess.run(
-            [self.programs / program, *arguments],
-            env={**os.environ, "PGPASSFILE": str(self.folder / "pgpass"), "LC_ALL": "C.UTF-8"},
-            user=OWNER if root and as_owner else None,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def ask(self, program: str, *arguments: str) -> str:
-        return self.run(program, "--host=127.0.0.1", f"--port={self.port}", "--username=potluck", *arguments)
-
-    def variables(self, database: str) -> dict[str, str]:
-        url = f"postgresql://potluck@127.0.0.1:{self.port}/{database}"
-        return {"POTLUCK_DATABASE": url, "POTLUCK_DATABASE_PASSWORD_FILE": str(self.folder / "password")}
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    found = shutil.which("postgres")
-    places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    assert places, "PostgreSQL is not on this machine: scripts/test says what to install"
-    folder = Path(tempfile.mkdtemp(prefix="potluck-postgres-"))  # the server's user cannot enter pytest's
-    server = Postgres(places[-1], folder, free_port())
-    data = str(folder / "data")
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder)
-        (folder / "password").write_text(f"{PASSWORD}\n", encoding="utf-8")
-        escaped = PASSWORD.replace(":", "\\:")
-        (folder / "pgpass").write_text(f"127.0.0.1:{server.port}:*:potluck:{escaped}\n", encoding="utf-8")
-        (folder / "pgpass").chmod(0o600)
-        if os.geteuid() == 0:
-            shutil.chown(folder, OWNER)
-        made = ["--username=potluck", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync"]
-        server.run("initdb", f"--pgdata={data}", *made, as_owner=True)
-        options = f"-p {server.port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        log = f"--log={folder / 'log'}"
-        server.run(
-            "pg_ctl", f"--pgdata={data}", log, f"--options={options}", "--wait", "start", as_owner=True
-        )
-        stack.callback(
-            server.run, "pg_ctl", f"--pgdata={data}", "--mode=fast", "--wait", "stop", as_owner=True
-        )
-        yield server
+from fixtures_pool import COMMAND, RealPool
+from fixtures_postgres import Postgres
 
 
 def check(home: Path, variables: dict[str, str]) -> None:
