@@ -30,7 +30,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from coordinator import dialect
 from coordinator.lock import FileLock
 from coordinator.migrations import check_revision, migrate
-from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable
+from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable, Unwritable
 from coordinator.transaction import AlchemyTransaction, SqliteTransaction, Transaction
 from potluck.home import SECRET_MODE, make_folder
 from potluck.transport import reason_of
@@ -300,6 +300,8 @@ def translate(error: DBAPIError | sqlite3.Error) -> StoreError:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if dialect.is_full(cause):
         return StoreFull(_FULL_SENTENCE)
+    if dialect.is_unwritable(cause):
+        return Unwritable("a text has a character that cannot be kept; nothing was changed")
     reason = str(cause).splitlines()[0] if str(cause or "") else type(error).__name__
     if isinstance(error, (IntegrityError, sqlite3.IntegrityError)):
         return StoreConflict(f"the books refuse this: {reason}; nothing was changed")

@@ -30,6 +30,7 @@ BUSY_TIMEOUT_MS: Final = 5_000
 _SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 _SQLITE_FULL: Final = 13  # SQLITE_FULL
 _POSTGRES_FULL: Final = "53100"  # disk_full
+_POSTGRES_TEXT: Final = frozenset({"22021", "22P05"})  # character_not_in_repertoire, untranslatable_character
 
 # INSERT OR REPLACE deletes without firing DELETE triggers, hence the third one.
 _SQLITE_APPEND_ONLY: Final = (
@@ -145,6 +146,11 @@ def is_full(cause: BaseException | None) -> bool:
     if isinstance(code, int):
         return code & 0xFF == _SQLITE_FULL  # extended codes keep the primary one in the low byte
     return getattr(cause, "sqlstate", None) == _POSTGRES_FULL
+
+
+def is_unwritable(cause: BaseException | None) -> bool:
+    """Was there a text with a NUL character, which SQLite takes and PostgreSQL does not?"""
+    return getattr(cause, "sqlstate", None) in _POSTGRES_TEXT
 
 
 async def damage(connection: AsyncConnection) -> list[str]:

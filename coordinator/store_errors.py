@@ -13,6 +13,10 @@ class StoreFull(StoreUnavailable):
     """No room left on the disk (or under the database's own limit); the same batch may be tried again."""
 
 
+class Unwritable(StoreError):  # noqa: N818 -- named for what happened
+    """A text that the database cannot hold: PostgreSQL knows no NUL character."""
+
+
 class StoreConflict(StoreError):  # noqa: N818 -- named for what happened
     """Recorded before, out of order, or against a constraint: trying again is useless."""
 

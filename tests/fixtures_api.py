@@ -15,6 +15,7 @@ import httpx2
 import openai
 import pytest
 import uvicorn
+from fixtures_contract import Watched
 from fixtures_store import new_database
 
 from coordinator.api import create_api
@@ -280,14 +281,16 @@ async def serving(app: Any) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
-    """With other settings than the defaults."""
+async def open_stand(folder: Path, database: str = "", **settings: Any) -> AsyncIterator[Stand]:
+    """With other settings than the defaults, and maybe on another database than a new one of SQLite."""
     clock, steady = HandClock(), SteadyClock()
     config = Settings(home=folder, http="127.0.0.1:0", grpc="127.0.0.1:7777", emulator=True, **settings)
     catalogue = Catalogue.builtin(emulator=True)
     async with contextlib.AsyncExitStack() as stack:
-        await new_database(folder / "pool.sqlite")
-        store = await Store.open(f"sqlite+aiosqlite:///{folder / 'pool.sqlite'}", clock.now())
+        if not database:
+            await new_database(folder / "pool.sqlite")
+        url = database or f"sqlite+aiosqlite:///{folder / 'pool.sqlite'}"
+        store = await Store.open(url, clock.now())
         stack.push_async_callback(store.close)
         counter = TokenCounter(folder / "tokenizers", lambda: catalogue)
         pool = new_pool(store, config, counter, catalogue, steady)
@@ -326,7 +329,8 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         context = await context_of(pool, ca, clock.now, lambda: catalogue)
         for service in (context.batches, context.finetunes):
             stack.push_async_callback(service.close)
-        url = await stack.enter_async_context(serving(create_api(context)))
+        watched = Watched(create_api(context))
+        url = await stack.enter_async_context(serving(watched))
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=WAIT_S, verify=NO_AUTHORITIES))
         opened = Stand(url, context, clock, pool.ticker, bench, worker, members, keys, http)
         try:
@@ -334,6 +338,7 @@ async def open_stand(folder: Path, **settings: Any) -> AsyncIterator[Stand]:
         finally:
             for client in opened.clients.values():
                 await client.close()
+        assert not watched.faults, "\n".join(sorted(watched.faults))
 
 
 async def _stop(task: "asyncio.Task[None]") -> None:

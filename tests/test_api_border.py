@@ -57,6 +57,21 @@ async def test_unknown_paths_and_methods_have_openai_errors(stand: Stand) -> Non
     assert wrong.headers["allow"] == "GET"
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/files", "GET, POST"),
+        ("/v1/files/file-x", "DELETE, GET"),
+        ("/pool/v1/invites/accept", "POST"),
+        ("/credits", "GET"),
+    ],
+)
+async def test_a_path_tells_all_its_methods(stand: Stand, path: str, allowed: str) -> None:
+    """Not but those of the route that the router looked at first."""
+    refused = await stand.http.request("OPTIONS", stand.url + path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+
+
 async def test_a_mistake_of_ours_is_a_sentence_with_an_id(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,8 +73,10 @@ async def test_a_quote_runs_nothing_and_a_charge_never_exceeds_it(stand: Stand) 
 async def test_an_error_in_a_request_inside_another_body_names_its_place(stand: Stand) -> None:
     response = await stand.ask("POST", "/pool/v1/quote", json={"kind": "chat", "request": {"model": MODEL}})
     assert error_of(response)["param"] == "request.messages"
-    response = await stand.ask("POST", "/pool/v1/quote", json={"kind": "poem", "request": {}})
-    assert (response.status_code, error_of(response)["param"]) == (400, "kind")
+    for path in ("/pool/v1/quote", "/pool/v1/jobs"):
+        for kind in ("poem", "batch", "finetune"):  # a batch and a fine-tune have routes of their own
+            response = await stand.ask("POST", path, json={"kind": kind, "request": {}})
+            assert (response.status_code, error_of(response)["param"]) == (400, "kind")
 
 
 async def test_models_and_the_catalogue(stand: Stand) -> None:

@@ -1,14 +1,17 @@
 """The coordinator's HTTP application, put together."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware import Middleware
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from coordinator.api.auth import Auth
 from coordinator.api.batches import BatchRequest, batches_router
@@ -61,7 +64,7 @@ from coordinator.api.webhooks import (
 )
 from coordinator.dashboard.routes import dashboard_router
 from coordinator.refusal import Refusal
-from coordinator.store_errors import StoreUnavailable
+from coordinator.store_errors import StoreUnavailable, Unwritable
 from potluck.version import version
 
 STORAGE_RETRY_S = 10.0
@@ -150,10 +153,10 @@ def create_api(context: Context) -> FastAPI:
     )
     auth = Auth(context.store, context.clock, settings, context.board, context.presence)
     desk = Desk(context, auth, Gauge())
-    for make in ROUTERS:
-        app.include_router(make(desk))
-    app.include_router(operations_router(desk, app))
-    app.include_router(dashboard_router(desk))
+    routers = [*(make(desk) for make in ROUTERS), operations_router(desk, app), dashboard_router(desk)]
+    for router in routers:
+        app.include_router(router)
+    app.state.methods = _methods(routers)
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -170,6 +173,7 @@ def create_api(context: Context) -> FastAPI:
     app.add_exception_handler(Refusal, refusal)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(StoreUnavailable, _store_error)
+    app.add_exception_handler(Unwritable, _unwritable)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -189,6 +193,23 @@ async def _store_error(request: Request, error: Exception) -> Response:
     return ApiError(503, "storage_unavailable", message, retry_after_s=STORAGE_RETRY_S).response()
 
 
+async def _unwritable(_request: Request, _error: Exception) -> Response:
+    message = (
+        "A text of the request has a NUL character: there is nothing of that name, and it cannot be kept."
+    )
+    return ApiError(400, "invalid_value", message).response()
+
+
+def _methods(routers: Sequence[APIRouter]) -> dict[str, set[str]]:
+    """Of each path all methods (RFC 9110); the one route that refuses a request knows but its own."""
+    methods = defaultdict[str, set[str]](set)
+    for router in routers:
+        for route in router.routes:
+            assert isinstance(route, Route | APIRoute)
+            methods[route.path] |= route.methods or set()
+    return methods
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses: no such path, no such method."""
     assert isinstance(error, HTTPException)
@@ -199,6 +220,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         message = f"{path} does not answer to {request.method[:16]}. The routes are listed at /docs."
         response = ApiError(405, "method_not_allowed", message).response()
-        response.headers.update(error.headers or {})
+        methods = request.app.state.methods[request.scope["route"].path]
+        response.headers["allow"] = ", ".join(sorted(methods))
         return response
     return ApiError(error.status_code, "http_error", str(error.detail)).response()

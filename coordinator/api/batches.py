@@ -10,7 +10,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api import prepare
+from coordinator.api import contract, prepare
+from coordinator.api.answers import batches
 from coordinator.api.auth import Caller
 from coordinator.api.body import parse_object
 from coordinator.api.context import Context
@@ -60,11 +61,38 @@ class BatchLine(Schema):
 
 
 def batches_router(desk: Desk) -> APIRouter:
-    routes, router = BatchRoutes(desk), new_router("OpenAI")
-    add(router, "POST", "/v1/batches", routes.create, body=BatchRequest)
-    add(router, "GET", "/v1/batches", routes.list)
-    add(router, "GET", "/v1/batches/{batch_id}", routes.show)
-    add(router, "POST", "/v1/batches/{batch_id}/cancel", routes.cancel)
+    routes, router = BatchRoutes(desk), new_router("Batches")
+    add(
+        router,
+        "POST",
+        "/v1/batches",
+        routes.create,
+        answer=batches.BatchBody,
+        body=BatchRequest,
+        repeatable=True,
+        errors=(402, 404, 409),
+    )
+    add(
+        router,
+        "GET",
+        "/v1/batches",
+        routes.list,
+        answer=contract.page_of(batches.BatchBody),
+        query=(
+            contract.limit(LISTED, LISTED_MAX),
+            contract.text("after", "The last batch of the page before."),
+        ),
+        errors=(404,),
+    )
+    add(router, "GET", "/v1/batches/{batch_id}", routes.show, answer=batches.BatchBody)
+    add(
+        router,
+        "POST",
+        "/v1/batches/{batch_id}/cancel",
+        routes.cancel,
+        answer=batches.BatchBody,
+        errors=(409,),
+    )
     return router
 
 
@@ -112,13 +140,13 @@ class BatchRoutes:
         return Json({"object": "list", "data": data, **ends, "has_more": len(found) > limit})
 
     async def show(self, request: Request) -> Response:
-        """How far it is: `status`, `request_counts`, and the files once they are there."""
+        """How far a batch is: `status`, `request_counts`, and the files once they are there."""
         caller = await self._desk.auth.look(request, *ASKER)
         batch = await self.find(caller, request.path_params["batch_id"])
         return Json(batch_body(self._desk.context.batches.now(batch)))
 
     async def cancel(self, request: Request) -> Response:
-        """End it: answers that are there stay, and what is under way is charged as far as it came."""
+        """Cancel a batch: answers that are there stay, and what is under way is charged as far as it came."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         batch = await self.find(caller, request.path_params["batch_id"])
         try:

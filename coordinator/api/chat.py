@@ -6,8 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api import logprobs, prepare
+from coordinator.api import contract, logprobs, prepare
 from coordinator.api.answer import Choice, collect_choices
+from coordinator.api.answers import generation
 from coordinator.api.chunks import ChatChunks
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import Json
@@ -20,8 +21,18 @@ from coordinator.message import message_of
 
 
 def chat_router(desk: Desk) -> APIRouter:
-    router = new_router("OpenAI")
-    add(router, "POST", "/v1/chat/completions", Chat(desk).create, body=ChatRequest)
+    router = new_router("Chat")
+    add(
+        router,
+        "POST",
+        "/v1/chat/completions",
+        Chat(desk).create,
+        answer=generation.ChatCompletion,
+        body=ChatRequest,
+        media=(contract.JSON, contract.EVENTS),
+        repeatable=True,
+        errors=(402, 404, 409, 500),
+    )
     return router
 
 

@@ -6,8 +6,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api import logprobs, prepare
+from coordinator.api import contract, logprobs, prepare
 from coordinator.api.answer import Choice, collect_choices
+from coordinator.api.answers import generation
 from coordinator.api.chunks import CompletionChunks
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import Json
@@ -18,8 +19,18 @@ from coordinator.api.usage import Usage
 
 
 def completions_router(desk: Desk) -> APIRouter:
-    router = new_router("OpenAI")
-    add(router, "POST", "/v1/completions", Completions(desk).create, body=CompletionRequest)
+    router = new_router("Completions")
+    add(
+        router,
+        "POST",
+        "/v1/completions",
+        Completions(desk).create,
+        answer=generation.TextCompletion,
+        body=CompletionRequest,
+        media=(contract.JSON, contract.EVENTS),
+        repeatable=True,
+        errors=(402, 404, 409, 500),
+    )
     return router
 
 

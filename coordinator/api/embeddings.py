@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from coordinator.api import prepare
 from coordinator.api.answer import collect_vectors
+from coordinator.api.answers import generation
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
 from coordinator.api.requests import EmbeddingRequest
@@ -18,8 +19,17 @@ from coordinator.api.usage import Usage
 
 
 def embeddings_router(desk: Desk) -> APIRouter:
-    router = new_router("OpenAI")
-    add(router, "POST", "/v1/embeddings", Embeddings(desk).create, body=EmbeddingRequest)
+    router = new_router("Embeddings")
+    add(
+        router,
+        "POST",
+        "/v1/embeddings",
+        Embeddings(desk).create,
+        answer=generation.EmbeddingList,
+        body=EmbeddingRequest,
+        repeatable=True,
+        errors=(402, 404, 409, 500),
+    )
     return router
 
 

@@ -6,6 +6,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from coordinator.api import contract
+from coordinator.api.answers import files, models
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.multipart import OVERHEAD_BYTES_MAX, Form
@@ -24,15 +26,36 @@ ASKER: Final = (Scope.INFERENCE, Scope.READ)
 PURPOSES: Final = [purpose for purpose in Purpose if purpose not in MADE_BY_POOL]
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 FIELDS: Final = ("purpose", ANCHOR, SECONDS)
+UPLOAD: Final = contract.form_of(
+    "file",
+    {
+        "purpose": {"type": "string", "enum": [purpose.value for purpose in PURPOSES]},
+        ANCHOR: {"type": "string", "enum": ["created_at"]},
+        SECONDS: {"type": "integer", "minimum": EXPIRES_S_MIN, "maximum": EXPIRES_S_MAX},
+    },
+    ("purpose",),
+)
 
 
 def files_router(desk: Desk) -> APIRouter:
-    routes, router = FileRoutes(desk), new_router("OpenAI")
-    add(router, "POST", "/v1/files", routes.create)
-    add(router, "GET", "/v1/files", routes.list)
-    add(router, "GET", "/v1/files/{file_id}", routes.show)
-    add(router, "GET", "/v1/files/{file_id}/content", routes.content)
-    add(router, "DELETE", "/v1/files/{file_id}", routes.delete)
+    routes, router = FileRoutes(desk), new_router("Files")
+    add(router, "POST", "/v1/files", routes.create, answer=files.FileBody, body=UPLOAD, errors=(507,))
+    add(
+        router,
+        "GET",
+        "/v1/files",
+        routes.list,
+        answer=contract.page_of(files.FileBody),
+        query=(
+            contract.choice("purpose", Purpose, "Only those."),
+            contract.limit(LISTED_MAX, LISTED_MAX),
+            contract.choice("order", ["asc", "desc"], "By when they were made."),
+            contract.text("after", "The last file of the page before."),
+        ),
+    )
+    add(router, "GET", "/v1/files/{file_id}", routes.show, answer=files.FileBody)
+    add(router, "GET", "/v1/files/{file_id}/content", routes.content, media=(contract.BYTES,), ranges=True)
+    add(router, "DELETE", "/v1/files/{file_id}", routes.delete, answer=models.Deleted, errors=(409,))
     return router
 
 

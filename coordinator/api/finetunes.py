@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import finetunes
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
@@ -36,16 +38,58 @@ CHECKPOINTS, CHECKPOINTS_MAX = 10, 100
 
 
 def finetunes_router(desk: Desk) -> APIRouter:
-    routes, router = FinetuneRoutes(desk), new_router("OpenAI")
+    routes, router = FinetuneRoutes(desk), new_router("Fine-tuning")
     jobs, one = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{finetune_id}"
-    add(router, "POST", jobs, routes.create, body=FineTuningRequest)
-    add(router, "GET", jobs, routes.list)
-    add(router, "GET", one, routes.show)
-    add(router, "POST", f"{one}/cancel", routes.cancel)
-    add(router, "POST", f"{one}/pause", routes.pause)
-    add(router, "POST", f"{one}/resume", routes.resume)
-    add(router, "GET", f"{one}/events", routes.events)
-    add(router, "GET", f"{one}/checkpoints", routes.checkpoints)
+    add(
+        router,
+        "POST",
+        jobs,
+        routes.create,
+        answer=contract.one_of(finetunes.FinetuneBody, finetunes.FinetuneQuote),
+        body=FineTuningRequest,
+        repeatable=True,
+        errors=(402, 404, 409),
+    )
+    add(
+        router,
+        "GET",
+        jobs,
+        routes.list,
+        answer=contract.page_of(finetunes.FinetuneBody),
+        query=(
+            contract.limit(LISTED, LISTED_MAX),
+            contract.text("after", "The last one of the page before."),
+        ),
+        errors=(404,),
+    )
+    add(router, "GET", one, routes.show, answer=finetunes.FinetuneBody)
+    add(router, "POST", f"{one}/cancel", routes.cancel, answer=finetunes.FinetuneBody, errors=(409,))
+    add(router, "POST", f"{one}/pause", routes.pause, answer=finetunes.FinetuneBody, errors=(409,))
+    add(router, "POST", f"{one}/resume", routes.resume, answer=finetunes.FinetuneBody, errors=(409,))
+    add(
+        router,
+        "GET",
+        f"{one}/events",
+        routes.events,
+        answer=contract.page_of(finetunes.FinetuneEvent),
+        media=(contract.JSON, contract.EVENTS),
+        query=(
+            contract.limit(LISTED, EVENTS_MAX),
+            contract.text("after", "The last event of the page before; of a stream, the last one seen."),
+            contract.flag("stream", "Go on until the fine-tune ends."),
+        ),
+    )
+    add(
+        router,
+        "GET",
+        f"{one}/checkpoints",
+        routes.checkpoints,
+        answer=contract.page_of(finetunes.FinetuneCheckpoint),
+        query=(
+            contract.limit(CHECKPOINTS, CHECKPOINTS_MAX),
+            contract.text("after", "The last one of the page before."),
+        ),
+    )
     return router
 
 
@@ -110,25 +154,25 @@ class FinetuneRoutes:
         return self._answer(self._finetunes.now(finetune))
 
     async def cancel(self, request: Request) -> Response:
-        """End it. What was trained until its last checkpoint stays paid; there is no model."""
+        """Cancel a fine-tune. What was trained until its last checkpoint stays paid; there is no model."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.cancel(finetune, f"{caller.member.name} cancelled it"))
 
     async def pause(self, request: Request) -> Response:
-        """Stop it for a while; what was trained since its last checkpoint will be trained again."""
+        """Pause a fine-tune; what was trained since its last checkpoint will be trained again."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.pause(finetune))
 
     async def resume(self, request: Request) -> Response:
-        """Go on with one that was paused."""
+        """Go on with a fine-tune that was paused."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         finetune = await self.find(caller, request.path_params["finetune_id"])
         return self._answer(await self._finetunes.go_on(finetune))
 
     async def events(self, request: Request) -> Response:
-        """What happened, newest first: `?limit&after`. With `?stream=true` in their order, as they happen,
+        """What happened to it, newest first: `?limit&after`. With `?stream=true` in its order, as it happens,
         from behind `after` until the fine-tune ends: server-sent events, the last one `[DONE]`.
         """
         caller = await self._desk.auth.look(request, *ASKER)

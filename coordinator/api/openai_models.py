@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.answers import models
 from coordinator.api.auth import ANY_SCOPE, Caller
 from coordinator.api.context import Context
 from coordinator.api.desk import Desk
@@ -23,9 +24,9 @@ OWNER = "potluck"
 
 
 def openai_models_router(desk: Desk) -> APIRouter:
-    routes, router = OpenAiModels(desk), new_router("OpenAI")
-    add(router, "GET", "/v1/models", routes.list)
-    add(router, "GET", "/v1/models/{model:path}", routes.show)
+    routes, router = OpenAiModels(desk), new_router("Models")
+    add(router, "GET", "/v1/models", routes.list, answer=models.ModelList)
+    add(router, "GET", "/v1/models/{model:path}", routes.show, answer=models.ModelBody)
     return router
 
 

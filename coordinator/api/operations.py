@@ -1,12 +1,13 @@
 """Routes for whoever operates the pool: is it alive, is it ready, what is its API, how does it do."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from coordinator.api import contract
 from coordinator.api.desk import Desk
 from coordinator.api.docs import PAGE_POLICY, page
 from coordinator.api.errors import ApiError, Json
@@ -14,14 +15,19 @@ from coordinator.api.routing import add, new_router
 from coordinator.records import Role
 from coordinator.store_errors import StoreError
 
+ALIVE: Final = contract.object_of({"status": {"const": "ok"}})
+READINESS: Final = contract.object_of(
+    {"status": {"enum": ["ready", "not ready"]}, "why": {"type": "string"}}, ("status",)
+)
+
 
 def operations_router(desk: Desk, app: FastAPI) -> APIRouter:
-    routes, router = Operations(desk, app), new_router("operations")
-    add(router, "GET", "/healthz", routes.healthz)
-    add(router, "GET", "/readyz", routes.readyz)
-    add(router, "GET", "/metrics", routes.metrics)
-    add(router, "GET", "/openapi.json", routes.openapi)
-    add(router, "GET", "/docs", routes.docs)
+    routes, router = Operations(desk, app), new_router("Operations")
+    add(router, "GET", "/healthz", routes.healthz, answer=ALIVE, open_to_all=True)
+    add(router, "GET", "/readyz", routes.readyz, answer=READINESS, open_to_all=True, others={503: READINESS})
+    add(router, "GET", "/metrics", routes.metrics, media=(contract.TEXT,))
+    add(router, "GET", "/openapi.json", routes.openapi, open_to_all=True)
+    add(router, "GET", "/docs", routes.docs, open_to_all=True, media=("text/html",))
     return router
 
 
@@ -30,11 +36,11 @@ class Operations:
         self._auth, self._context, self._app = desk.auth, desk.context, app
 
     async def healthz(self, _request: Request) -> Response:
-        """The process answers."""
+        """Alive: the process answers."""
         return Json({"status": "ok"})
 
     async def readyz(self, _request: Request) -> Response:
-        """It can take work: 200, or 503 with the reason."""
+        """Ready: it can take work: 200, or 503 with the reason."""
         why = await self._why_not_ready()
         return Json({"status": "not ready", "why": why}, 503) if why else Json({"status": "ready"})
 
@@ -50,7 +56,7 @@ class Operations:
         return None
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus, in its text format. An admin's key with the scope `read` is enough."""
+        """Metrics for Prometheus, in its text format. An admin's key with the scope `read` is enough."""
         caller = await self._auth.look(request)
         if caller.member.role is not Role.ADMIN:
             message = "The pool's metrics are for its admins: `potluck keys create prometheus --scope read`."

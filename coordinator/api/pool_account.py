@@ -1,14 +1,14 @@
 """Pool routes about the caller and the pool as a whole: me, balance, quote, models, status."""
 
-from typing import Annotated, Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator import views
-from coordinator.api import prepare
+from coordinator.api import contract, prepare
+from coordinator.api.answers import people, work
 from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
@@ -24,17 +24,24 @@ from coordinator.refusal import Refusal
 class JobRequest(Schema):
     """A request of the OpenAI API, and of which kind it is: `chat`, `completion` or `embedding`."""
 
-    kind: Annotated[Kind, Field(strict=False)]
+    kind: Literal["chat", "completion", "embedding"]
     request: dict[str, Any]
 
 
 def account_router(desk: Desk) -> APIRouter:
-    routes, router = Account(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/me", routes.me)
-    add(router, "GET", "/pool/v1/balance", routes.balance)
-    add(router, "POST", "/pool/v1/quote", routes.quote, body=JobRequest)
-    add(router, "GET", "/pool/v1/models", routes.models)
-    add(router, "GET", "/pool/v1/status", routes.status)
+    routes, router = Account(desk), new_router("Account")
+    add(router, "GET", "/pool/v1/me", routes.me, answer=people.Whoami)
+    add(router, "GET", "/pool/v1/balance", routes.balance, answer=people.Balance)
+    add(router, "POST", "/pool/v1/quote", routes.quote, answer=work.Quote, body=JobRequest, errors=(404,))
+    add(
+        router,
+        "GET",
+        "/pool/v1/models",
+        routes.models,
+        answer=contract.one_of(contract.many(work.ModelNow), {"type": "object"}),
+        query=(contract.choice("format", ["catalogue"], "All models of the pool, and all about them."),),
+    )
+    add(router, "GET", "/pool/v1/status", routes.status, answer=work.Status)
     return router
 
 
@@ -55,7 +62,7 @@ class Account:
         )
 
     async def balance(self, request: Request) -> Response:
-        """In microcredits: `{account, balance, reserved, held, credit_line, available}`."""
+        """The balance, in microcredits: `{account, balance, reserved, held, credit_line, available}`."""
         caller = await self._desk.auth.look(request)
         return Json(self._desk.context.pool.accounts.balance(caller.member.account))
 
@@ -67,7 +74,7 @@ class Account:
         context = self._desk.context
         caller = await self._desk.auth.work(request)
         wanted = await self._desk.read(request, JobRequest)
-        submissions = await prepare.submissions_of(context, caller, wanted.kind, wanted.request)
+        submissions = await prepare.submissions_of(context, caller, Kind(wanted.kind), wanted.request)
         try:
             quotes = [context.pool.quote(submission) for submission in submissions]
         except Refusal as refusal:

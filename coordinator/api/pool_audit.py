@@ -7,6 +7,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import people
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
 from coordinator.api.query import integer, only, word
@@ -22,9 +24,23 @@ SUBJECT_CHARS_MAX: Final = 128
 
 
 def audit_router(desk: Desk) -> APIRouter:
-    routes, router = Audit(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/audit", routes.list)
-    add(router, "GET", "/pool/v1/settings", routes.settings)
+    routes, router = Audit(desk), new_router("Operations")
+    add(
+        router,
+        "GET",
+        "/pool/v1/audit",
+        routes.list,
+        answer=contract.list_of(people.AuditBody, has_more=contract.YES_NO),
+        query=(
+            contract.limit(EVENTS_LISTED, EVENTS_LISTED_MAX - 1),
+            contract.number("before", NUMBER_MAX, "The last number of the page before."),
+            contract.choice("action", Action, "Only such events."),
+            contract.text("member", "By whom, a name or an id."),
+            contract.text("subject", "About what, an id."),
+        ),
+        errors=(404,),
+    )
+    add(router, "GET", "/pool/v1/settings", routes.settings, answer=people.Settings)
     return router
 
 

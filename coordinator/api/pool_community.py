@@ -7,6 +7,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.answers import people
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
@@ -38,12 +39,21 @@ class ProfileRequest(Schema):
 
 
 def community_router(desk: Desk) -> APIRouter:
-    routes, router = CommunityRoutes(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/community", routes.show)
-    add(router, "PUT", "/pool/v1/profile", routes.put_profile, body=ProfileRequest)
-    add(router, "POST", "/pool/v1/teams", routes.found, body=TeamRequest, status=201)
-    add(router, "POST", "/pool/v1/teams/leave", routes.leave)
-    add(router, "POST", "/pool/v1/teams/{team}/join", routes.join)
+    routes, router = CommunityRoutes(desk), new_router("Community")
+    add(router, "GET", "/pool/v1/community", routes.show, answer=people.CommunityBody)
+    add(router, "PUT", "/pool/v1/profile", routes.put_profile, answer=people.Profile, body=ProfileRequest)
+    add(
+        router,
+        "POST",
+        "/pool/v1/teams",
+        routes.found,
+        answer=people.Named,
+        body=TeamRequest,
+        status=201,
+        errors=(409,),
+    )
+    add(router, "POST", "/pool/v1/teams/leave", routes.leave, answer=people.Profile)
+    add(router, "POST", "/pool/v1/teams/{team}/join", routes.join, answer=people.Named)
     return router
 
 

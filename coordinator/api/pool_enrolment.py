@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator.api.address import grpc_address, http_address
+from coordinator.api.answers import work
 from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
@@ -75,11 +76,39 @@ class RenewRequest(Schema):
 
 
 def enrolment_router(desk: Desk) -> APIRouter:
-    routes, router = EnrolmentRoutes(desk), new_router("pool")
-    add(router, "POST", "/pool/v1/join-tokens", routes.create_join_token, body=JoinTokenRequest, status=201)
-    add(router, "GET", "/pool/v1/join-tokens/{token_id}", routes.show_join_token)
-    add(router, "POST", "/pool/v1/enrol", routes.enrol, body=EnrolRequest, status=201)
-    add(router, "POST", "/pool/v1/renew", routes.renew, body=RenewRequest)
+    routes, router = EnrolmentRoutes(desk), new_router("Enrolment")
+    add(
+        router,
+        "POST",
+        "/pool/v1/join-tokens",
+        routes.create_join_token,
+        answer=work.NewJoinToken,
+        body=JoinTokenRequest,
+        status=201,
+        errors=(409,),
+    )
+    add(router, "GET", "/pool/v1/join-tokens/{token_id}", routes.show_join_token, answer=work.JoinTokenBody)
+    add(
+        router,
+        "POST",
+        "/pool/v1/enrol",
+        routes.enrol,
+        answer=work.Enrolled,
+        body=EnrolRequest,
+        status=201,
+        open_to_all=True,
+        errors=(404, 409, 429, 503),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/renew",
+        routes.renew,
+        answer=work.Certificates,
+        body=RenewRequest,
+        open_to_all=True,
+        errors=(401, 404, 429, 503),
+    )
     return router
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.answers import people
 from coordinator.api.audited import audited
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import Json
@@ -53,9 +54,29 @@ class GrantRequest(Schema):
 
 
 def gifts_router(desk: Desk) -> APIRouter:
-    routes, router = Gifts(desk), new_router("pool")
-    add(router, "POST", "/pool/v1/transfers", routes.send, body=TransferRequest, status=201)
-    add(router, "POST", "/pool/v1/grants", routes.grant, body=GrantRequest, status=201)
+    routes, router = Gifts(desk), new_router("Credits")
+    add(
+        router,
+        "POST",
+        "/pool/v1/transfers",
+        routes.send,
+        answer=people.Sent,
+        body=TransferRequest,
+        status=201,
+        repeatable=True,
+        errors=(402, 404, 409),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/grants",
+        routes.grant,
+        answer=people.Granted,
+        body=GrantRequest,
+        status=201,
+        repeatable=True,
+        errors=(402, 404, 409),
+    )
     return router
 
 

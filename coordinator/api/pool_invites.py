@@ -7,7 +7,9 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
 from coordinator.api.address import http_address
+from coordinator.api.answers import people
 from coordinator.api.audited import audited, note
 from coordinator.api.context import Context
 from coordinator.api.desk import Desk, idempotency_key
@@ -61,11 +63,46 @@ class AcceptRequest(Schema):
 
 
 def invites_router(desk: Desk) -> APIRouter:
-    routes, router = Invites(desk), new_router("pool")
-    add(router, "POST", "/pool/v1/invites", routes.create, body=InviteRequest, status=201)
-    add(router, "GET", "/pool/v1/invites", routes.list)
-    add(router, "DELETE", "/pool/v1/invites/{invite_id}", routes.revoke)
-    add(router, "POST", "/pool/v1/invites/accept", routes.accept, body=AcceptRequest, status=201)
+    routes, router = Invites(desk), new_router("Invitations")
+    add(
+        router,
+        "POST",
+        "/pool/v1/invites",
+        routes.create,
+        answer=people.NewInvite,
+        body=InviteRequest,
+        status=201,
+        repeatable=True,
+        errors=(402, 409),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/invites",
+        routes.list,
+        answer=contract.list_of(people.InviteBody),
+        query=(contract.flag("all", "Everybody's; for admins."),),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/invites/accept",
+        routes.accept,
+        answer=people.Joined,
+        body=AcceptRequest,
+        status=201,
+        open_to_all=True,
+        repeatable=True,
+        errors=(402, 404, 409, 429, 503),
+    )
+    add(
+        router,
+        "DELETE",
+        "/pool/v1/invites/{invite_id}",
+        routes.revoke,
+        answer=people.EndedInvite,
+        errors=(409,),
+    )
     return router
 
 

@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api import prepare
+from coordinator.api import contract, prepare
+from coordinator.api.answers import generation, work
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
@@ -31,13 +32,55 @@ PARTS_MAX = 10**9 - 1  # the largest number that a query may name
 
 
 def jobs_router(desk: Desk) -> APIRouter:
-    routes, router = Jobs(desk), new_router("pool")
-    add(router, "POST", "/pool/v1/jobs", routes.create, body=JobRequest, status=202)
-    add(router, "GET", "/pool/v1/jobs", routes.list)
-    add(router, "GET", "/pool/v1/jobs/{job_id}", routes.show)
-    add(router, "GET", "/pool/v1/jobs/{job_id}/parts", routes.parts)
-    add(router, "GET", "/pool/v1/jobs/{job_id}/result", routes.result)
-    add(router, "POST", "/pool/v1/jobs/{job_id}/cancel", routes.cancel)
+    routes, router = Jobs(desk), new_router("Jobs")
+    add(
+        router,
+        "POST",
+        "/pool/v1/jobs",
+        routes.create,
+        answer=work.NewJob,
+        body=JobRequest,
+        status=202,
+        repeatable=True,
+        errors=(402, 404, 409),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/jobs",
+        routes.list,
+        answer=contract.list_of(work.JobBody, has_more=contract.YES_NO),
+        query=(
+            contract.limit(LISTED, LISTED_MAX),
+            contract.text("before", "The last job of the page before."),
+            contract.choice("state", JobState, "Only those."),
+            contract.choice("kind", Kind, "Only those."),
+            contract.flag("all", "Everybody's; for admins."),
+        ),
+    )
+    add(router, "GET", "/pool/v1/jobs/{job_id}", routes.show, answer=work.OneJob)
+    add(
+        router,
+        "GET",
+        "/pool/v1/jobs/{job_id}/parts",
+        routes.parts,
+        answer=contract.list_of(work.JobPart, has_more=contract.YES_NO),
+        query=(
+            contract.limit(LISTED, LISTED_MAX),
+            contract.number("before", PARTS_MAX, "The last part of the page before."),
+        ),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/jobs/{job_id}/result",
+        routes.result,
+        answer=contract.one_of(
+            generation.ChatCompletion, generation.TextCompletion, generation.EmbeddingList
+        ),
+        errors=(409,),
+    )
+    add(router, "POST", "/pool/v1/jobs/{job_id}/cancel", routes.cancel, answer=work.CancelledJob)
     return router
 
 
@@ -74,7 +117,9 @@ class Jobs:
         key = idempotency_key(request)
         wanted = await self._desk.read(request, JobRequest)
         refuse_unkept(wanted.request, within="request")
-        submissions = await prepare.submissions_of(context, caller, wanted.kind, wanted.request, key=key)
+        submissions = await prepare.submissions_of(
+            context, caller, Kind(wanted.kind), wanted.request, key=key
+        )
         if len(submissions) > 1:
             message = "request.prompt: a stored job has one prompt; submit one job for each."
             raise ApiError(400, "unsupported_parameter", message, param="request.prompt")

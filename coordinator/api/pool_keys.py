@@ -7,6 +7,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import people
 from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.context import Context
@@ -52,12 +54,44 @@ class KeyRequest(Schema):
 
 
 def keys_router(desk: Desk) -> APIRouter:
-    routes, router = Keys(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/members/{member}/keys", routes.list_of)
-    add(router, "POST", "/pool/v1/members/{member}/keys", routes.create_of, body=KeyRequest, status=201)
-    add(router, "GET", "/pool/v1/keys", routes.list)
-    add(router, "POST", "/pool/v1/keys", routes.create, body=KeyRequest, status=201)
-    add(router, "DELETE", "/pool/v1/keys/{key_id}", routes.revoke)
+    routes, router = Keys(desk), new_router("Keys")
+    add(
+        router,
+        "GET",
+        "/pool/v1/members/{member}/keys",
+        routes.list_of,
+        answer=contract.list_of(people.KeyBody),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/members/{member}/keys",
+        routes.create_of,
+        answer=people.NewKey,
+        body=KeyRequest,
+        status=201,
+        errors=(409,),
+    )
+    add(router, "GET", "/pool/v1/keys", routes.list, answer=contract.list_of(people.KeyBody))
+    add(
+        router,
+        "POST",
+        "/pool/v1/keys",
+        routes.create,
+        answer=people.NewKey,
+        body=KeyRequest,
+        status=201,
+        errors=(404, 409),
+    )
+    add(
+        router,
+        "DELETE",
+        "/pool/v1/keys/{key_id}",
+        routes.revoke,
+        answer=people.RevokedKey,
+        query=(contract.flag("force", "Also the own last usable key."),),
+        errors=(409,),
+    )
     return router
 
 

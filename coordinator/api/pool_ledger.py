@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from coordinator.api import contract
+from coordinator.api.answers import work
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.limits import Gauge
@@ -27,11 +29,28 @@ RETRY_AFTER_S: Final = 5.0
 
 
 def ledger_router(desk: Desk) -> APIRouter:
-    routes, router = Ledger(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/ledger/head", routes.head)
-    add(router, "GET", "/pool/v1/ledger/heads", routes.heads)
-    add(router, "GET", "/pool/v1/ledger/entries", routes.entries)
-    add(router, "GET", "/pool/v1/ledger/export", routes.export)
+    routes, router = Ledger(desk), new_router("Ledger")
+    add(router, "GET", "/pool/v1/ledger/head", routes.head, answer=work.NewestHead)
+    add(
+        router,
+        "GET",
+        "/pool/v1/ledger/heads",
+        routes.heads,
+        answer=contract.list_of(work.HeadLine),
+        query=(contract.limit(LISTED, PAGE_RECORDS),),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/ledger/entries",
+        routes.entries,
+        answer=contract.list_of(work.EntryLine, has_more=contract.YES_NO),
+        query=(
+            contract.limit(LISTED, PAGE_RECORDS),
+            contract.number("before", ENTRIES_MAX, "The last number of the page before."),
+        ),
+    )
+    add(router, "GET", "/pool/v1/ledger/export", routes.export, media=("application/jsonl",))
     return router
 
 

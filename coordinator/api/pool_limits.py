@@ -7,6 +7,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import people
 from coordinator.api.audited import audited
 from coordinator.api.auth import ANY_SCOPE, Caller
 from coordinator.api.desk import Desk
@@ -62,10 +64,17 @@ class LimitsRequest(Schema):
 
 
 def limits_router(desk: Desk) -> APIRouter:
-    routes, router = LimitRoutes(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/limits", routes.mine)
-    add(router, "GET", "/pool/v1/members/{member}/limits", routes.show)
-    add(router, "PUT", "/pool/v1/members/{member}/limits", routes.put, body=LimitsRequest)
+    routes, router = LimitRoutes(desk), new_router("Limits")
+    add(router, "GET", "/pool/v1/limits", routes.mine, answer=contract.list_of(people.LimitRow))
+    add(router, "GET", "/pool/v1/members/{member}/limits", routes.show, answer=people.MemberLimits)
+    add(
+        router,
+        "PUT",
+        "/pool/v1/members/{member}/limits",
+        routes.put,
+        answer=people.MemberLimits,
+        body=LimitsRequest,
+    )
     return router
 
 

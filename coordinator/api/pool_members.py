@@ -7,6 +7,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import people
 from coordinator.api.audited import audited
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
@@ -33,9 +35,18 @@ class MemberRequest(Schema):
 
 
 def members_router(desk: Desk) -> APIRouter:
-    routes, router = Members(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/members", routes.list)
-    add(router, "POST", "/pool/v1/members", routes.create, body=MemberRequest, status=201)
+    routes, router = Members(desk), new_router("Members")
+    add(router, "GET", "/pool/v1/members", routes.list, answer=contract.list_of(people.AccountBody))
+    add(
+        router,
+        "POST",
+        "/pool/v1/members",
+        routes.create,
+        answer=people.NewMember,
+        body=MemberRequest,
+        status=201,
+        errors=(409,),
+    )
     return router
 
 

@@ -1,11 +1,13 @@
 """Tuned models' own routes: their files to be taken along, and who may ask them."""
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from coordinator.api import contract
+from coordinator.api.answers import models, work
 from coordinator.api.audited import audited
 from coordinator.api.auth import ANY_SCOPE, Caller
 from coordinator.api.desk import Desk
@@ -18,6 +20,8 @@ from coordinator.audit_log.event import Action
 from coordinator.records import Scope
 from coordinator.tuned.model import CARD_NAME, Kept, TunedModel
 
+MARKDOWN: Final = "text/markdown"
+
 
 class ShareRequest(Schema):
     """Whether every member of the pool may ask it, and see its files."""
@@ -26,11 +30,25 @@ class ShareRequest(Schema):
 
 
 def tuned_router(desk: Desk) -> APIRouter:
-    routes, router = TunedRoutes(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/models/{model}/files", routes.files)
-    add(router, "GET", "/pool/v1/models/{model}/files/{file}", routes.file)
-    add(router, "POST", "/pool/v1/models/{model}/share", routes.share, body=ShareRequest)
-    add(router, "DELETE", "/v1/models/{model:path}", routes.delete)
+    routes, router = TunedRoutes(desk), new_router("Models")
+    add(
+        router,
+        "GET",
+        "/pool/v1/models/{model}/files",
+        routes.files,
+        answer=contract.many(work.KeptFile),
+        errors=(400,),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/models/{model}/files/{file}",
+        routes.file,
+        media=(contract.BYTES, MARKDOWN),
+        ranges=True,
+    )
+    add(router, "POST", "/pool/v1/models/{model}/share", routes.share, answer=work.Shared, body=ShareRequest)
+    add(router, "DELETE", "/v1/models/{model:path}", routes.delete, answer=models.Deleted, errors=(400, 409))
     return router
 
 
@@ -59,7 +77,7 @@ class TunedRoutes:
             path = self._desk.context.pool.training_store.path(kept.sha256)
         except NoSuchArtifact:
             raise ApiError(404, "file_not_found", f"The file {kept.name} was deleted.") from None
-        kind = "text/markdown; charset=utf-8" if kept.name == CARD_NAME else "application/octet-stream"
+        kind = f"{MARKDOWN}; charset=utf-8" if kept.name == CARD_NAME else contract.BYTES
         headers = {"etag": f'"{kept.sha256}"'}
         return FileResponse(path, media_type=kind, filename=kept.name, headers=headers)
 

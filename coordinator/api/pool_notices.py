@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.answers import people
 from coordinator.api.audited import audited
 from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
@@ -52,12 +53,27 @@ class AnnouncementRequest(Schema):
 
 
 def notices_router(desk: Desk) -> APIRouter:
-    routes, router = NoticeRoutes(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/terms", routes.terms)
-    add(router, "PUT", "/pool/v1/terms", routes.put_terms, body=TermsRequest)
-    add(router, "POST", "/pool/v1/terms/accept", routes.accept, body=AcceptTermsRequest)
-    add(router, "GET", "/pool/v1/announcement", routes.announcement)
-    add(router, "PUT", "/pool/v1/announcement", routes.put_announcement, body=AnnouncementRequest)
+    routes, router = NoticeRoutes(desk), new_router("Notices")
+    add(router, "GET", "/pool/v1/terms", routes.terms, answer=people.Terms)
+    add(router, "PUT", "/pool/v1/terms", routes.put_terms, answer=people.Terms, body=TermsRequest)
+    add(
+        router,
+        "POST",
+        "/pool/v1/terms/accept",
+        routes.accept,
+        answer=people.Terms,
+        body=AcceptTermsRequest,
+        errors=(409,),
+    )
+    add(router, "GET", "/pool/v1/announcement", routes.announcement, answer=people.AnnouncementBody)
+    add(
+        router,
+        "PUT",
+        "/pool/v1/announcement",
+        routes.put_announcement,
+        answer=people.AnnouncementBody,
+        body=AnnouncementRequest,
+    )
     return router
 
 

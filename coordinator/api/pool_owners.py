@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator import worker_views
+from coordinator.api.answers import work
 from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
@@ -40,12 +41,20 @@ class RenameRequest(Schema):
 
 
 def owners_router(desk: Desk) -> APIRouter:
-    routes, router = Owners(desk), new_router("pool")
+    routes, router = Owners(desk), new_router("Workers")
     worker = "/pool/v1/workers/{worker_id}"
-    add(router, "PATCH", worker, routes.rename, body=RenameRequest)
-    add(router, "POST", f"{worker}/pause", routes.pause, body=PauseRequest)
-    add(router, "POST", f"{worker}/resume", routes.resume)
-    add(router, "POST", f"{worker}/drain", routes.drain)
+    add(router, "PATCH", worker, routes.rename, answer=work.WorkerBody, body=RenameRequest, errors=(409,))
+    add(
+        router,
+        "POST",
+        f"{worker}/pause",
+        routes.pause,
+        answer=work.WorkerBody,
+        body=PauseRequest,
+        errors=(409,),
+    )
+    add(router, "POST", f"{worker}/resume", routes.resume, answer=work.WorkerBody, errors=(409,))
+    add(router, "POST", f"{worker}/drain", routes.drain, answer=work.WorkerBody, errors=(409,))
     return router
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api.answers import people
 from coordinator.api.audited import audited, note
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
@@ -52,12 +53,43 @@ class CloseRequest(Schema):
 
 
 def standing_router(desk: Desk) -> APIRouter:
-    routes, router = Standing(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/members/{member}", routes.show)
-    add(router, "PATCH", "/pool/v1/members/{member}", routes.change, body=ChangeRequest)
-    add(router, "POST", "/pool/v1/members/{member}/freeze", routes.freeze, body=ReasonRequest)
-    add(router, "POST", "/pool/v1/members/{member}/unfreeze", routes.unfreeze)
-    add(router, "POST", "/pool/v1/members/{member}/close", routes.close, body=CloseRequest)
+    routes, router = Standing(desk), new_router("Members")
+    add(router, "GET", "/pool/v1/members/{member}", routes.show, answer=people.AccountBody)
+    add(
+        router,
+        "PATCH",
+        "/pool/v1/members/{member}",
+        routes.change,
+        answer=people.AccountBody,
+        body=ChangeRequest,
+        errors=(409,),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/members/{member}/freeze",
+        routes.freeze,
+        answer=people.AccountBody,
+        body=ReasonRequest,
+        errors=(409,),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/members/{member}/unfreeze",
+        routes.unfreeze,
+        answer=people.AccountBody,
+        errors=(409,),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/members/{member}/close",
+        routes.close,
+        answer=people.AccountBody,
+        body=CloseRequest,
+        errors=(409,),
+    )
     return router
 
 
@@ -94,7 +126,7 @@ class Standing:
 
     @audited(Action.MEMBER_FROZEN, "id", "name", "reason")
     async def freeze(self, request: Request) -> Response:
-        """The member may look and earn, and nothing else, until unfrozen."""
+        """Freeze a member, who may look and earn, and nothing else, until unfrozen."""
         await self._desk.auth.admin(request)
         wanted = await self._desk.read(request, ReasonRequest)
         member = await self._desk.member(request)
@@ -111,7 +143,7 @@ class Standing:
 
     @audited(Action.MEMBER_UNFROZEN, "id", "name")
     async def unfreeze(self, request: Request) -> Response:
-        """The member may do everything again."""
+        """Unfreeze a member, who may do everything again."""
         await self._desk.auth.admin(request)
         member = await self._desk.member(request)
         try:

@@ -10,6 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from coordinator.api import contract
+from coordinator.api.answers import people
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.query import boolean, integer, only, span, word
@@ -38,14 +40,43 @@ COLUMNS: Final = (
 )
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute (OWASP, CSV injection)
 _SPAN: Final = ("account", "from", "to")
+SPAN: Final = (
+    contract.text("account", "`commons`: the pool's own, for admins."),
+    contract.moment("from", "From then on"),
+    contract.moment("to", "Until then"),
+)
 
 Pages = AsyncGenerator[Page, None]
 
 
 def statement_router(desk: Desk) -> APIRouter:
-    routes, router = Statement(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/statement", routes.statement)
-    add(router, "GET", "/pool/v1/statement/totals", routes.totals)
+    routes, router = Statement(desk), new_router("Statement")
+    add(
+        router,
+        "GET",
+        "/pool/v1/statement",
+        routes.statement,
+        answer=contract.list_of(people.Line, has_more=contract.YES_NO),
+        media=(contract.JSON, "text/csv"),
+        query=(
+            contract.limit(LISTED, MOVEMENTS_MAX),
+            contract.number("before", ENTRIES_MAX, "The last number of the page before."),
+            contract.choice("code", Code, "Only such entries."),
+            *SPAN,
+            contract.text("job", "Only what it moved."),
+            contract.text("model", "Only its jobs."),
+            contract.flag("holds", "Also what moves neither balance nor held."),
+            contract.choice("format", ["json", "csv"], "A file has all lines."),
+        ),
+    )
+    add(
+        router,
+        "GET",
+        "/pool/v1/statement/totals",
+        routes.totals,
+        answer=contract.list_of(people.Totals),
+        query=(contract.choice("by", ["day", "month"], "How long a period is."), *SPAN),
+    )
     return router
 
 

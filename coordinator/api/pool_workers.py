@@ -7,6 +7,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from coordinator import worker_views
+from coordinator.api import contract
+from coordinator.api.answers import work
 from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
@@ -23,11 +25,11 @@ TRIED_SHOWN: Final = 20
 
 
 def workers_router(desk: Desk) -> APIRouter:
-    routes, router = Workers(desk), new_router("pool")
-    add(router, "GET", "/pool/v1/workers", routes.list)
-    add(router, "GET", "/pool/v1/workers/{worker_id}", routes.show)
-    add(router, "DELETE", "/pool/v1/workers/{worker_id}", routes.revoke)
-    add(router, "POST", "/pool/v1/workers/{worker_id}/vouch", routes.vouch)
+    routes, router = Workers(desk), new_router("Workers")
+    add(router, "GET", "/pool/v1/workers", routes.list, answer=contract.many(work.WorkerBody))
+    add(router, "GET", "/pool/v1/workers/{worker_id}", routes.show, answer=work.OneWorker)
+    add(router, "DELETE", "/pool/v1/workers/{worker_id}", routes.revoke, answer=work.RevokedWorker)
+    add(router, "POST", "/pool/v1/workers/{worker_id}/vouch", routes.vouch, answer=work.Vouched)
     return router
 
 

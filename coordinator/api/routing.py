@@ -1,20 +1,24 @@
 """Routes whose endpoints take the request and give a response, with nothing solved or validated in between.
 
 FastAPI's own request handler reads the body without a limit and walks a dependency graph for every request;
-here bodies are read by `body`, checked by `schema`, and the schema still appears in /docs.
+here bodies are read by `body`, checked by `schema`, and what is said of a route in /docs is `contract`'s.
 """
 
+import inspect
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final, Unpack
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from coordinator.api.schema import Schema
+from coordinator.api import contract
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+TITLE_END: Final = re.compile(r"[.:;](?:\s|$)|[:,] `")
 
 
 class DirectRoute(APIRoute):
@@ -24,23 +28,22 @@ class DirectRoute(APIRoute):
 
 
 def new_router(tag: str) -> APIRouter:
+    """`tag`: the noun that all its routes are about."""
     return APIRouter(route_class=DirectRoute, tags=[tag])
 
 
 def add(
-    router: APIRouter,
-    method: str,
-    path: str,
-    endpoint: Endpoint,
-    *,
-    body: type[Schema] | None = None,
-    status: int = 200,
+    router: APIRouter, method: str, path: str, endpoint: Endpoint, **facts: Unpack[contract.Facts]
 ) -> None:
-    """Add the endpoint; its docstring is what /docs says about it."""
-    extra: dict[str, Any] = {}
-    if body is not None:
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    """Add the endpoint; its docstring is what /docs says about it, the beginning is its title."""
+    title = TITLE_END.split(inspect.getdoc(endpoint) or path, maxsplit=1)[0]
     router.add_api_route(
-        path, endpoint, methods=[method], status_code=status, openapi_extra=extra or None, response_model=None
+        path,
+        endpoint,
+        methods=[method],
+        status_code=facts.get("status", 200),
+        summary=" ".join(title.split()),
+        response_class=Response,  # what it answers is said by the facts alone
+        openapi_extra=contract.operation(path, facts),
+        response_model=None,
     )

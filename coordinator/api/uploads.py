@@ -9,6 +9,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import files
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
@@ -25,6 +27,7 @@ from coordinator.uploads.service import part_too_large
 from coordinator.uploads.upload import PART_BYTES_MAX, PARTS_MAX, Part, Upload
 
 DATA: Final = "data"
+PART: Final = contract.form_of(DATA, {})
 
 
 class ExpiresAfter(Schema):
@@ -50,12 +53,44 @@ class CompleteRequest(Schema):
 
 
 def uploads_router(desk: Desk) -> APIRouter:
-    routes, router = UploadRoutes(desk), new_router("OpenAI")
-    add(router, "POST", "/v1/uploads", routes.create, body=UploadRequest)
-    add(router, "GET", "/v1/uploads/{upload_id}", routes.show)
-    add(router, "POST", "/v1/uploads/{upload_id}/parts", routes.add_part)
-    add(router, "POST", "/v1/uploads/{upload_id}/complete", routes.complete, body=CompleteRequest)
-    add(router, "POST", "/v1/uploads/{upload_id}/cancel", routes.cancel)
+    routes, router = UploadRoutes(desk), new_router("Uploads")
+    add(
+        router,
+        "POST",
+        "/v1/uploads",
+        routes.create,
+        answer=files.UploadBody,
+        body=UploadRequest,
+        repeatable=True,
+        errors=(409,),
+    )
+    add(router, "GET", "/v1/uploads/{upload_id}", routes.show, answer=files.UploadBody)
+    add(
+        router,
+        "POST",
+        "/v1/uploads/{upload_id}/parts",
+        routes.add_part,
+        answer=files.PartBody,
+        body=PART,
+        errors=(409, 507),
+    )
+    add(
+        router,
+        "POST",
+        "/v1/uploads/{upload_id}/complete",
+        routes.complete,
+        answer=files.UploadBody,
+        body=CompleteRequest,
+        errors=(409, 507),
+    )
+    add(
+        router,
+        "POST",
+        "/v1/uploads/{upload_id}/cancel",
+        routes.cancel,
+        answer=files.UploadBody,
+        errors=(409,),
+    )
     return router
 
 
@@ -115,7 +150,7 @@ class UploadRoutes:
         return Json(upload_body(upload, file))
 
     async def cancel(self, request: Request) -> Response:
-        """Give it up: its parts are deleted."""
+        """Give an upload up: its parts are deleted."""
         caller = await self._desk.auth.look(request, Scope.INFERENCE)
         upload = await self._uploads.cancel(await self._find(caller, request))
         return Json(upload_body(upload))

@@ -7,6 +7,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from coordinator.api import contract
+from coordinator.api.answers import models, webhooks
 from coordinator.api.audited import audited
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
@@ -58,17 +60,58 @@ class TestRequest(Schema):
 
 
 def webhooks_router(desk: Desk) -> APIRouter:
-    routes, router = WebhookRoutes(desk), new_router("OpenAI")
+    routes, router = WebhookRoutes(desk), new_router("Webhooks")
     path = "/v1/webhook_endpoints"
-    add(router, "GET", "/v1/webhook_event_types", routes.event_types)
-    add(router, "GET", path, routes.list)
-    add(router, "POST", path, routes.create, body=EndpointRequest)
-    add(router, "GET", path + "/{endpoint_id}", routes.show)
-    add(router, "POST", path + "/{endpoint_id}", routes.change, body=EndpointChange)
-    add(router, "DELETE", path + "/{endpoint_id}", routes.delete)
-    add(router, "POST", path + "/{endpoint_id}/rotate_secret", routes.rotate, body=RotateRequest)
-    add(router, "POST", path + "/{endpoint_id}/test", routes.test, body=TestRequest)
-    add(router, "GET", path + "/{endpoint_id}/deliveries", routes.deliveries)
+    add(router, "GET", "/v1/webhook_event_types", routes.event_types, answer=webhooks.EventTypes)
+    add(
+        router,
+        "GET",
+        path,
+        routes.list,
+        answer=contract.page_of(webhooks.EndpointBody),
+        query=(
+            contract.limit(LISTED, LISTED_MAX),
+            contract.text("after", "The last one of the page before."),
+        ),
+    )
+    add(
+        router, "POST", path, routes.create, answer=webhooks.EndpointBody, body=EndpointRequest, errors=(409,)
+    )
+    add(router, "GET", path + "/{endpoint_id}", routes.show, answer=webhooks.EndpointBody)
+    add(
+        router,
+        "POST",
+        path + "/{endpoint_id}",
+        routes.change,
+        answer=webhooks.EndpointBody,
+        body=EndpointChange,
+    )
+    add(router, "DELETE", path + "/{endpoint_id}", routes.delete, answer=models.Deleted)
+    add(
+        router,
+        "POST",
+        path + "/{endpoint_id}/rotate_secret",
+        routes.rotate,
+        answer=webhooks.EndpointBody,
+        body=RotateRequest,
+    )
+    add(
+        router,
+        "POST",
+        path + "/{endpoint_id}/test",
+        routes.test,
+        answer=webhooks.EndpointTested,
+        body=TestRequest,
+        errors=(424,),
+    )
+    add(
+        router,
+        "GET",
+        path + "/{endpoint_id}/deliveries",
+        routes.deliveries,
+        answer=webhooks.DeliveryList,
+        query=(contract.limit(LISTED, LISTED_MAX),),
+    )
     return router
 
 
@@ -77,7 +120,7 @@ class WebhookRoutes:
         self._desk, self._webhooks = desk, desk.context.webhooks
 
     async def event_types(self, request: Request) -> Response:
-        """What can be told: `{object: "list", data: [TYPE]}`."""
+        """The events that can be told: `{object: "list", data: [TYPE]}`."""
         await self._desk.auth.look(request)
         return Json({"object": "list", "data": [event.value for event in EventType]})
 
@@ -114,7 +157,7 @@ class WebhookRoutes:
 
     @audited(Action.WEBHOOK_CHANGED, "id", "name", "url", "event_types", "potluck.on")
     async def change(self, request: Request) -> Response:
-        """Another name, address or set of events, with which one that failed is tried again; on or off."""
+        """Change its name, address or events, with which one that failed is tried again; or switch it."""
         caller = await self._desk.auth.act(request)
         wanted = await self._desk.read(request, EndpointChange)
         changes: dict[str, Any] = wanted.model_dump(exclude_none=True, exclude={"potluck"})
@@ -126,7 +169,7 @@ class WebhookRoutes:
 
     @audited(Action.WEBHOOK_DELETED, "id")
     async def delete(self, request: Request) -> Response:
-        """Tell it nothing more; what is on its way is dropped."""
+        """Delete an endpoint; what is on its way is dropped."""
         caller = await self._desk.auth.look(request)
         endpoint = self._find(caller, request)
         await self._webhooks.delete(endpoint)
@@ -134,7 +177,7 @@ class WebhookRoutes:
 
     @audited(Action.WEBHOOK_CHANGED, "id")
     async def rotate(self, request: Request) -> Response:
-        """A new `signing_secret`, shown this once."""
+        """Make a new signing secret: `signing_secret`, shown this once."""
         caller = await self._desk.auth.act(request)
         wanted = await self._desk.read(request, RotateRequest)
         keep_old = wanted.keep_old_secret_active_for_24_hours
@@ -142,7 +185,7 @@ class WebhookRoutes:
         return Json({**endpoint_body(endpoint), "signing_secret": endpoint.secret})
 
     async def test(self, request: Request) -> Response:
-        """Send an example now, once: `{status_code, success}`. Raises 424 if nobody answers."""
+        """Send an endpoint an example now, once: `{status_code, success}`. Raises 424 if nobody answers."""
         caller = await self._desk.auth.work(request)
         wanted = await self._desk.read(request, TestRequest)
         endpoint = self._find(caller, request)
@@ -161,7 +204,7 @@ class WebhookRoutes:
         )
 
     async def deliveries(self, request: Request) -> Response:
-        """What went to it lately, newest first: `{data: [{event, type, state, attempts, status, why}]}`."""
+        """What it got lately, newest first: `{data: [{event, type, state, attempts, status, why}]}`."""
         caller = await self._desk.auth.look(request)
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         endpoint = self._find(caller, request)
