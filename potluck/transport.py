@@ -143,12 +143,22 @@ class Transport:
             finally:
                 response.close()
 
+    @contextmanager
+    def looking(self, path: str) -> Iterator["httpx2.Response"]:
+        """The answer to a GET as it is, whatever its status, while it is open. Raises PotluckError."""
+        with self._translated():
+            response = self._client.send(self._client.build_request("GET", path), stream=True)
+            try:
+                yield response
+            finally:
+                response.close()
+
     def _answer(self, method: str, path: str, **arguments: Any) -> Any:
         with self._translated():
             response = self._sent(self._client.build_request(method, path, **arguments), stream=False)
             if response.status_code == 204 or not response.content:
                 return {}
-            return _decoded(response)
+            return decoded(response)
 
     def _sent(self, request: "httpx2.Request", *, stream: bool) -> "httpx2.Response":
         """A successful response; tries again what a second try can help."""
@@ -267,7 +277,7 @@ def _events(source: "httpx2.EventSource") -> Iterator[Any]:
     )
 
 
-def _decoded(response: "httpx2.Response") -> Any:
+def decoded(response: "httpx2.Response") -> Any:
     try:
         return response.json()
     except ValueError:

@@ -37,6 +37,7 @@ class Root(LazyGroup):
         "keys": Entry("potluck.cli.keys:app", "List, create and revoke API keys.", _YOU),
         "limits": Entry("potluck.cli.limits:app", "What you may use, what is used, when it renews.", _YOU),
         "config": Entry("potluck.cli.config:app", "Every setting, and where it comes from.", _YOU),
+        "doctor": Entry("potluck.cli.doctor:app", "Does all of it work, and what to do if not.", _YOU),
         "worker": Entry("worker.cli:app", "Share this machine: join, start, pause.", _SHARE, extra="worker"),
         "workers": Entry(
             "potluck.cli.workers:app", "The pool's machines; pause, drain, revoke them.", _SHARE
