@@ -50,6 +50,7 @@ from coordinator.store_errors import StoreError
 from coordinator.texts import StoredTexts
 from coordinator.tick import Chain, ReceiptChain, Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.traces import traces_of
 from coordinator.training_uploads import TrainingUploads
 from coordinator.vocabularies import Vocabularies
 from potluck.catalogue import Catalogue
@@ -139,6 +140,7 @@ async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterat
         vocabularies = Vocabularies(counter, lambda: catalogue, models.artifacts)
         stack.push_async_callback(vocabularies.close)
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
+        stack.push_async_callback(asyncio.to_thread, pool.traces.close)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         context = await context_of(pool, ca, clock.now, lambda: catalogue)
         facts = facts_of(settings, catalogue, ca.fingerprint())
@@ -221,6 +223,7 @@ async def _pool(
         public_key=ca.public_key.hex(),
         sign=ca.sign,
         now=clock.now,
+        traces=traces_of(),
     )
     pool.budgets = await store.budgets(loaded.open_jobs, clock.now())
     pool.ticker = Ticker(

@@ -1,6 +1,6 @@
 """All that the API asks, put together around the pool. Nothing of it runs yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from coordinator.api.batches import keeper as batch_keeper
 from coordinator.api.context import Clock, Context
@@ -9,6 +9,7 @@ from coordinator.ca import CertificateAuthority
 from coordinator.changes import JobChanges
 from coordinator.community.energy import Meter
 from coordinator.community.service import Community
+from coordinator.core.jobs import Job
 from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
@@ -37,7 +38,7 @@ async def context_of(
     for remembered in (audit_log, board, presence, community):
         await remembered.load()
     changes = JobChanges(pool.engine)
-    pool.ticker.changed = changes.take
+    pool.ticker.changed = _both(changes.take, pool.traces.changed)
     context: Context
     context = Context(
         pool=pool,
@@ -71,3 +72,14 @@ async def context_of(
     pool.ticker.timed = context.metrics.turned
     pool.training = context.finetunes
     return context
+
+
+def _both(
+    take: Callable[[Iterable[Job]], None], trace: Callable[[Iterable[Job]], None]
+) -> Callable[[Iterable[Job]], None]:
+    def changed(jobs: Iterable[Job]) -> None:
+        listed = tuple(jobs)
+        take(listed)
+        trace(listed)
+
+    return changed

@@ -10,6 +10,7 @@ from coordinator.core.messages import Send, SendAck, SendAssign
 from coordinator.records import ReceiptRow, RecordedReceipt
 from coordinator.sessions import Sessions
 from coordinator.tick import Ticker
+from coordinator.traces import Traces
 from potluck.v1 import session_pb2, work_pb2
 
 
@@ -21,6 +22,7 @@ class Outgoing:
     names: Mapping[MemberId, str]
     now: Callable[[], float]
     ticker: Callable[[], Ticker]
+    traces: Traces
 
     def send(self, send: Send) -> None:
         message = session_pb2.CoordinatorMessage()
@@ -31,6 +33,7 @@ class Outgoing:
                 return  # ended while the commit ran
             work, member = self.works[send.job], self.names.get(live.job.member, "")
             message.assign.CopyFrom(translate.assign(live, send.number, send.why, work, member))
+            message.assign.traceparent = self.traces.assigned(live.job, live.job.attempt)
             if not self.sessions.send(send.worker, message):
                 self.engine.unsent(send.worker, send.job, send.number, self.now())
                 self.ticker().wake()

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -41,6 +42,7 @@ from coordinator.store import Store
 from coordinator.submission import Submission, Ticket, Wanted, job_id_of
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
+from coordinator.traces import Traces, Untraced
 from coordinator.training_store import TrainingStore
 from coordinator.trainings import Nobody, Trainings
 from coordinator.transcripts import Transcripts
@@ -84,6 +86,7 @@ class Pool:
     loads: dict[WorkerId, session_pb2.MachineLoad] = field(default_factory=dict)  # of connected workers
     job_ended: asyncio.Event = field(default_factory=asyncio.Event)
     earned: Earned = field(default_factory=Earned)
+    traces: Traces = field(default_factory=Untraced)
     followers: list[Callable[[Job], None]] = field(default_factory=list)  # told of each job's end
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class Pool:
 
         self.answers = Answers(self.transcripts)
         self.outgoing = Outgoing(
-            self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker
+            self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker, self.traces
         )
         self.pauses = Pauses(self.store, self.sessions, self.names, self.now)
         self.training_store = TrainingStore(ArtifactStore(self.settings.folder / training_store.FOLDER))
@@ -173,6 +176,7 @@ class Pool:
 
     def _keep(self, job: Job, s: Submission) -> None:
         self.works[job.id] = s.work
+        self.traces.queued(job)
         if s.stored:
             self.answers.expect(job.id, s.name)
             self.ticker.extras.requests[job.id] = s.work.SerializeToString()
@@ -382,12 +386,7 @@ class Pool:
         return Shape(shape.active_parameters, shape.head_parameters, shape.attention)
 
     def _count(self, model: str) -> Callable[[str], int]:
-        counter = self.counter
-
-        def count(text: str) -> int:
-            return counter.count_text(model, text)
-
-        return count
+        return partial(self.counter.count_text, model)
 
 
 def impossible(reason: Impossible) -> Refusal:

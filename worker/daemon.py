@@ -26,6 +26,7 @@ from worker.messages import (
     CloseEngines,
     Completed,
     DrainAsked,
+    EngineProduced,
     Event,
     ForgetReceipt,
     Instruction,
@@ -56,6 +57,7 @@ from worker.serving import Serving
 from worker.settings import Places, Settings
 from worker.signals import stop_signals
 from worker.state import process_start
+from worker.traces import traces_of
 from worker.workplace import Workplace
 
 
@@ -88,6 +90,7 @@ class Daemon:
             folder=places.worker,
             now=utc_now,
         )
+        self._traces = traces_of()
         self._claims = Claims(workplace, places, on_kept=lambda attempt: self.feed(ReceiptKept(attempt)))
         self._serving = Serving(
             settings=settings,
@@ -96,6 +99,7 @@ class Daemon:
             now=self.now,
             emit=self.feed,
             know=self._claims.earnings.know,
+            handed=self._traces.handed,
         )
         process = (os.getpid(), process_start(os.getpid()))
         self._owner = self._owner_of(process)
@@ -197,6 +201,7 @@ class Daemon:
         self._reporter.stopped()
         self._reporter.save()
         self._workplace.release()
+        await asyncio.to_thread(self._traces.close)
 
     def now(self) -> float:
         """Seconds since the epoch on a clock that never jumps."""
@@ -205,6 +210,8 @@ class Daemon:
     # --- events in, instructions out ---
 
     def feed(self, event: Event) -> None:
+        if isinstance(event, EngineProduced):
+            self._traces.produced(event.attempt)
         for instruction in self.core.handle(event, self.now()):
             self._perform(instruction)
         self._reporter.dirty = True
@@ -222,8 +229,9 @@ class Daemon:
     def _perform(self, instruction: Instruction) -> None:
         match instruction:
             case SendAccepted() | SendRefused() | SendFrame() | SendResult():
-                if isinstance(instruction, SendResult) and isinstance(instruction.outcome, Completed):
-                    self._reporter.attempts_served += 1
+                if isinstance(instruction, SendResult):
+                    self._traces.ended(instruction.attempt, instruction.outcome)
+                    self._reporter.attempts_served += isinstance(instruction.outcome, Completed)
                 self._link.send(wire.message_to(instruction))
             case SendHeartbeat():
                 self._beat()
@@ -235,6 +243,7 @@ class Daemon:
             case ForgetReceipt(attempt):
                 self._claims.forget(attempt)
             case StartEngine(assigned):
+                self._traces.started(assigned)
                 self._serving.supervisor.start(assigned)  # first: somebody waits for its first token
                 self._claims.earnings.started(assigned)
                 doing = "training for" if assigned.trains else "serving"
@@ -249,6 +258,7 @@ class Daemon:
                 fields = {"job": attempt.job_id, "attempt": attempt.number}
                 self._log.info(f"stopped: {why}", action="attempt_stopped", **fields)
                 self._serving.supervisor.stop(attempt, model)
+                self._traces.ended(attempt, None)
             case CloseEngines(why):
                 self._log.info(f"paused: {why}", action="paused")
                 self._go(self._serving.supervisor.pause(why))

@@ -337,6 +337,7 @@ class ModelService:
             return
         try:
             host.send(wire.start_command(assigned))
+            self.around.handed(assigned.attempt)
         except PipeError:
             large = Failure(Fault.JOB, "request_too_large", "the request is larger than an engine takes")
             failed = EngineFailed(assigned.attempt, large)

@@ -23,7 +23,7 @@ from worker.files import disk_bytes
 from worker.hosts.process import EngineHost
 from worker.load import Load
 from worker.memory import Memory
-from worker.messages import Event
+from worker.messages import AttemptId, Event
 from worker.models import ADAPTS, TRAINER, Choice, adapting_of, catalogue_from, choose, trainer_of
 from worker.probe import Probe, hardware_of
 from worker.ray.site import Site
@@ -40,7 +40,8 @@ CORES_S: Final = 5.0  # how soon a change of the neighbours is noticed
 
 
 class Serving:
-    """Must be made inside the running loop. `emit` hears the models' events, `know` each new catalogue.
+    """Must be made inside the running loop. `emit` hears the models' events, `know` each new catalogue,
+    `handed` what an engine works on from now on.
 
     `in_pool`: the names of the pool's models, None before it said so. `threads`: of all engines together.
     """
@@ -54,9 +55,10 @@ class Serving:
         now: Callable[[], float],
         emit: Callable[[Event], None],
         know: Callable[[Catalogue], None],
+        handed: Callable[[AttemptId], None],
     ) -> None:
         self._settings, self._places, self._artifacts = settings, places, artifacts
-        self._emit, self._know = emit, know
+        self._emit, self._know, self._handed = emit, know, handed
         self._log = structlog.get_logger("worker.serving")
         probe = Probe(places.cache, places.worker)
         self.machine = probe.machine()
@@ -186,6 +188,7 @@ class Serving:
             memory=self.memory,
             place=self._place,
             share=lambda name: self._shares.get(name, 0),
+            handed=self._handed,
             start_host=EngineHost.start if self._site is None else self._site.start_host,
         )
 

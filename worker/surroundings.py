@@ -9,7 +9,7 @@ from potluck.store import ModelStore
 from worker.hosts.host import StartHost
 from worker.hosts.process import EngineHost
 from worker.memory import Memory
-from worker.messages import Event
+from worker.messages import AttemptId, Event
 from worker.settings import Settings
 from worker.speeds import Speeds
 from worker.uploads import Uploader
@@ -20,7 +20,7 @@ from worker.workroom import Workroom
 class Surroundings:
     """`threads` and `share` are asked when an engine loads: how many cores it has, and how many bytes of its
     memory the model may take (0: as many as it likes). `place` says in which memory an engine keeps its
-    models.
+    models. `handed` hears what an engine works on from now on.
     """
 
     settings: Settings
@@ -37,3 +37,4 @@ class Surroundings:
     place: Callable[[str], str]
     share: Callable[[str], int]
     start_host: StartHost = EngineHost.start
+    handed: Callable[[AttemptId], None] = lambda _attempt: None

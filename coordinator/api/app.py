@@ -8,6 +8,7 @@ import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware import Middleware
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,6 +55,7 @@ from coordinator.api.pool_workers import workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
+from coordinator.api.traced import Traced
 from coordinator.api.uploads import CompleteRequest, UploadRequest, uploads_router
 from coordinator.api.webhooks import (
     EndpointChange,
@@ -65,9 +67,12 @@ from coordinator.api.webhooks import (
 from coordinator.dashboard.routes import dashboard_router
 from coordinator.refusal import Refusal
 from coordinator.store_errors import StoreUnavailable, Unwritable
+from coordinator.traces import Spans
 from potluck.version import version
 
 STORAGE_RETRY_S = 10.0
+# FastAPI's own would tell paths, queries and the words of errors; `traced` tells what may be told.
+NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 
 _log = structlog.get_logger("coordinator.api")
 
@@ -148,8 +153,16 @@ def create_api(context: Context) -> FastAPI:
         bound_host=settings.http.rpartition(":")[0],
         public_host=settings.public_host,
     )
+    traced = [Middleware(Traced, traces=traces)] if isinstance(traces := context.pool.traces, Spans) else []
+    around = [border, *traced]
     app = FastAPI(
-        title=title, version=version(), docs_url=None, redoc_url=None, openapi_url=None, middleware=[border]
+        title=title,
+        version=version(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        middleware=around,
+        telemetry=NO_TELEMETRY,
     )
     auth = Auth(context.store, context.clock, settings, context.board, context.presence)
     desk = Desk(context, auth, Gauge())

@@ -952,11 +952,14 @@ class Assign(_message.Message):
     WHY_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     why: _builtins.str
     """the scheduler's reason, in words"""
     member: _builtins.str
     """for whom, by name: the owner may see it"""
+    traceparent: _builtins.str
+    """the attempt's span, where the coordinator traces (W3C Trace Context)"""
     @_builtins.property
     def attempt(self) -> _work_pb2.Attempt: ...
     @_builtins.property
@@ -979,10 +982,11 @@ class Assign(_message.Message):
         why: _builtins.str = ...,
         member: _builtins.str = ...,
         adapter: _work_pb2.Adapter | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "member", b"member", "model", b"model", "why", b"why", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "attempt", b"attempt", "continuation", b"continuation", "member", b"member", "model", b"model", "traceparent", b"traceparent", "why", b"why", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
