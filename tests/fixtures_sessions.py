@@ -17,9 +17,11 @@ import grpc
 import httpx2
 import openai
 import pytest
+from fixtures_contract import Watched
 from fixtures_store import new_database
 
 from coordinator import app
+from coordinator.api import Context, create_api
 from coordinator.clock import SteadyClock
 from coordinator.core.fleet import Worker
 from coordinator.core.jobs import JobId, WorkerId
@@ -359,6 +361,13 @@ async def open_house(
     clock = HandClock()
     monkeypatch.setattr(app, "SteadyClock", lambda: clock)
     monkeypatch.setattr(app, "GRACE_S", 1.0)
+    watched: list[Watched] = []
+
+    def watching(context: Context) -> Watched:
+        watched.append(Watched(create_api(context)))
+        return watched[-1]
+
+    monkeypatch.setattr(app, "create_api", watching)
     settings = Settings(home=folder, http="127.0.0.1:0", grpc="127.0.0.1:0", emulator=True, **more)
     if not keys:
         await new_database(settings.folder / "potluck.db")
@@ -373,6 +382,7 @@ async def open_house(
             yield house
         finally:
             await house.close()
+    assert not watched[0].faults, "\n".join(sorted(watched[0].faults))
 
 
 @pytest.fixture

@@ -154,6 +154,21 @@ async def test_not_ready_while_the_books_cannot_be_written(stand: Stand) -> None
     assert (await stand.http.get(f"{stand.url}/readyz")).status_code == 503
 
 
+async def test_every_parameter_that_is_described_is_known(stand: Stand) -> None:
+    """And what is said of its values holds: the largest and each word that it may be are taken."""
+    described = (await stand.http.get(f"{stand.url}/openapi.json")).json()
+    asked = 0
+    for path, operations in described["paths"].items():
+        for parameter in operations.get("get", {}).get("parameters", []):
+            schema = parameter["schema"]
+            for value in schema.get("enum", [schema["maximum"]] if "maximum" in schema else []):
+                if parameter["in"] == "query":
+                    answer = await stand.ask("GET", path, by="admin", params={parameter["name"]: value})
+                    assert answer.status_code in (200, 404), (path, parameter["name"], value, answer.text)
+                    asked += 1
+    assert asked > 50
+
+
 async def test_every_reference_of_the_description_leads_somewhere(stand: Stand) -> None:
     described = (await stand.http.get(f"{stand.url}/openapi.json")).json()
     schemas = described["components"]["schemas"]

@@ -25,6 +25,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
     content_type_conformance,
+    negative_data_rejection,
     response_headers_conformance,
     response_schema_conformance,
     status_code_conformance,
@@ -40,6 +41,7 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
     allow_header_conformance,
+    negative_data_rejection,  # what the description forbids is refused
 ]
 TRAINING = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 16
 LINE = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat_body(max_tokens=2)}

@@ -18,7 +18,7 @@ from coordinator.api.context import Context
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_jobs import ASKER, refuse_unkept
-from coordinator.api.query import integer
+from coordinator.api.query import integer, only
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema, validated
@@ -130,6 +130,7 @@ class BatchRoutes:
     async def list(self, request: Request) -> Response:
         """The caller's batches, newest first: `?limit&after`."""
         caller = await self._desk.auth.look(request, *ASKER)
+        only(request, ("limit", "after"))
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         after = request.query_params.get("after")
         if after is not None:

@@ -80,7 +80,7 @@ def choice(name: str, allowed: Iterable[str], words: str) -> Described:
 
 
 def moment(name: str, words: str) -> Described:
-    shape = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+    shape = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
     return _query(name, shape, f"{words}, a day or a time in UTC.")
 
 

@@ -12,7 +12,7 @@ from coordinator.api.answers import people, work
 from coordinator.api.auth import ANY_SCOPE
 from coordinator.api.desk import Desk
 from coordinator.api.errors import Json
-from coordinator.api.query import word
+from coordinator.api.query import only, word
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
@@ -95,6 +95,7 @@ class Account:
         `?format=catalogue`: all models of the pool, and all about them.
         """
         caller = await self._desk.auth.look(request, *ANY_SCOPE)
+        only(request, ("format",))
         if word(request, "format", ["catalogue"]) == "catalogue":
             return Response(self._desk.context.catalogue().to_wire(), media_type="application/json")
         context, allowed = self._desk.context, caller.key.models

@@ -16,7 +16,7 @@ from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_gifts import Note
 from coordinator.api.pool_members import CREDIT_LINE_MAX, Name, sentence
-from coordinator.api.query import boolean
+from coordinator.api.query import boolean, only
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
@@ -146,6 +146,7 @@ class Invites:
         """
         context = self._desk.context
         caller = await self._desk.auth.look(request)
+        only(request, ("all",))
         everybody = boolean(request, "all")
         if everybody and not caller.admin:
             raise ApiError(

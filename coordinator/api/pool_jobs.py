@@ -15,7 +15,7 @@ from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.finetune_bodies import job_body as finetune_body
 from coordinator.api.pool_account import JobRequest
-from coordinator.api.query import boolean, integer, word
+from coordinator.api.query import boolean, integer, only, word
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.shapes import batch_body, job_body, receipt_body
@@ -138,6 +138,7 @@ class Jobs:
         Admins: `?all=true`.
         """
         caller = await self._desk.auth.look(request, *ASKER)
+        only(request, ("limit", "before", "state", "kind", "all"))
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         return Json(await self.page(caller, wanted_of(request), limit))
 
@@ -159,6 +160,7 @@ class Jobs:
         """The parts of a batch's or fine-tune's job, the last first: `?limit&before` (a number)."""
         caller = await self._desk.auth.look(request, *ASKER)
         whole = await self.find(caller, request.path_params["job_id"])
+        only(request, ("limit", "before"))
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         before = integer(request, "before", 0, PARTS_MAX) or None
         return Json(await self.page_of_parts(caller, whole, limit, before))

@@ -17,7 +17,7 @@ from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_limits import KeyLimits
 from coordinator.api.pool_members import Name, sentence
 from coordinator.api.prepare import unknown_model
-from coordinator.api.query import boolean
+from coordinator.api.query import boolean, only
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
@@ -143,6 +143,7 @@ class Keys:
         caller = await self._desk.auth.look(request)
         key_id = request.path_params["key_id"][:64]
         owner = None if caller.admin else caller.member.id
+        only(request, ("force",))
         keep = None if boolean(request, "force") else caller.member.id
         try:
             key = await context.store.revoke_key(key_id, context.clock.now(), member=owner, keep_one_of=keep)

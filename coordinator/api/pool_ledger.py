@@ -13,7 +13,7 @@ from coordinator.api.answers import work
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.limits import Gauge
-from coordinator.api.query import integer
+from coordinator.api.query import integer, only
 from coordinator.api.routing import add, new_router
 from coordinator.core.jobs import AccountId
 from coordinator.exports import entry_line, exported, head_line
@@ -78,6 +78,7 @@ class Ledger:
     async def heads(self, request: Request) -> Response:
         """The heads that were signed so far, newest first: `{data: [{number, hash, at, reason, ...}]}`."""
         await self._desk.auth.look(request)
+        only(request, ("limit",))
         limit = integer(request, "limit", LISTED, PAGE_RECORDS)
         found = await self._desk.context.store.newest_heads(limit)
         return Json({"data": [head_line(head) for head in found]})
@@ -89,6 +90,7 @@ class Ledger:
         `?limit&before`: a number.
         """
         caller = await self._desk.auth.look(request)
+        only(request, ("limit", "before"))
         limit = integer(request, "limit", LISTED, PAGE_RECORDS)
         before = integer(request, "before", 0, ENTRIES_MAX) or None
         data = await newest_entries(self._desk.context.store, caller.member.account, limit, before)

@@ -14,7 +14,16 @@ from coordinator.api.answers import files
 from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk, idempotency_key
 from coordinator.api.errors import ApiError, Json
-from coordinator.api.files import ASKER, expires_after, file_body, filename_of, purpose_of
+from coordinator.api.files import (
+    ASKER,
+    EXPIRES_S_MAX,
+    EXPIRES_S_MIN,
+    PURPOSES,
+    expires_after,
+    file_body,
+    filename_of,
+    purpose_of,
+)
 from coordinator.api.multipart import OVERHEAD_BYTES_MAX, Form
 from coordinator.api.routing import add, new_router
 from coordinator.api.running import refused
@@ -31,15 +40,15 @@ PART: Final = contract.form_of(DATA, {})
 
 
 class ExpiresAfter(Schema):
-    anchor: str
-    seconds: int
+    anchor: Annotated[str, Field(json_schema_extra={"enum": ["created_at"]})]
+    seconds: Annotated[int, Field(json_schema_extra={"minimum": EXPIRES_S_MIN, "maximum": EXPIRES_S_MAX})]
 
 
 class UploadRequest(Schema):
     """`bytes`: of the whole file. `expires_after` is of the file, not of the upload."""
 
     filename: str
-    purpose: str
+    purpose: Annotated[str, Field(json_schema_extra={"enum": [purpose.value for purpose in PURPOSES]})]
     bytes: Annotated[int, Field(ge=1)]
     mime_type: Annotated[str, Field(min_length=1, max_length=255)]
     expires_after: ExpiresAfter | None = None

@@ -14,7 +14,7 @@ from coordinator.api.auth import Caller
 from coordinator.api.desk import Desk
 from coordinator.api.errors import ApiError, Json
 from coordinator.api.pool_members import Name
-from coordinator.api.query import integer
+from coordinator.api.query import integer, only
 from coordinator.api.routing import add, new_router
 from coordinator.api.schema import Schema
 from coordinator.api.shapes import when
@@ -127,6 +127,7 @@ class WebhookRoutes:
     async def list(self, request: Request) -> Response:
         """The caller's endpoints, the newest first. `?limit&after`."""
         caller = await self._desk.auth.look(request)
+        only(request, ("limit", "after"))
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         found = sorted(self._webhooks.of(caller.member.id), key=lambda e: (-e.created_at, e.id))
         if after := request.query_params.get("after"):
@@ -206,6 +207,7 @@ class WebhookRoutes:
     async def deliveries(self, request: Request) -> Response:
         """What it got lately, newest first: `{data: [{event, type, state, attempts, status, why}]}`."""
         caller = await self._desk.auth.look(request)
+        only(request, ("limit",))
         limit = integer(request, "limit", LISTED, LISTED_MAX)
         endpoint = self._find(caller, request)
         found = await self._desk.context.store.webhook_deliveries(endpoint.id, limit)
