@@ -92,7 +92,10 @@ async def test_nothing_is_lost_and_the_pool_goes_on(home: Path, revision: str) -
         await connection.run_sync(write, revision, ca)
     async with opened(settings) as connection:
         before: Rows = await connection.run_sync(contents)
-    await (await Store.open(settings.database_url, NOW)).close()
+    store = await Store.open(settings.database_url, NOW)
+    await store.probe()
+    assert await store.glance() == []
+    await store.close()
     async with opened(settings) as connection:
         same(before, await connection.run_sync(contents), revision == EARLIER[0])
     report, signed = await check(settings, clock.now())
