@@ -177,3 +177,8 @@ def _read_key(path: Path) -> object:
 def renewal_message(*, worker_id: str, csr: str, at: int) -> bytes:
     """What a worker signs with its receipt key to ask for a new certificate; `at` is unix seconds."""
     return canonical_json({"worker_id": worker_id, "csr": csr, "at": at})
+
+
+def leave_message(*, worker_id: str, at: int) -> bytes:
+    """What a worker signs with its receipt key to leave its pool for good; `at` is unix seconds."""
+    return canonical_json({"leave": worker_id, "at": at})

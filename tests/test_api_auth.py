@@ -32,6 +32,7 @@ OPEN = {
     "/readyz",
     "/pool/v1/enrol",
     "/pool/v1/renew",
+    "/pool/v1/leave",
     "/pool/v1/invites/accept",  # by the invitation's own secret
 }
 

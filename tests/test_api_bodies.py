@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from coordinator.api.body import DEPTH_MAX, parse_object
 from coordinator.api.errors import ApiError
 from coordinator.api.pool_account import JobRequest
-from coordinator.api.pool_enrolment import EnrolRequest, JoinTokenRequest, RenewRequest
+from coordinator.api.pool_enrolment import EnrolRequest, JoinTokenRequest, LeaveRequest, RenewRequest
 from coordinator.api.pool_keys import KeyRequest
 from coordinator.api.pool_members import MemberRequest
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -311,6 +311,7 @@ VALID: list[tuple[type[Schema], dict[str, Any]]] = [
     (JoinTokenRequest, {"uses": 1}),
     (EnrolRequest, {"token": "a", "name": "a", "csr": "a", "receipt_key": "a"}),
     (RenewRequest, {"worker_id": "a", "csr": "a", "at": 1, "signature": "a"}),
+    (LeaveRequest, {"worker_id": "a", "at": 1, "signature": "a"}),
 ]
 
 
@@ -356,6 +357,7 @@ async def test_hundreds_of_wrong_bodies_over_the_wire_never_give_a_500(tmp_path:
         "/pool/v1/join-tokens": VALID[7],
         "/pool/v1/enrol": VALID[8],
         "/pool/v1/renew": VALID[9],
+        "/pool/v1/leave": VALID[10],
     }
     async with open_stand(tmp_path, requests_per_minute=10_000) as stand:
         for path, (schema, body) in routes.items():

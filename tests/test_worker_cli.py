@@ -184,7 +184,7 @@ def test_status_shows_what_was_earned_today_the_cards_and_rules_that_cannot_be_k
     assert not any(line.startswith("today: ") for line in lines(yesterday, time.time()))
 
 
-@pytest.mark.parametrize("command", ["", "join", "start", "status", "pause", "resume", "drain"])
+@pytest.mark.parametrize("command", ["", "join", "start", "status", "pause", "resume", "drain", "leave"])
 def test_help_has_an_example(capsys: Any, command: str) -> None:
     code, out, _ = call(capsys, *([command] if command else []), "--help")
     assert code == 0

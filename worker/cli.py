@@ -26,6 +26,7 @@ from worker.cli_options import (
     SlotsOption,
     ThreadsOption,
 )
+from worker.departure_cli import leave
 from worker.doctor_cli import doctor
 from worker.install import install_service, uninstall_service
 from worker.models_cli import models
@@ -165,6 +166,7 @@ app.command(epilog="Example:  potluck worker models --remove smollm2-135m-instru
 app.command(epilog="Example:  potluck worker status --once")(status)
 app.command(epilog="Example:  potluck worker pause --for 2h")(pause)
 app.command(epilog="Example:  potluck worker resume")(resume)
+app.command(epilog="Example:  potluck worker leave --yes")(leave)
 app.command(epilog="Example:  potluck worker drain && pip install --upgrade 'potluck[worker]'")(drain)
 
 

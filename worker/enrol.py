@@ -1,6 +1,6 @@
-"""How a worker gets into a pool and stays in: enrolment with a token, renewal with its own key.
+"""How a worker gets into a pool, stays in and leaves: by a token, and then by its own key.
 
-Both are one HTTPS request each. The answer to an enrolment is checked against the fingerprint in the token
+Each is one HTTPS request each. The answer to an enrolment is checked against the fingerprint in the token
 before anything is kept: whoever stands at the address cannot make a worker trust another pool.
 """
 
@@ -21,6 +21,7 @@ from potluck.identity import (
     TokenError,
     WorkerIdentity,
     fingerprint_of,
+    leave_message,
     renewal_message,
 )
 from potluck.transport import reason_of
@@ -163,6 +164,18 @@ async def renew(
     fresh = Certificate(renewed.certificate.encode(), certificate.ca)
     fresh.check(identity.tls_key.public_key(), now)
     return fresh
+
+
+async def leave(*, membership: Membership, identity: WorkerIdentity, now: datetime) -> None:
+    """Tell the pool that this worker will not come back; asking again changes nothing. Raises WorkerError."""
+    at = int(now.timestamp())
+    signature = identity.sign(leave_message(worker_id=membership.worker_id, at=at))
+    body = {
+        "worker_id": membership.worker_id,
+        "at": at,
+        "signature": base64.b64encode(signature).decode("ascii"),
+    }
+    await _post(f"{membership.url}/pool/v1/leave", body)
 
 
 def _not_a_pool(address: str) -> WorkerConflict:

@@ -5,7 +5,7 @@ It decides nothing about attempts: what is heard becomes events, and a connectio
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -14,12 +14,21 @@ from worker import wire
 from worker.errors import WorkerConflict, WorkerError
 from worker.messages import Congested, Disconnected, Event
 from worker.renewal import Renewal
-from worker.reporter import Reporter
 from worker.session import Backoff, Session, SessionLost
 
 STEADY_S: Final = 10.0  # a connection that lived so long was no failure
 
 Heard = Callable[[session_pb2.CoordinatorMessage, Event | None], None]
+
+
+class Witness(Protocol):
+    """Who is told how the line stands."""
+
+    def connecting(self) -> None: ...
+
+    def connected(self) -> None: ...
+
+    def lost(self, why: str) -> None: ...
 
 
 class Link:
@@ -33,7 +42,7 @@ class Link:
         target: str,
         tls_key: bytes,
         renewal: Renewal,
-        reporter: Reporter,
+        reporter: Witness,
         hello: Callable[[], session_pb2.Hello],
         feed: Callable[[Event], None],
         on_welcome: Callable[[session_pb2.Welcome], None],

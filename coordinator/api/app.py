@@ -36,6 +36,7 @@ from coordinator.api.pool_community import ProfileRequest, TeamRequest, communit
 from coordinator.api.pool_enrolment import (
     EnrolRequest,
     JoinTokenRequest,
+    LeaveRequest,
     RenewRequest,
     enrolment_router,
 )
@@ -97,6 +98,7 @@ SCHEMAS: tuple[type[Schema], ...] = (
     RenameRequest,
     JoinTokenRequest,
     EnrolRequest,
+    LeaveRequest,
     RenewRequest,
     TransferRequest,
     GrantRequest,

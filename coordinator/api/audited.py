@@ -1,9 +1,9 @@
 """Routes that leave a trace in the audit log: which word it is and what it tells is said once, at the route.
 
 `@audited(Action.KEY_MADE, "id", "name", "scopes")` above an endpoint writes one event after each success: its
-subject is the field `id` of the answer, its details are the named fields of what was asked or answered. What
-is no endpoint calls `note`. A test knows all routes that change something, and wants each of them to be here
-or among those that need not be.
+subject is the field `id` of the answer, its details are the named fields of what was asked or answered. An
+endpoint that found it done already says so by `request.state.unchanged`. What is no endpoint calls `note`. A
+test knows all routes that change something, and wants each of them here or among those that need not be.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,6 +42,8 @@ def audited(
         @wraps(endpoint)
         async def answer(self: RoutesT, request: Request) -> Response:
             response = await endpoint(self, request)
+            if getattr(request.state, "unchanged", False):  # asked again: the first answer was lost
+                return response
             answered = orjson.loads(response.body)
             asked = getattr(request.state, "asked", {})
             details = {

@@ -1,4 +1,4 @@
-"""Pool routes by which machines come in and stay: join tokens, and what a daemon asks: enrol and renew."""
+"""Pool routes by which machines come in, stay and go: join tokens, and what they ask: enrol, renew, leave."""
 
 import base64
 import binascii
@@ -39,11 +39,11 @@ from coordinator.store_errors import (
     Unknown,
     WorkerRevoked,
 )
-from potluck.identity import JoinToken, TokenError, renewal_message
+from potluck.identity import JoinToken, TokenError, leave_message, renewal_message
 
 JOIN_TOKEN_S = 86_400
 JOIN_TOKEN_S_MAX = 30 * 86_400
-RENEWAL_S_MAX = 300
+SIGNED_S_MAX = 300
 CSR_CHARS_MAX = 16_384
 SIGNATURE_CHARS_MAX = 128
 RECEIPT_KEY_BYTES = 32
@@ -71,6 +71,14 @@ class RenewRequest(Schema):
 
     worker_id: Annotated[str, Field(max_length=64)]
     csr: Annotated[str, Field(max_length=CSR_CHARS_MAX)]
+    at: int
+    signature: Annotated[str, Field(max_length=SIGNATURE_CHARS_MAX)]
+
+
+class LeaveRequest(Schema):
+    """As of a renewal, without a request for a certificate; what is signed is `{leave: worker_id, at}`."""
+
+    worker_id: Annotated[str, Field(max_length=64)]
     at: int
     signature: Annotated[str, Field(max_length=SIGNATURE_CHARS_MAX)]
 
@@ -106,6 +114,16 @@ def enrolment_router(desk: Desk) -> APIRouter:
         routes.renew,
         answer=work.Certificates,
         body=RenewRequest,
+        open_to_all=True,
+        errors=(401, 404, 429, 503),
+    )
+    add(
+        router,
+        "POST",
+        "/pool/v1/leave",
+        routes.leave,
+        answer=work.RevokedWorker,
+        body=LeaveRequest,
         open_to_all=True,
         errors=(401, 404, 429, 503),
     )
@@ -213,28 +231,9 @@ class EnrolmentRoutes:
         context = self._desk.context
         self._desk.auth.refuse_guessers(request)
         wanted = await self._desk.read(request, RenewRequest)
-        signature = _decoded(wanted.signature, "signature")
         now, worker_id = context.clock.now(), WorkerId(wanted.worker_id)
-        worker = await context.store.worker(worker_id)
-        if worker is None:
-            self._desk.auth.count_failure(request, "renewal")
-            message = (
-                f"This pool has no worker {worker_id}. Join it anew: potluck worker join URL --token TOKEN."
-            )
-            raise ApiError(404, "worker_not_found", message, param="worker_id")
-        try:
-            message_bytes = renewal_message(worker_id=wanted.worker_id, csr=wanted.csr, at=wanted.at)
-            Ed25519PublicKey.from_public_bytes(worker.receipt_key).verify(signature, message_bytes)
-        except InvalidSignature:
-            self._desk.auth.count_failure(request, "renewal")
-            message = "The request is not signed by the key that the worker enrolled with."
-            raise ApiError(401, "invalid_signature", message, param="signature") from None
-        if abs(now - wanted.at) > RENEWAL_S_MAX:
-            message = (
-                f"The request is dated {when(_bounded(wanted.at))}, here it is {when(now)}: more than "
-                f"{RENEWAL_S_MAX // 60} minutes apart. Set the worker's clock."
-            )
-            raise ApiError(400, "stale_request", message, param="at")
+        message = renewal_message(worker_id=wanted.worker_id, csr=wanted.csr, at=wanted.at)
+        await self._signed(request, wanted, message, now)
         csr = wanted.csr.encode()
         try:
             _, issued = await context.store.renew_certificate(
@@ -249,6 +248,49 @@ class EnrolmentRoutes:
         return Json(
             {"certificate": issued.pem.decode("ascii"), "ca": context.ca.certificate_pem.decode("ascii")}
         )
+
+    @audited(Action.WORKER_LEFT, "id", "name")
+    async def leave(self, request: Request) -> Response:
+        """A worker leaves for good, by its own word: `{id, name, revoked_at}`; asked again, the same answer.
+
+        As if its owner had revoked it: what it runs goes elsewhere, what it earned stays with its member.
+        """
+        context = self._desk.context
+        self._desk.auth.refuse_guessers(request)
+        wanted = await self._desk.read(request, LeaveRequest)
+        now, message = context.clock.now(), leave_message(worker_id=wanted.worker_id, at=wanted.at)
+        worker = await self._signed(request, wanted, message, now)
+        request.state.unchanged = worker.revoked_at is not None
+        gone = await context.store.revoke_worker(worker.id, now)
+        context.pool.expel(worker.id)
+        return Json({"id": gone.id, "name": gone.name, "revoked_at": when(gone.revoked_at)})
+
+    async def _signed(
+        self, request: Request, wanted: RenewRequest | LeaveRequest, message: bytes, now: float
+    ) -> EnrolledWorker:
+        """The worker that signed the message with its receipt key, lately. Raises ApiError."""
+        signature = _decoded(wanted.signature, "signature")
+        worker = await self._desk.context.store.worker(WorkerId(wanted.worker_id))
+        if worker is None:
+            self._desk.auth.count_failure(request, "renewal")
+            told = (
+                f"This pool has no worker {wanted.worker_id}. Join it anew: potluck worker join URL --token"
+                " TOKEN."
+            )
+            raise ApiError(404, "worker_not_found", told, param="worker_id")
+        try:
+            Ed25519PublicKey.from_public_bytes(worker.receipt_key).verify(signature, message)
+        except InvalidSignature:
+            self._desk.auth.count_failure(request, "renewal")
+            told = "The request is not signed by the key that the worker enrolled with."
+            raise ApiError(401, "invalid_signature", told, param="signature") from None
+        if abs(now - wanted.at) > SIGNED_S_MAX:
+            told = (
+                f"The request is dated {when(_bounded(wanted.at))}, here it is {when(now)}: more than "
+                f"{SIGNED_S_MAX // 60} minutes apart. Set the worker's clock."
+            )
+            raise ApiError(400, "stale_request", told, param="at")
+        return worker
 
     def _parse_token(self, text: str) -> JoinToken:
         try:

@@ -33,6 +33,7 @@ class Action(StrEnum):
     JOIN_TOKEN_MADE = "join_token_made"  # noqa: S105 -- a word, no secret
     WORKER_ENROLLED = "worker_enrolled"
     WORKER_REVOKED = "worker_revoked"
+    WORKER_LEFT = "worker_left"  # by its own request
     WORKER_RENAMED = "worker_renamed"
     WORKER_PAUSED = "worker_paused"
     WORKER_RESUMED = "worker_resumed"
