@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from coordinator import backup_cli
+from coordinator import backup_cli, relocation_cli
 from coordinator.app import Coordinator, coordinator, home_lock
 from coordinator.ca import CertificateAuthority, CertificateError
 from coordinator.check import check as checked
@@ -44,6 +44,7 @@ app = typer.Typer(
 
 
 backup_cli.register(app)
+relocation_cli.register(app)
 
 
 @app.callback()

@@ -44,6 +44,7 @@ _FULL_SENTENCE: Final = (
     "the disk that holds the database is full: nothing was changed. Free some space; the coordinator goes on"
     " by itself."
 )
+_TOO_LARGE: Final = "an amount does not fit into 64 bits; nothing was changed"
 _DRIVERS: Final = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -79,6 +80,8 @@ class Database:
         if sqlite:
             dialect.prepare_sqlite(writer.sync_engine, writer=True)
             dialect.prepare_sqlite(reader.sync_engine, writer=False)
+        else:
+            reader = reader.execution_options(**dialect.POSTGRES_READER)
         database = cls(writer, reader, _Books(parsed) if sqlite else None, lock)
         try:
             await _migrate(parsed)
@@ -100,10 +103,10 @@ class Database:
             dialect.prepare_reader(engine.sync_engine)
         else:
             engine = create_async_engine(parsed, pool_size=1, max_overflow=0)
-            engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            engine = engine.execution_options(**dialect.POSTGRES_READER)
         database = cls(engine, engine, None, None)
         try:
-            with _translated():
+            with translated():
                 async with engine.connect() as connection:
                     await connection.run_sync(check_revision)
         except BaseException:
@@ -124,7 +127,7 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """One consistent view of the last commit."""
-        with _translated():
+        with translated():
             async with self._reader.begin() as connection:
                 yield connection
 
@@ -132,7 +135,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that is committed at the end of the block, or rolled back by any exception in it."""
         async with self._writing:
-            with _translated():
+            with translated():
                 async with self._writer.begin() as connection:
                     yield connection
 
@@ -141,7 +144,7 @@ class Database:
         if self._books is None:
             return await asyncio.shield(asyncio.ensure_future(self._alchemy(work)))
         await self._writing.acquire()
-        with _translated():
+        with translated():
             return await self._books.begin(work, self._writing.release)
 
     async def _alchemy(self, work: Callable[[Transaction], T]) -> T:
@@ -152,7 +155,7 @@ class Database:
         """Write what is there once more, as a commit would. Raises StoreFull or StoreError."""
         await self.transact(lambda transaction: transaction.read(_TOUCH))
         if self._books is not None:  # its journal may have had room for so little
-            with _translated():
+            with translated():
                 await asyncio.to_thread(_take_room, str(self._writer.url.database))
 
     @asynccontextmanager
@@ -175,7 +178,7 @@ async def _migrate(url: URL) -> None:
     if url.get_backend_name() == "sqlite":
         dialect.prepare_sqlite(migrator.sync_engine, writer=True, references=False)
     try:
-        with _translated():
+        with translated():
             async with migrator.begin() as connection:
                 changed = await connection.run_sync(migrate)
                 if changed and (damage := await dialect.orphans(connection)):
@@ -274,7 +277,19 @@ def _claim(url: URL) -> FileLock:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def claimed(url: URL) -> Iterator[None]:
+    """The file belongs to us inside the block. Raises AlreadyRunning or StoreError."""
+    lock = _claim(url) if url.get_backend_name() == "sqlite" else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Errors of drivers and of the system become StoreErrors."""
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
@@ -286,7 +301,7 @@ def _translated() -> Iterator[None]:
             f"the database cannot be reached: {reason_of(error)}; nothing was changed"
         ) from error
     except OverflowError as error:  # sqlite3 says so before SQL sees the number
-        raise StoreConflict("an amount does not fit into 64 bits; nothing was changed") from error
+        raise StoreConflict(_TOO_LARGE) from error
 
 
 def _take_room(database: str) -> None:
@@ -302,7 +317,9 @@ def translate(error: DBAPIError | sqlite3.Error) -> StoreError:
         return StoreFull(_FULL_SENTENCE)
     if dialect.is_unwritable(cause):
         return Unwritable("a text has a character that cannot be kept; nothing was changed")
+    if dialect.is_too_large(cause):
+        return StoreConflict(_TOO_LARGE)
     reason = str(cause).splitlines()[0] if str(cause or "") else type(error).__name__
-    if isinstance(error, (IntegrityError, sqlite3.IntegrityError)):
+    if isinstance(error, (IntegrityError, sqlite3.IntegrityError)) or dialect.is_refused(cause):
         return StoreConflict(f"the books refuse this: {reason}; nothing was changed")
     return StoreUnavailable(f"the database failed: {reason}; nothing was changed")

@@ -1,7 +1,7 @@
 """The one place with SQL that only SQLite or only PostgreSQL understands."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -31,6 +31,14 @@ _SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
 _SQLITE_FULL: Final = 13  # SQLITE_FULL
 _POSTGRES_FULL: Final = "53100"  # disk_full
 _POSTGRES_TEXT: Final = frozenset({"22021", "22P05"})  # character_not_in_repertoire, untranslatable_character
+_POSTGRES_RAISED: Final = "P0001"  # raise_exception, from a trigger of ours
+_POSTGRES_TOO_LARGE: Final = "22003"  # numeric_value_out_of_range
+
+# One view for the whole transaction, as SQLite gives it; by default each statement would have its own.
+POSTGRES_READER: Final[Mapping[str, Any]] = {
+    "isolation_level": "REPEATABLE READ",
+    "postgresql_readonly": True,
+}
 
 # INSERT OR REPLACE deletes without firing DELETE triggers, hence the third one.
 _SQLITE_APPEND_ONLY: Final = (
@@ -151,6 +159,20 @@ def is_full(cause: BaseException | None) -> bool:
 def is_unwritable(cause: BaseException | None) -> bool:
     """Was there a text with a NUL character, which SQLite takes and PostgreSQL does not?"""
     return getattr(cause, "sqlstate", None) in _POSTGRES_TEXT
+
+
+def is_refused(cause: BaseException | None) -> bool:
+    """Did one of our triggers refuse it? SQLite's driver has an error of its own for that."""
+    return getattr(cause, "sqlstate", None) == _POSTGRES_RAISED
+
+
+def is_too_large(cause: BaseException | None) -> bool:
+    """Does a number not fit into its column? asyncpg may say so before PostgreSQL sees it."""
+    while cause is not None:
+        if isinstance(cause, OverflowError) or getattr(cause, "sqlstate", None) == _POSTGRES_TOO_LARGE:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 async def damage(connection: AsyncConnection) -> list[str]:

@@ -5,8 +5,6 @@ It works on the files alone, while no coordinator runs on them.
 
 from pathlib import Path
 
-from sqlalchemy import make_url
-
 from coordinator import keys
 from coordinator.audit_log.event import Action, AuditEvent
 from coordinator.clock import SteadyClock
@@ -24,9 +22,8 @@ async def recover_admin(settings: Settings, name: str | None) -> tuple[Member, P
 
     The caller holds the home's lock. Raises StoreError with a sentence, AlreadyRunning or OSError.
     """
-    _check_there(settings.database_url)
     now = SteadyClock().now()
-    store = await Store.open(settings.database_url, now)
+    store = await Store.open_existing(settings.database_url, now)
     try:
         admin = _chosen(await store.members(), name)
         key = keys.generate()
@@ -46,13 +43,6 @@ async def recover_admin(settings: Settings, name: str | None) -> tuple[Member, P
     finally:
         await store.close()
     return admin, path
-
-
-def _check_there(database_url: str) -> None:
-    """Opening a database that is not there would make one."""
-    url = make_url(database_url)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise StoreError(f"there is no pool at {url.database}: `potluck coordinator start` makes one")
 
 
 def _chosen(members: list[Member], name: str | None) -> Member:

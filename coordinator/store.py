@@ -7,6 +7,7 @@ postings, so that a bug above this line, or a second writer, is refused instead 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -21,7 +22,7 @@ from coordinator.core.jobs import JobId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.core.standing import Standing
 from coordinator.dashboard.rows import BrowserSessions
-from coordinator.database import Database
+from coordinator.database import Database, database_url
 from coordinator.enrolment import Enrolment
 from coordinator.filing import Filing
 from coordinator.finetunes.rows import Finetunes
@@ -52,7 +53,7 @@ from coordinator.rows import (
 from coordinator.spending import Spending
 from coordinator.standings import Standings
 from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
-from coordinator.store_errors import StoreConflict
+from coordinator.store_errors import StoreConflict, StoreError
 from coordinator.tables import table_of
 from coordinator.texts import Texts
 from coordinator.totals import Totals
@@ -120,6 +121,12 @@ class Store(
             await store.close()
             raise
         return store
+
+    @classmethod
+    async def open_existing(cls, url: str, now: float) -> "Store":
+        """`open`, where a pool is already. Raises StoreError as well if there is none."""
+        _check_there(url)
+        return await cls.open(url, now)
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch and wait until it is on the disk, or change nothing and raise.
@@ -203,6 +210,13 @@ class _Writes:
             results=list(batch.results.items()),
             moves=_moves(batch),
         )
+
+
+def _check_there(url: str) -> None:
+    """Opening a file that is not there would make one. Raises StoreError."""
+    parsed = database_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+        raise StoreError(f"there is no pool at {parsed.database}: `potluck coordinator start` makes one")
 
 
 async def _standings(connection: AsyncConnection) -> dict[WorkerId, Standing]:

@@ -16,7 +16,7 @@ import openai
 import pytest
 import uvicorn
 from fixtures_contract import Watched
-from fixtures_store import new_database
+from fixtures_store import new_database, url_in
 
 from coordinator.api import create_api
 from coordinator.api.context import Context
@@ -288,9 +288,8 @@ async def open_stand(folder: Path, database: str = "", **settings: Any) -> Async
     catalogue = Catalogue.builtin(emulator=True)
     async with contextlib.AsyncExitStack() as stack:
         if not database:
-            await new_database(folder / "pool.sqlite")
-        url = database or f"sqlite+aiosqlite:///{folder / 'pool.sqlite'}"
-        store = await Store.open(url, clock.now())
+            await new_database(folder / "potluck.db")
+        store = await Store.open(database or url_in(folder), clock.now())
         stack.push_async_callback(store.close)
         counter = TokenCounter(folder / "tokenizers", lambda: catalogue)
         pool = new_pool(store, config, counter, catalogue, steady)

@@ -1,5 +1,6 @@
-"""A PostgreSQL server of the tests' own."""
+"""A PostgreSQL server of the tests' own, and `on_both`, by which a file's tests run on SQLite and on PostgreSQL."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -12,6 +13,10 @@ from pathlib import Path
 
 import pytest
 from fixtures_pool import free_port
+from fixtures_store import ELSEWHERE
+from sqlalchemy import make_url
+
+from coordinator.store import Store
 
 PASSWORD = "a@b:c/d%e"  # whatever stands in the file arrives as it is
 OWNER = "postgres"  # the server refuses to run as root
@@ -47,18 +52,23 @@ class Postgres:
         url = f"postgresql://potluck@127.0.0.1:{self.port}/{database}"
         return {"POTLUCK_DATABASE": url, "POTLUCK_DATABASE_PASSWORD_FILE": str(self.folder / "password")}
 
+    def url(self, database: str) -> str:
+        """With the password in it."""
+        plain = make_url(self.variables(database)["POTLUCK_DATABASE"])
+        return plain.set(password=PASSWORD).render_as_string(hide_password=False)
+
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
+    def database(self, template: str = "template0") -> Iterator[str]:
         """A new one, by its name."""
         name = f"potluck_{secrets.token_hex(4)}"
-        self.ask("createdb", name)
+        self.ask("createdb", f"--template={template}", name)
         try:
             yield name
         finally:
-            self.ask("dropdb", name)
+            self.ask("dropdb", "--force", name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     found = shutil.which("postgres")
     places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -85,3 +95,36 @@ def postgres() -> Iterator[Postgres]:
             server.run, "pg_ctl", f"--pgdata={data}", "--mode=fast", "--wait", "stop", as_owner=True
         )
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres) -> Iterator[str]:
+    """A database of the present shape and nothing in it, from which others are copied."""
+
+    async def fill(url: str) -> None:
+        await (await Store.connect(url)).close()
+
+    with postgres.database() as name:
+        with asyncio.Runner() as runner:
+            runner.run(fill(postgres.url(name)))
+        yield name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `sqlite` is about that file alone."""
+    if "on_both" in metafunc.fixturenames:
+        alone = metafunc.definition.get_closest_marker("sqlite") is not None
+        metafunc.parametrize("on_both", ["sqlite"] if alone else ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def on_both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The test runs twice, each time with its database in `tmp_path` or where `url_in` says; which it is."""
+    kind: str = request.param
+    if kind == "sqlite":
+        yield kind
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database(request.getfixturevalue("postgres_template")) as name:
+        (tmp_path / ELSEWHERE).write_text(server.url(name))
+        yield kind

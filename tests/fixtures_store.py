@@ -35,8 +35,13 @@ LINE = 1_000_000_000
 OPENED = 4  # entries with which a world of three begins: the lines of the members and the commons
 
 
+ELSEWHERE = "database-url"  # a file in the folder of a test whose database is in PostgreSQL
+
+
 def url_in(folder: Path) -> str:
-    return f"sqlite:///{folder / 'potluck.db'}"
+    """Of the test's database: in the folder, or where a file there says (fixtures_postgres.py)."""
+    elsewhere = folder / ELSEWHERE
+    return elsewhere.read_text() if elsewhere.exists() else f"sqlite:///{folder / 'potluck.db'}"
 
 
 _EMPTY: list[bytes] = []
@@ -44,8 +49,10 @@ _EMPTY: list[bytes] = []
 
 async def new_database(path: Path) -> None:
     """A database of the present shape and nothing in it, made once for each process: test_migrations.py proves how
-    one is made, all others only need it.
+    one is made, all others only need it. One in PostgreSQL is there already.
     """
+    if (path.parent / ELSEWHERE).exists():
+        return
     if not _EMPTY:
         with tempfile.TemporaryDirectory() as folder:
             await (await Store.connect(url_in(Path(folder)))).close()

@@ -20,6 +20,8 @@ from coordinator.store_errors import (
     WorkerRevoked,
 )
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
 
 def issue(worker: WorkerId) -> Issued:
     issue_count.append(worker)

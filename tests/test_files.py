@@ -75,6 +75,7 @@ async def test_a_file_goes_up_and_comes_back(stand: Stand) -> None:
         await files.retrieve(made.id)
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_lists_have_pages_an_order_and_a_filter(stand: Stand) -> None:
     made = []
     for number in range(5):
@@ -102,6 +103,7 @@ async def bytes_of(*chunks: bytes) -> AsyncIterator[bytes]:
         yield chunk
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_the_same_bytes_are_stored_once_until_the_last_file_goes(stand: Stand) -> None:
     """Of two members, who know nothing of each other."""
     mine, again, theirs = await upload(stand), await upload(stand), await upload(stand, by="bob")
@@ -164,6 +166,7 @@ async def test_a_file_is_never_whole_in_memory(stand: Stand) -> None:
     assert peak < size / 3
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_what_is_used_is_not_deleted_and_what_is_old_is(stand: Stand) -> None:
     """Retention: the default, a member's own, and never under something that is open."""
     used: dict[FileId, str] = {}

@@ -61,6 +61,7 @@ def facts(job: FineTuningJob) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_auto_becomes_numbers_and_the_worst_case_is_set_aside(stand: Stand) -> None:
     job = await made(stand, suffix="supper", metadata={"what": "supper"}, seed=7)
     assert job.id.startswith("ftjob-")

@@ -82,7 +82,7 @@ async def test_an_invited_member_has_the_line_that_the_inviter_lends(stand: Stan
         "for Carol",
     )
     assert made.token not in str(listed)
-    raw = (Path(stand.context.settings.home) / "pool.sqlite").read_bytes()
+    raw = (Path(stand.context.settings.home) / "potluck.db").read_bytes()
     assert made.token.encode() not in raw
     assert line(stand) == CREDIT_LINE - 300
     assert await stand.context.store.verify() == []

@@ -15,6 +15,8 @@ from coordinator.records import Role
 from coordinator.settings import Settings
 from coordinator.store import Store
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
 
 def test_a_key_looks_like_one_and_its_digest_does_not_tell_it() -> None:
     key = keys.generate()

@@ -13,6 +13,8 @@ from coordinator.core.jobs import AccountId
 from coordinator.lately import line_of, recall
 from coordinator.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
 DAY_S = 86_400.0
 NOON = datetime(2027, 1, 15, 12, tzinfo=UTC).timestamp()
 HALF_LIFE_S = 10 * DAY_S

@@ -11,7 +11,10 @@ from coordinator.core.jobs import MemberId
 from coordinator.records import Role
 from coordinator.store_errors import NameTaken, StoreConflict, StoreError, Unknown
 
+pytestmark = pytest.mark.usefixtures("on_both")
 
+
+@pytest.mark.sqlite
 async def test_a_new_member_has_an_account_and_a_key_that_opens(tmp_path: Path) -> None:
     async with world(tmp_path, members=0) as pool:
         member, key = await pool.store.create_member("Zoë", Role.ADMIN, 5, "laptop", NOW)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
 from fixtures_store import NOW, World, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from coordinator.core.jobs import AccountId, AttemptEvent, Job, JobEvent, JobId,
 from coordinator.core.ledger import COMMONS, Bucket, Code, Recorded
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, payments, quote
 from coordinator.movements import Movement, Wanted
+
+pytestmark = pytest.mark.usefixtures("on_both")
 
 LINE = 10_000_000
 SHAPE = Shape(1_000_000, 100_000, 1_000)

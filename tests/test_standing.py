@@ -14,6 +14,8 @@ from coordinator.core.rules import Rules
 from coordinator.core.standing import DAY_S, HOUR_S, Proof, Standing, missing
 from coordinator.records import Batch
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
 PROOF = Proof(needed=True, jobs=3, age_s=2 * HOUR_S)
 
 

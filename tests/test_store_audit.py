@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 from fixtures_store import NOW, url_in, world
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from coordinator.database import database_url
 from coordinator.store import Store
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
+REPLICA = "SET session_replication_role = replica"  # neither triggers nor references are looked at
 NO_TRIGGERS = [
     f"DROP TRIGGER {table}_no_{what}"
     for table in ("entries", "postings", "receipts", "heads")
@@ -36,6 +41,18 @@ async def findings(folder: Path) -> str:
     return "\n".join(f"{f.subject}: {f.message}" for f in found)
 
 
+async def tamper(folder: Path, statements: list[str]) -> None:
+    """As somebody who owns the database can."""
+    url = database_url(url_in(folder))
+    sqlite = url.get_backend_name() == "sqlite"
+    unwatched = [*NO_TRIGGERS, "PRAGMA foreign_keys = OFF"] if sqlite else [REPLICA]
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        for statement in [*unwatched, *statements]:
+            await connection.exec_driver_sql(statement)
+    await engine.dispose()
+
+
 @pytest.mark.parametrize(
     ("statements", "expected"),
     [
@@ -48,28 +65,25 @@ async def findings(folder: Path) -> str:
         (["DELETE FROM postings WHERE entry_number = 6", "DELETE FROM entries WHERE number = 6"], ["entry 7 follows entry 5", "entry 7 does not carry the hash"]),
         (["UPDATE entries SET number = 99 WHERE number = 5", "UPDATE entries SET number = 5 WHERE number = 6", "UPDATE entries SET number = 6 WHERE number = 99"], ["entry 5 does not carry the hash"]),
         (["UPDATE jobs SET state = 'failed', ended_at = 1 WHERE ended_at IS NULL"], ["the job is failed, but its hold is still open"]),
-        (["UPDATE jobs SET state = 'queued', ended_at = NULL WHERE rowid = 1"], ["the job is queued, but its hold was closed"]),
+        (["UPDATE jobs SET state = 'queued', ended_at = NULL WHERE ended_at IS NOT NULL"], ["the job is queued, but its hold was closed"]),
         (["UPDATE jobs SET hold = 999 WHERE ended_at IS NULL"], ["the hold is 1000, but the job says 999"]),
         (["UPDATE accounts SET credit_line = credit_line + 5 WHERE id = 'commons'"], ["commons: credit_line is", "all credit lines add up to 5"]),
         (["UPDATE receipts SET state = 'late' WHERE number = 2"], ["receipt 2 is not the one"]),
         (["DELETE FROM receipts WHERE number = 1"], ["receipt 2 is not the one"]),
-        (["PRAGMA foreign_keys = OFF", "DELETE FROM accounts WHERE id = 'commons'"], ["does not exist", "not to zero"]),
+        (["DELETE FROM accounts WHERE id = 'commons'"], ["does not exist", "not to zero"]),
     ],
 )  # fmt: skip
 async def test_a_change_behind_the_coordinators_back_is_named(
     tmp_path: Path, statements: list[str], expected: list[str]
 ) -> None:
     await books(tmp_path)
-    connection = sqlite3.connect(tmp_path / "potluck.db")
-    for statement in [*NO_TRIGGERS, "PRAGMA foreign_keys = OFF", *statements]:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+    await tamper(tmp_path, statements)
     found = await findings(tmp_path)
     for words in expected:
         assert words in found
 
 
+@pytest.mark.sqlite
 async def test_a_damaged_file_is_a_finding_not_a_crash(tmp_path: Path) -> None:
     """A row that refers to nothing is found by the database's own check."""
     await books(tmp_path)
@@ -84,10 +98,6 @@ async def test_findings_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await books(tmp_path)
     monkeypatch.setattr("coordinator.audit.FINDINGS_MAX", 3)
     monkeypatch.setattr("coordinator.audit._PAGE_ENTRIES", 2)
-    connection = sqlite3.connect(tmp_path / "potluck.db")
-    for statement in [*NO_TRIGGERS, "UPDATE entries SET details = 'x'"]:
-        connection.execute(statement)
-    connection.commit()
-    connection.close()
+    await tamper(tmp_path, ["UPDATE entries SET details = 'x'"])
     found = await findings(tmp_path)
     assert found.count("is not what its hash was made of") == 3

@@ -10,6 +10,8 @@ from fixtures_store import NOW, url_in
 
 from coordinator.store import Store
 
+pytestmark = pytest.mark.usefixtures("on_both")
+
 COMMITTER = """
 import asyncio, sys
 from pathlib import Path

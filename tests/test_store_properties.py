@@ -1,13 +1,13 @@
 """Whatever is held, closed, repeated and reloaded, in any order: the books add up, on a real database."""
 
 import asyncio
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fixtures_store import NOW, World, url_in, world
+from fixtures_postgres import Postgres
+from fixtures_store import ELSEWHERE, NOW, World, url_in, world
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -123,12 +123,23 @@ async def play(folder: Path, moves: list[Step]) -> None:
         await check(pool, running)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@settings(QUIET, max_examples=20)
 @given(steps)
 def test_any_order_of_movements_keeps_the_books(moves: list[Step]) -> None:
     """Sum zero, cached sums are the postings' sums, nothing overdrawn, nothing twice, same after reopening."""
-    folder = Path(tempfile.mkdtemp(prefix="potluck-books-"))
-    try:
-        asyncio.run(play(folder, moves))
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="potluck-books-") as folder:
+        asyncio.run(play(Path(folder), moves))
+
+
+@settings(QUIET, max_examples=5)  # a database for each costs more than what happens in it
+@given(steps)
+def test_and_in_postgresql(postgres: Postgres, postgres_template: str, moves: list[Step]) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="potluck-books-") as folder,
+        postgres.database(postgres_template) as name,
+    ):
+        (Path(folder) / ELSEWHERE).write_text(postgres.url(name))
+        asyncio.run(play(Path(folder), moves))

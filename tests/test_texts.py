@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from fixtures_api import Stand, chat_body, error_of
 from fixtures_store import NOW, world
 from test_api_pool import end_of
@@ -11,6 +12,8 @@ from coordinator.app import _sweepers
 from coordinator.chores import tidy
 from coordinator.core.jobs import JobEvent, JobId, Kind, move
 from coordinator.records import Batch
+
+pytestmark = pytest.mark.usefixtures("on_both")
 
 DAY_S = 86_400.0
 

@@ -60,6 +60,7 @@ async def post(stand: Stand, upload: Any, body: Any, by: str = "alice") -> httpx
     return await stand.ask("POST", f"/v1/uploads/{upload.id}/parts", by=by, content=body, headers=headers)
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_the_official_client_sends_a_file_in_parts(stand: Stand, tmp_path: Path) -> None:
     """`upload_file_chunked` from the disk and from memory, with its checksum; parts leave nothing behind."""
     path = tmp_path / "day.jsonl"
@@ -88,6 +89,7 @@ async def test_parts_may_come_together_and_in_any_order(stand: Stand) -> None:
     assert (await stand.openai().files.content(done.file.id)).content == DATA
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_a_part_that_is_sent_again_is_the_same_part(stand: Stand) -> None:
     """A lost answer costs nothing; a file whose parts are alike is made of one part, named as often as it stands."""
     upload = await begin(stand, 3 * 1_000)

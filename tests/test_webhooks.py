@@ -61,6 +61,7 @@ async def test_a_stored_job_that_ends_is_told_and_the_official_client_reads_it(
         assert [(d["state"], d["attempts"], d["status"]) for d in listed] == [("delivered", 1, 204)]
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_what_is_not_taken_comes_again_and_then_no_more(tmp_path: Any, receiver: Receiver) -> None:
     """A receiver that fails at first hears the same event again under the same id; a redirect is not followed; one
     that says that it is gone is told nothing more, until its address is changed."""
@@ -118,6 +119,7 @@ async def _until_off(stand: Stand, endpoint_id: str) -> str:
     return why
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_little_left_is_told_once_until_there_is_more(tmp_path: Any, receiver: Receiver) -> None:
     async with telling(tmp_path) as stand:
         await made(stand, receiver, "balance.low")
@@ -154,6 +156,7 @@ async def test_what_ended_unheard_is_told_after_the_start(tmp_path: Any, receive
         assert [event["data"]["id"] for event in receiver.events()] == [job]
 
 
+@pytest.mark.usefixtures("on_both")
 async def test_the_routes_are_those_of_the_official_client(tmp_path: Any, receiver: Receiver) -> None:
     async with telling(tmp_path) as stand:
         client = stand.openai().webhooks
