@@ -320,6 +320,19 @@ async def test_who_is_frozen_closed_or_unlinked_is_refused(stand: Stand, visitor
     assert await visitor.who is None
 
 
+async def test_an_account_that_was_unlinked_can_be_linked_again(stand: Stand, visitor: Visitor) -> None:
+    """By whoever signs in with it then: also by another member."""
+    await linked(stand)
+    link = (await events(stand, Action.IDENTITY_LINKED))[0]
+    (await stand.ask("DELETE", f"/pool/v1/keys/{link.details['key']}")).raise_for_status()
+    await visitor.sign_in(stand.keys["bob"])
+    assert (await visitor.link("alice")).status_code == 303
+    async with somebody(stand) as other:
+        assert (await other.come("alice")).status_code == 303
+        assert await other.who == "bob"
+    assert await stand.context.store.identities(stand.members["alice"].id) == []
+
+
 async def test_a_verified_address_of_a_domain_lets_in(tmp_path: Path, provider: Provider) -> None:
     """Once: the same account is the same member. An address that nobody verified does not."""
     async with pool(tmp_path, provider, oidc_join_domains="club.example") as stand:
