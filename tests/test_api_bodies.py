@@ -370,3 +370,43 @@ async def test_hundreds_of_wrong_bodies_over_the_wire_never_give_a_500(tmp_path:
                         error_of(response)
         assert (await stand.http.get(f"{stand.url}/readyz")).status_code == 200
         assert stand.available()["reserved"] == 0
+
+
+IS_JSON = "application/json"
+IS_FORM = "multipart/form-data; boundary=x"
+BROKEN: list[tuple[str | None, bytes]] = [
+    (None, b""),
+    ("text/plain", b"{}"),
+    (f"{IS_JSON}; charset=utf-16", b"\xff\xfe{\x00}\x00"),
+    (IS_JSON, b""),
+    (IS_JSON, b"null"),
+    (IS_JSON, b'{"n": 1e999, "seed": 99999999999999999999999, "at": -1e308}'),
+    (IS_JSON, b'{"model": "\\ud800", "name": "\\udfff"}'),
+    (IS_JSON, b'{"a": ' * 5_000 + b"1" + b"}" * 5_000),
+    (IS_JSON, b'{"name": "' + b"9" * 100_000 + b'", "amount": ' + b"9" * 5_000 + b"}"),
+    ("multipart/form-data", b"--x--"),
+    (IS_FORM, b"--x\r\n\r\n\x00\r\n--x--"),
+    (
+        IS_FORM,
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="\xff\x00"\r\n\r\n\x00\r\n--x--\r\n',
+    ),
+]
+
+
+async def test_no_route_fails_whatever_bytes_it_is_sent(tmp_path: Path) -> None:
+    """Each that reads a body refuses each of these; the stand looks at the shape of what it says."""
+    async with open_stand(tmp_path, requests_per_minute=2**31) as stand:
+        described = (await stand.http.get(f"{stand.url}/openapi.json")).json()
+        reading = [
+            (method.upper(), path)
+            for path, operations in described["paths"].items()
+            for method, operation in operations.items()
+            if "requestBody" in operation
+        ]
+        assert len(reading) > 30
+        for method, path in reading:
+            for kind, body in BROKEN:
+                headers = {} if kind is None else {"content-type": kind}
+                answer = await stand.ask(method, path, by="admin", content=body, headers=headers)
+                refused = 400 <= answer.status_code < 500 and answer.status_code != 429
+                assert refused, (method, path, kind, body[:40], answer.text)

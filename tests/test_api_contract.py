@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from fixtures_api import MODEL, WAIT_S, Stand, chat_body, open_stand
+from fixtures_api import MODEL, Stand, chat_body, open_stand
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
@@ -32,6 +32,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+WAIT_S = 120.0
 EXAMPLES = int(os.environ.get("POTLUCK_CONTRACT_EXAMPLES", "6"))
 CHECKS = [
     not_a_server_error,
@@ -45,6 +46,14 @@ CHECKS = [
 ]
 TRAINING = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n' * 16
 LINE = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat_body(max_tokens=2)}
+TEXTS = {"model": MODEL, "input": ["a", "b c"]}
+GOOD: dict[str, dict[str, Any]] = {  # what chance would hardly make
+    "ChatRequest": chat_body(max_tokens=2, logprobs=True, top_logprobs=2),
+    "CompletionRequest": {"model": MODEL, "prompt": ["a", "b"], "max_tokens": 2, "echo": True},
+    "EmbeddingRequest": TEXTS,
+    "JobRequest": {"kind": "embedding", "request": TEXTS},
+    "UploadRequest": {"filename": "a.jsonl", "purpose": "batch", "bytes": 4, "mime_type": "text/plain"},
+}
 STRANGERS = {"no key": None, "wrong key": "sk-potluck-wrong"}
 
 
@@ -138,6 +147,7 @@ def api(asker: Asker) -> schemathesis.BaseSchema:
     config = schemathesis.Config.from_dict(
         {
             "seed": 1,
+            "suppress-health-check": ["all"],  # they measure time, and a busy machine has none
             "request-timeout": WAIT_S,
             "max-stream-events": 20,
             "generation": {"deterministic": True, "max-examples": 2 if stranger else EXAMPLES},
@@ -152,13 +162,16 @@ def api(asker: Asker) -> schemathesis.BaseSchema:
 
 
 def with_known(described: dict[str, Any], known: dict[str, list[Any]]) -> dict[str, Any]:
-    """Beside what a parameter may be, what there is."""
+    """Beside what a parameter may be, what there is; and bodies with which a route can do its work."""
     described = copy.deepcopy(described)
     for operations in described["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):
                 if (values := known.get(parameter["name"])) is not None:
                     parameter["schema"] = {"anyOf": [{"enum": values}, parameter["schema"]]}
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                if (good := GOOD.get(body["schema"].get("$ref", "").rpartition("/")[2])) is not None:
+                    body["example"] = good
     for schema in described["components"]["schemas"].values():
         properties = schema.get("properties", {})
         for name in properties.keys() & known.keys():
