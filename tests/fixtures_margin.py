@@ -49,15 +49,15 @@ def first_difference(vocabulary: Vocabulary, ids: Sequence[int], text: str) -> i
 class Judge:
     """The model in fp32, loaded when it is first asked, beside the engines that are judged."""
 
-    def __init__(self, path: Path, cache: Path) -> None:
-        self.path, self.cache = path, cache
+    def __init__(self, paths: Path | list[Path], cache: Path) -> None:
+        self.paths, self.cache = ([paths] if isinstance(paths, Path) else paths), cache
         self._loaded: weights.Loaded | None = None
 
     @property
     def loaded(self) -> weights.Loaded:
         if self._loaded is None:
             torch.set_num_threads(1)
-            self._loaded = weights.load_model([self.path], self.cache, weights.Device("cpu", "float32"))
+            self._loaded = weights.load_model(self.paths, self.cache, weights.Device("cpu", "float32"))
         return self._loaded
 
     def scores(
@@ -76,7 +76,11 @@ class Judge:
     async def difference(self, work: work_pb2.Work, text: str) -> float | None:
         """None if `text` is what an engine alone answers, else the margin of the first token that it has not."""
         load = engine_pb2.Load(
-            engine="torch", model="judged", paths=[str(self.path)], cache_dir=str(self.cache), threads=1
+            engine="torch",
+            model="judged",
+            paths=[str(path) for path in self.paths],
+            cache_dir=str(self.cache),
+            threads=1,
         )
         async with hosted(load) as (host, heard):
             host.send(start(work))
