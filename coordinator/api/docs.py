@@ -22,10 +22,11 @@ from coordinator.api.contract import ERROR, ERRORS, JSON
 from coordinator.api.schema import Schema
 
 STYLE = """
+:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #8886; }
 code, pre { font: 14px/1.4 ui-monospace, monospace; }
-pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; }
+pre { background: #8882; padding: .8rem; overflow-x: auto; }
 dt { float: left; clear: left; font-weight: 600; }
 dd { margin-left: 3rem; }
 .method { display: inline-block; min-width: 4.5rem; font-weight: 600; }
