@@ -199,7 +199,7 @@ async def measure(pool: RealPool, sizes: list[int], asked: int, seconds: float) 
             print(f"  assigned, one by one: {await fleet.assignments(asker, asked // 2, 1)}")
             print(f"  assigned, {AT_ONCE} at a time: {await fleet.assignments(asker, asked // 2, AT_ONCE)}")
             print(
-                f"  workers that the pool sees: {there['workers']}, ledger sum {there['ledger_sum']}",
+                f"  sharing: {there['workers']['sharing']:,}; the ledger's sum: {there['ledger_sum']}",
                 flush=True,
             )
 
