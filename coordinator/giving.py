@@ -74,6 +74,11 @@ class Giving:
                 ) from None
         return await self._recorded(entry, written, to, amount)
 
+    async def granted(self, admin: Member, key: str | None) -> bool:
+        """Whether a grant was made under this key already."""
+        cause = cause_id("grt", admin.id, key)
+        return key is not None and await self.accounts.posted(f"{cause}/grant") is not None
+
     async def _recorded(self, wanted: Entry, written: Entry, to: Member, amount: int) -> Recorded:
         if written != wanted:
             message = f"This Idempotency-Key was used for another request ({written.id})."

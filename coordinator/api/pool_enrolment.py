@@ -209,6 +209,7 @@ class EnrolmentRoutes:
             raise ApiError(409, "worker_exists", sentence(error), param="csr", retry=False) from None
         except StoreError as error:
             raise ApiError(400, "invalid_value", sentence(error), param="name") from None
+        request.state.unchanged = worker.created_at != now  # its first answer was lost
         member = await context.store.member(worker.member)
         context.pool.names[worker.member] = member.name if member else worker.member
         context.pool.engine.fleet.enrol(Worker(worker.id, worker.name, worker.member, worker.account))

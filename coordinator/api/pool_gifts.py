@@ -113,6 +113,7 @@ class Gifts:
         key = idempotency_key(request)
         wanted = await self._desk.read(request, GrantRequest)
         to = await self._desk.member_named(wanted.member, "member")
+        request.state.unchanged = await context.pool.giving.granted(caller.member, key)
         try:
             done = await context.pool.giving.grant(caller.member, to, wanted.amount, wanted.reason, key=key)
         except Refusal as refusal:

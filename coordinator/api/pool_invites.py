@@ -125,15 +125,14 @@ class Invites:
             message = "Only an admin may let the pool lend the line; leave from_pool out to lend your own."
             raise ApiError(403, "admin_needed", message, param="from_pool")
         from_pool = caller.admin if asked.from_pool is None else asked.from_pool
-        wanted = Wanted(asked.credit_line, asked.expires_s, asked.note, from_pool)
+        wanted, now = Wanted(asked.credit_line, asked.expires_s, asked.note, from_pool), context.clock.now()
         try:
-            invite, token = await context.pool.invitations.create(
-                caller.member, wanted, key=key, now=context.clock.now()
-            )
+            invite, token = await context.pool.invitations.create(caller.member, wanted, key=key, now=now)
         except Refusal as refusal:
             raise refused(refusal) from None
         except StoreConflict as error:
             raise ApiError(409, "too_many_invites", sentence(error), retry=False) from None
+        request.state.unchanged = invite.created_at != now  # its first answer was lost
         address = http_address(request, context.settings)
         commands = [f"potluck login {address} --invite {token} --name NAME"]
         body = {**_body(invite, {caller.member.id: caller.member.name}), "token": token, "commands": commands}
@@ -193,14 +192,12 @@ async def invites_of(context: Context, member: MemberId | None) -> list[dict[str
 
 async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str | None) -> tuple[Member, str]:
     """The new member, and the text of its key. Raises ApiError. `key`: the request's Idempotency-Key."""
-    context, token = desk.context, wanted.token.strip()
+    context, token, now = desk.context, wanted.token.strip(), desk.context.clock.now()
     if not looks_like_invite(token):
         message = "This is not an invitation: one starts with `pli_` and has 47 characters. Copy it whole."
         raise ApiError(400, "invite_malformed", message, param="token")
     try:
-        member, text = await context.pool.invitations.accept(
-            token, wanted.name, key=key, now=context.clock.now()
-        )
+        member, text = await context.pool.invitations.accept(token, wanted.name, key=key, now=now)
     except InviteRefused as error:
         desk.auth.count_failure(request, "invitation")
         raise _refused(error) from None
@@ -212,7 +209,8 @@ async def accept(desk: Desk, request: Request, wanted: AcceptRequest, key: str |
         raise ApiError(400, "invalid_value", sentence(error), param="name") from None
     except Refusal as refusal:
         raise refused(refusal) from None
-    await note(desk, request, Action.MEMBER_JOINED, member.id, {"name": member.name}, by=member.id)
+    if member.created_at == now:  # else the answer to the first request was lost
+        await note(desk, request, Action.MEMBER_JOINED, member.id, {"name": member.name}, by=member.id)
     return member, text
 
 
