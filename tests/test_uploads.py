@@ -281,7 +281,9 @@ async def test_time_ends_what_nobody_goes_on_with(stand: Stand) -> None:
     assert await sweep() == 1
     assert stored(stand) == digests(PARTS[1])
     assert (await shown(stand, upload))["status"] == "expired"
-    assert 6_600 <= (await shown(stand, kept))["expires_at"] - kept.created_at < 6_660, "the clock goes on, too"
+    assert 6_600 <= (await shown(stand, kept))["expires_at"] - kept.created_at < 6_660, (
+        "the clock goes on, too"
+    )
     stand.clock.ahead_s = 3_601 + DAY_S
     assert await sweep() == 1
     assert (await stand.ask("GET", f"/v1/uploads/{upload.id}")).status_code == 404
