@@ -5,14 +5,12 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
-import uvicorn
 from fastapi import FastAPI
 
 from coordinator.api import create_api
@@ -36,6 +34,7 @@ from coordinator.core.standing import HOUR_S, Proof
 from coordinator.dashboard.rows import SignedIn
 from coordinator.files import Files
 from coordinator.lately import line_of, recall
+from coordinator.listener import GRACE_S, Listener
 from coordinator.lock import FileLock
 from coordinator.models import Models
 from coordinator.peer import identify
@@ -44,7 +43,8 @@ from coordinator.ports import PortTaken, bound_to, listening_on, port_sentence
 from coordinator.records import Loaded
 from coordinator.reports import WorkerReports
 from coordinator.sessions import Sessions, WorkerService
-from coordinator.settings import Settings, SettingsError
+from coordinator.settings import Settings
+from coordinator.standby import open_in_turn
 from coordinator.store import Store
 from coordinator.store_errors import StoreError
 from coordinator.texts import StoredTexts
@@ -60,7 +60,6 @@ log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 LOCK_FILE = "coordinator.lock"
-GRACE_S = 10.0  # for running answers when the coordinator is told to stop
 STREAM_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second coordinator on the port is refused instead of sharing it
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -98,36 +97,24 @@ class Coordinator:
             stop.cancel()
 
 
-class _Server(uvicorn.Server):
-    """Signals are the composition root's business."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @contextlib.asynccontextmanager
-async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterator[Coordinator]:
+async def coordinator(
+    settings: Settings, *, force: bool = False, on_standby: Callable[[str], None] = lambda _leader: None
+) -> AsyncIterator[Coordinator]:
     """Start a coordinator; leaving the block drains and stops it. `force`: also if its books are wrong.
 
-    Raises PortTaken, AlreadyRunning, StoreError (BooksWrong), CertificateError, KeyFileError, ModelsError or
-    SettingsError, all with sentences.
+    Where another one leads the pool, it waits for its turn first: `on_standby` is told the leader's URL.
+    Raises PortTaken, AlreadyRunning, LeadershipLost, StoreError (BooksWrong), CertificateError, KeyFileError,
+    ModelsError or SettingsError, all with sentences.
     """
     clock = SteadyClock()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(home_lock(settings))
+        if settings.books_in_a_file:
+            stack.enter_context(home_lock(settings))
         http_socket = stack.enter_context(listening_on(settings.http, "--http"))
         with bound_to(settings.grpc, "--grpc"):
             pass  # said now: gRPC knows no reasons, and after this the first key is made
-        store = await Store.open(settings.database_url, clock.now())
+        store = await open_in_turn(settings, clock.now(), http_socket, on_standby)
         stack.push_async_callback(store.close)
         await glance(store, force=force)
         first = await ensure_first_start(store, settings, clock.now())
@@ -142,26 +129,16 @@ async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterat
         pool, ticker = await _pool(settings, store, ca, vocabularies, catalogue, clock)
         stack.push_async_callback(asyncio.to_thread, pool.traces.close)
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if store.leadership is not None:
+            store.leadership.lost.add_done_callback(lambda lost: _fail_with(failed, lost.result()))
+            store.leadership.on_others = lambda: pool.sessions.tell_all(store.coordinators())
         context = await context_of(pool, ca, clock.now, lambda: catalogue)
         facts = facts_of(settings, catalogue, ca.fingerprint())
         await note_restart(context.audit_log, store, facts, clock.now())
         api = create_api(context)
         await ticker.turn()  # holds that a crash left open are returned before anybody is let in
         stack.push_async_callback(_background(ticker.run(), failed))
-        sweepers = _sweepers(context)
-        await tidy(pool, sweepers)
-        stack.push_async_callback(_background(keep_tidy(pool, sweepers), failed))
-        stack.push_async_callback(_background(context.heads.run(), failed))
-        stack.push_async_callback(_background(context.pulse.run(), failed))
-        stack.push_async_callback(_background(context.webhooks.run(), failed))
-        stack.push_async_callback(context.presence.close)
-        stack.push_async_callback(context.community.meter.close)
-        stack.push_async_callback(_background(context.community.meter.run(), failed))
-        stack.push_async_callback(_background(context.presence.run(), failed))
-        await context.batches.resume()
-        stack.push_async_callback(context.batches.close)
-        await context.finetunes.resume()
-        stack.push_async_callback(context.finetunes.close)
+        await _go_on(stack, context, failed)
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, context.files, models, clock
         )
@@ -185,6 +162,24 @@ async def coordinator(settings: Settings, *, force: bool = False) -> AsyncIterat
             context.closing.set()
             await pool.drain(GRACE_S)
             await ticker.turn()
+
+
+async def _go_on(stack: contextlib.AsyncExitStack, context: Context, failed: "asyncio.Future[None]") -> None:
+    """With all that the pool does by itself, wherever it was."""
+    sweepers = _sweepers(context)
+    await tidy(context.pool, sweepers)
+    stack.push_async_callback(_background(keep_tidy(context.pool, sweepers), failed))
+    stack.push_async_callback(_background(context.heads.run(), failed))
+    stack.push_async_callback(_background(context.pulse.run(), failed))
+    stack.push_async_callback(_background(context.webhooks.run(), failed))
+    stack.push_async_callback(context.presence.close)
+    stack.push_async_callback(context.community.meter.close)
+    stack.push_async_callback(_background(context.community.meter.run(), failed))
+    stack.push_async_callback(_background(context.presence.run(), failed))
+    await context.batches.resume()
+    stack.push_async_callback(context.batches.close)
+    await context.finetunes.resume()
+    stack.push_async_callback(context.finetunes.close)
 
 
 def _sweepers(context: Context) -> Sequence[Sweeper]:
@@ -293,6 +288,7 @@ async def _serve_grpc(
         pool_name=settings.pool_name,
         catalogue_json=models.catalogue.to_wire,
         receipts=pool.receipts,
+        coordinators=store.coordinators,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     stack.push_async_callback(reports.close)
@@ -331,37 +327,9 @@ async def _serve_http(
     listening: socket.socket,
     failed: "asyncio.Future[None]",
 ) -> str:
-    config = uvicorn.Config(
-        api,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        proxy_headers=False,  # the API reads forwarded headers itself, from a configured proxy only
-        timeout_graceful_shutdown=int(GRACE_S),
-        timeout_keep_alive=75,
-        limit_concurrency=settings.connections_max,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-    )
-    try:
-        config.load()
-    except (ssl.SSLError, OSError) as error:
-        reason = error.strerror or str(error)
-        raise SettingsError(
-            f"the TLS files {settings.tls_cert} and {settings.tls_key} cannot be used: {reason}. Give a"
-            " certificate chain and its private key, both PEM, to --tls-cert and --tls-key."
-        ) from error
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    task.add_done_callback(lambda t: _fail(failed, t))
-    await server.ready.wait()
-
-    async def stop() -> None:
-        server.should_exit = True
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(stop)
+    listener = await Listener.open(settings, api, listening)
+    listener.task.add_done_callback(lambda t: _fail(failed, t))
+    stack.push_async_callback(listener.stop)
     host, port = listening.getsockname()[:2]
     return f"{host}:{port}"
 
@@ -381,12 +349,17 @@ def _background(
 
 
 def _fail(failed: "asyncio.Future[None]", task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None and not failed.done():
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _fail_with(failed, error)
+
+
+def _fail_with(failed: "asyncio.Future[None]", error: BaseException) -> None:
+    if not failed.done():
         failed.set_exception(error)
 
 
 def home_lock(settings: Settings) -> FileLock:
-    """One coordinator for each home, wherever its database lies: the CA and the artifacts are here."""
+    """One coordinator, or one tool, for each home; with PostgreSQL it is the leader's row that tells."""
     try:
         return FileLock.acquire(settings.folder / LOCK_FILE)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,8 @@ from coordinator.models import ModelsError
 from coordinator.ports import PortTaken
 from coordinator.recovery import recover_admin
 from coordinator.settings import Settings, SettingsError
-from coordinator.store_errors import StoreError
+from coordinator.store import Store
+from coordinator.store_errors import LeadershipLost, StoreError
 from potluck import collector
 from potluck.cli.printing import Output, Printer
 from potluck.errors import ExitCode, PotluckError
@@ -97,6 +99,11 @@ def start(
         configure("auto")
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(settings, force=force))
+    except asyncio.CancelledError:  # stopped before it was open
+        raise typer.Exit(ExitCode.OK) from None
+    except LeadershipLost as lost:
+        typer.echo(f"potluck: {lost}", err=True)
+        raise typer.Exit(ExitCode.INVALID) from None
     except TROUBLES as trouble:
         typer.echo(f"potluck: {trouble}", err=True)
         raise typer.Exit(ExitCode.ERROR) from None
@@ -142,7 +149,7 @@ def rotate_ca(
         settings = Settings.load({})
         lock = home_lock(settings)
         try:
-            made = CertificateAuthority.rotate(settings.home, settings.pool_name, time.time())
+            made = asyncio.run(_rotate(settings))
         finally:
             lock.release()
     except (AlreadyRunning, CertificateError, StoreError, SettingsError) as trouble:
@@ -153,6 +160,16 @@ def rotate_ca(
         "Start the coordinator. On each worker: remove the folder `worker` in its POTLUCK_HOME, then join"
     )
     typer.echo("with a new token; `potluck coordinator join-token --uses N` makes one for all.")
+
+
+async def _rotate(settings: Settings) -> CertificateAuthority:
+    """With books in PostgreSQL it is the database that knows whether a coordinator runs."""
+    store = None if settings.books_in_a_file else await Store.open(settings.database_url, time.time())
+    try:
+        return CertificateAuthority.rotate(settings.home, settings.pool_name, time.time())
+    finally:
+        if store is not None:
+            await store.close()
 
 
 @app.command(epilog="Example:  potluck coordinator check")
@@ -203,11 +220,21 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _run(settings: Settings, *, force: bool) -> None:
     sys.setswitchinterval(SWITCH_S)
-    async with coordinator(settings, force=force) as running:
+    task = asyncio.current_task()
+    assert task is not None
+    with contextlib.suppress(NotImplementedError):  # Windows ends the process by itself
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    async with coordinator(settings, force=force, on_standby=_say_standby) as running:
         _stop_on_signals(running)
         collector.freeze()
         _say(running)
-        await running.wait()
+        try:
+            await running.wait()
+        except LeadershipLost as lost:
+            # As after kill -9: whatever an orderly end would write or clean up is the new leader's now.
+            typer.echo(f"potluck: {lost}", err=True)
+            sys.stdout.flush()
+            os._exit(ExitCode.INVALID)
         typer.echo("Stopping: running answers may end first. Press Ctrl-C again to stop at once.", err=True)
 
 
@@ -222,6 +249,12 @@ def _stop_on_signals(running: Coordinator) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError):  # Windows: KeyboardInterrupt ends asyncio.run
             loop.add_signal_handler(number, stop)
+
+
+def _say_standby(leader: str) -> None:
+    where = f" at {leader}" if leader else ""
+    typer.echo(f"Standing by: another coordinator{where} leads this pool. This one takes over when it ends.")
+    sys.stdout.flush()
 
 
 def _say(running: Coordinator) -> None:

@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from coordinator import dialect
+from coordinator.leadership import Leadership, Seat, Waiting
 from coordinator.lock import FileLock
 from coordinator.migrations import check_revision, migrate
 from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable, Unwritable
@@ -64,31 +65,49 @@ class Database:
         self._reader = reader
         self._books = books  # with SQLite only
         self._lock = lock
+        self.leadership: Leadership | None = None  # with PostgreSQL only
+        self._beats: AsyncEngine | None = None
         self._writing = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, url: str) -> Self:
-        """Open the database and bring it to the newest shape.
+    async def connect(cls, url: str, seat: Seat | None = None, waiting: Waiting | None = None) -> Self:
+        """Open the database, for one coordinator alone, and bring it to the newest shape.
 
-        Raises AlreadyRunning, DatabaseNewer, StoreFull or StoreError.
+        With PostgreSQL, `waiting` is told who leads the pool until it is our turn; without it, and with
+        SQLite, a coordinator that runs is refused. Raises AlreadyRunning, DatabaseNewer, StoreFull or
+        StoreError.
         """
         parsed = database_url(url)
         sqlite = parsed.get_backend_name() == "sqlite"
         lock = _claim(parsed) if sqlite else None
-        writer = create_async_engine(parsed, pool_size=1, max_overflow=0)
+        more = {} if sqlite else {"connect_args": dialect.POSTGRES_WRITER}
+        writer = create_async_engine(parsed, pool_size=1, max_overflow=0, **more)
         reader = create_async_engine(parsed, pool_size=READERS, max_overflow=0)
         if sqlite:
             dialect.prepare_sqlite(writer.sync_engine, writer=True)
             dialect.prepare_sqlite(reader.sync_engine, writer=False)
         else:
+            dialect.prepare_postgres(writer.sync_engine)
+            dialect.prepare_postgres(reader.sync_engine)
             reader = reader.execution_options(**dialect.POSTGRES_READER)
         database = cls(writer, reader, _Books(parsed) if sqlite else None, lock)
         try:
-            await _migrate(parsed)
+            if sqlite:
+                await _migrate(parsed)
+            else:
+                await database._lead(parsed, seat or Seat(), waiting)
         except BaseException:
             await database.close()
             raise
         return database
+
+    async def _lead(self, url: URL, seat: Seat, waiting: Waiting | None) -> None:
+        """On connections of its own: a beat waits for no write."""
+        self._beats = create_async_engine(
+            url, pool_size=1, max_overflow=0, connect_args=dialect.POSTGRES_BEATS
+        )
+        with translated():
+            self.leadership = await Leadership.claim(self._beats, seat, waiting)
 
     @classmethod
     async def inspect(cls, url: str) -> Self:
@@ -114,9 +133,19 @@ class Database:
             raise
         return database
 
+    def coordinators(self) -> list[str]:
+        """HOST:PORT where workers find the pool, or will: the leader first. Empty with SQLite."""
+        if self.leadership is None:
+            return []
+        return [address for address in (self.leadership.seat.grpc, *self.leadership.others) if address]
+
     async def close(self) -> None:
         """Waits for the write that runs, then lets go of the database."""
         async with self._writing:
+            if self.leadership is not None:
+                await self.leadership.resign()
+            if self._beats is not None:
+                await self._beats.dispose()
             await self._reader.dispose()
             await self._writer.dispose()
             if self._books is not None:
@@ -133,10 +162,15 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed at the end of the block, or rolled back by any exception in it."""
+        """A transaction that is committed at the end of the block, or rolled back by any exception in it.
+
+        Raises LeadershipLost if another coordinator leads the pool.
+        """
         async with self._writing:
             with translated():
                 async with self._writer.begin() as connection:
+                    if self.leadership is not None:
+                        await self.leadership.fence(connection)
                     yield connection
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
@@ -175,8 +209,7 @@ class Database:
 async def _migrate(url: URL) -> None:
     """On an engine of its own: SQLite makes tables anew only where it does not watch what refers to them."""
     migrator = create_async_engine(url, pool_size=1, max_overflow=0)
-    if url.get_backend_name() == "sqlite":
-        dialect.prepare_sqlite(migrator.sync_engine, writer=True, references=False)
+    dialect.prepare_sqlite(migrator.sync_engine, writer=True, references=False)
     try:
         with translated():
             async with migrator.begin() as connection:

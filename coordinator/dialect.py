@@ -24,6 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 BUSY_TIMEOUT_MS: Final = 5_000
@@ -39,6 +40,14 @@ POSTGRES_READER: Final[Mapping[str, Any]] = {
     "isolation_level": "REPEATABLE READ",
     "postgresql_readonly": True,
 }
+
+# A process that was stopped in a transaction must not keep its locks, nor wait for ever on a dead line.
+POSTGRES_WRITER: Final[Mapping[str, Any]] = {
+    "timeout": 5,
+    "command_timeout": 60,
+    "server_settings": {"idle_in_transaction_session_timeout": "3000"},
+}
+POSTGRES_BEATS: Final[Mapping[str, Any]] = {**POSTGRES_WRITER, "command_timeout": None}
 
 # INSERT OR REPLACE deletes without firing DELETE triggers, hence the third one.
 _SQLITE_APPEND_ONLY: Final = (
@@ -98,6 +107,16 @@ def prepare_sqlite(engine: Engine, *, writer: bool, references: bool = True) -> 
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
+
+
+def prepare_postgres(engine: Engine) -> None:
+    """A connection that the server has closed meanwhile is replaced before anybody uses it."""
+
+    def checked_out(connection: DBAPIConnection, _record: object, _proxy: object) -> None:
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    event.listen(engine, "checkout", checked_out)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from coordinator.store_errors import StoreError
 from coordinator.tables import Base
 
 _ROWS_AT_ONCE: Final = 1_000
+# All but who leads and who waits.
+_TABLES: Final = tuple(t for t in Base.metadata.sorted_tables if t.name not in {"leader", "standbys"})
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
@@ -52,7 +54,7 @@ async def relocate(
     try:
         async with source.reading() as reading, _empty(to) as writing:
             await writing.run_sync(migrate)
-            for table in reversed(Base.metadata.sorted_tables):
+            for table in reversed(_TABLES):
                 if await _count(writing, table):  # what a new pool begins with; ours has its own
                     await writing.execute(table.delete())
             rows = await _copy(reading, writing, progress)
@@ -92,9 +94,9 @@ def _tables(connection: Connection) -> list[str]:
 
 async def _copy(reading: AsyncConnection, writing: AsyncConnection, progress: Progress) -> dict[str, int]:
     """All rows, those referred to before those that refer. Raises StoreError if one did not arrive."""
-    counts = {table.name: await _count(reading, table) for table in Base.metadata.sorted_tables}
+    counts = {table.name: await _count(reading, table) for table in _TABLES}
     done, total = 0, sum(counts.values())
-    for table in Base.metadata.sorted_tables:
+    for table in _TABLES:
         result = await reading.stream(_ordered(table))
         async for rows in result.mappings().partitions(_ROWS_AT_ONCE):
             await writing.execute(table.insert(), [dict(row) for row in rows])

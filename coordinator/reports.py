@@ -51,6 +51,7 @@ class WorkerReports:
     pool_name: str
     catalogue_json: Callable[[], bytes]
     receipts: Receipts
+    coordinators: Callable[[], list[str]] = list  # where workers find the pool
     beats: dict[WorkerId, float] = field(default_factory=dict)  # when each was last heard to beat
     training: TrainingReports = field(init=False)
 
@@ -106,6 +107,7 @@ class WorkerReports:
             catalogue=self.catalogue_json(),
             bundles=True,
             pause=self.pool.pauses.message(worker),
+            coordinators=self.coordinators(),
         )
 
     def uploading(self, worker: WorkerId, job_id: JobId, number: int) -> bool:

@@ -6,7 +6,7 @@ a clean end look alike (grpc.aio ends handlers either way), so cleaning up happe
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -100,6 +100,14 @@ class Sessions:
             stream.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the worker does not read what it is sent")
             return False
         return True
+
+    def tell_all(self, coordinators: Sequence[str]) -> None:
+        """Where else the pool may be found, from now on."""
+        message = session_pb2.CoordinatorMessage(
+            coordinators=session_pb2.Coordinators(addresses=coordinators)
+        )
+        for worker in list(self.streams):
+            self.send(worker, message)
 
     def expel(self, worker: WorkerId, sentence: str) -> None:
         """Close the live stream of a worker that was revoked."""

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     http: str = Field("127.0.0.1:8420", description="HOST:PORT for members")
     grpc: str = Field("127.0.0.1:8421", description="HOST:PORT for workers")
     public_host: str | None = Field(None, max_length=253, description="the name by which others reach it")
+    public_grpc: str | None = Field(
+        None, max_length=261, description="HOST:PORT by which workers reach it, if not public_host"
+    )
     database: str | None = Field(None, description="URL; without one, a SQLite file in home")
     database_password_file: Path | None = Field(
         None, description="holds the password that the URL of `database` leaves out"
@@ -229,6 +232,11 @@ class Settings(BaseSettings):
         return self.home / "coordinator"
 
     @property
+    def books_in_a_file(self) -> bool:
+        """SQLite, not PostgreSQL."""
+        return self.database is None or make_url(self.database).get_backend_name() == "sqlite"
+
+    @property
     def database_url(self) -> str:
         """Raises SettingsError if the file with its password cannot be read."""
         if self.database is None:
@@ -258,10 +266,11 @@ class Settings(BaseSettings):
             raise ValueError("a pool's name has characters that can be printed, on one line")
         return value.strip()
 
-    @field_validator("http", "grpc")
+    @field_validator("http", "grpc", "public_grpc")
     @classmethod
-    def _address(cls, value: str) -> str:
-        split_address(value)
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
         return value
 
     @field_validator("database")

@@ -61,7 +61,7 @@ def compile_statements(spoken: Dialect) -> Statements:
         entries=insert(tables.Entry),
         postings=insert(tables.Posting),
         receipts=insert(tables.Receipt),
-        requests=insert(tables.StoredRequest),
+        requests=upsert(tables.StoredRequest),
         results=upsert(tables.StoredResult),
         moves=_compiled(move, spoken, [*(f"by_{bucket}" for bucket in BUCKETS), "account"]),
         standings=_compiled(standing, spoken, [*(f"new_{name}" for name in STANDING), "worker"]),

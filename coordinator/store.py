@@ -29,6 +29,7 @@ from coordinator.finetunes.rows import Finetunes
 from coordinator.history import History, with_attempts
 from coordinator.invites import Invites
 from coordinator.lately import Lately
+from coordinator.leadership import Seat, Waiting
 from coordinator.members import Members
 from coordinator.movements import Movements
 from coordinator.notices.rows import Notices
@@ -108,12 +109,18 @@ class Store(
     _statements: Statements | None = None  # compiled when first needed
 
     @classmethod
-    async def open(cls, url: str, now: float) -> "Store":
-        """Open the books, and found them if there are none.
+    async def open(
+        cls,
+        url: str,
+        now: float,
+        seat: Seat | None = None,
+        waiting: Waiting | None = None,
+    ) -> "Store":
+        """Open the books when it is our turn, and found them if there are none. See `connect`.
 
         Raises AlreadyRunning, DatabaseNewer, StoreFull or StoreError, each with a sentence for people.
         """
-        store = await cls.connect(url)
+        store = await cls.connect(url, seat, waiting)
         try:
             if await store.setting("created_at") is None:
                 await store.put_setting("created_at", repr(now))
@@ -138,6 +145,20 @@ class Store(
         statements = self._spoken()
         writes = _Writes.of(batch)
         await self.transact(lambda transaction: _write(transaction, writes, statements))
+
+    async def holds(self, batch: Batch) -> bool:
+        """Was it recorded, all of it, though the answer to `commit` was lost with the connection?
+
+        False also for a batch without entries and receipts: that may be committed twice.
+        """
+        chains = ((batch.records, _ENTRIES), (batch.receipts, table_of(tables.Receipt)))
+        async with self.reading() as connection:
+            for records, table in chains:
+                if records:
+                    last = records[-1]
+                    found = select(table.c.hash).where(table.c.number == last.number)
+                    return (await connection.execute(found)).scalar() == last.hash
+        return False
 
     def _spoken(self) -> Statements:
         if self._statements is None:

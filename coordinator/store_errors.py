@@ -17,6 +17,10 @@ class Unwritable(StoreError):  # noqa: N818 -- named for what happened
     """A text that the database cannot hold: PostgreSQL knows no NUL character."""
 
 
+class LeadershipLost(StoreUnavailable):
+    """Another coordinator writes now, and this one never again."""
+
+
 class StoreConflict(StoreError):  # noqa: N818 -- named for what happened
     """Recorded before, out of order, or against a constraint: trying again is useless."""
 

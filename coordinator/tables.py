@@ -29,6 +29,8 @@ from coordinator.finetunes.tables import Finetune as Finetune  # noqa: PLC0414 -
 from coordinator.finetunes.tables import FinetuneCheckpoint as FinetuneCheckpoint  # noqa: PLC0414 -- likewise
 from coordinator.finetunes.tables import FinetuneEvent as FinetuneEvent  # noqa: PLC0414 -- likewise
 from coordinator.finetunes.tables import FinetuneProgress as FinetuneProgress  # noqa: PLC0414 -- likewise
+from coordinator.leadership_tables import Leader as Leader  # noqa: PLC0414 -- one of the tables
+from coordinator.leadership_tables import Standby as Standby  # noqa: PLC0414 -- likewise
 from coordinator.notices.tables import Terms as Terms  # noqa: PLC0414 -- one of the tables
 from coordinator.notices.tables import TermsAcceptance as TermsAcceptance  # noqa: PLC0414 -- likewise
 from coordinator.oidc.tables import Identity as Identity  # noqa: PLC0414 -- one of the tables

@@ -18,7 +18,7 @@ from coordinator.core.ledger import Recorded, record
 from coordinator.core.messages import Effects, Send
 from coordinator.records import Batch, ReceiptRow, RecordedReceipt
 from coordinator.store import Store
-from coordinator.store_errors import StoreConflict, StoreError
+from coordinator.store_errors import LeadershipLost, StoreConflict, StoreError
 from potluck import chain
 from potluck.chain import GENESIS
 
@@ -205,7 +205,10 @@ class Ticker:
         pause, told = 0.1, False
         while True:
             try:
-                await self.store.commit(batch)
+                if not told or not await self.store.holds(batch):
+                    await self.store.commit(batch)
+            except LeadershipLost:
+                raise
             except StoreConflict:
                 # Memory and disk disagree: a bug, or a second writer. Stop; the disk is the truth.
                 log.critical("the books refuse a batch", action="commit_conflict")

@@ -254,6 +254,10 @@ def identities(past: Past) -> None:
     past.row("identities", key_id="key_admin", linked_at=AT_S, **account)
 
 
+def leader(past: Past) -> None:
+    past.row("standbys", grpc="b.example.org:8421", seen_at=AT_S)
+
+
 LIFE: dict[str, Callable[[Past], None]] = {
     "0001": first,
     "0002": credits_anyone_can_check,
@@ -268,6 +272,7 @@ LIFE: dict[str, Callable[[Past], None]] = {
     "0011": community,
     "0012": webhooks,
     "0013": identities,
+    "0014": leader,
 }
 
 

@@ -45,6 +45,11 @@ class Postgres:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        places = [f"--pgdata={self.folder / 'data'}", f"--log={self.folder / 'log'}"]
+        self.run("pg_ctl", *places, f"--options={options}", "--wait", "start", as_owner=True)
+
     def ask(self, program: str, *arguments: str) -> str:
         return self.run(program, "--host=127.0.0.1", f"--port={self.port}", "--username=potluck", *arguments)
 
@@ -86,11 +91,7 @@ def postgres() -> Iterator[Postgres]:
             shutil.chown(folder, OWNER)
         made = ["--username=potluck", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync"]
         server.run("initdb", f"--pgdata={data}", *made, as_owner=True)
-        options = f"-p {server.port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        log = f"--log={folder / 'log'}"
-        server.run(
-            "pg_ctl", f"--pgdata={data}", log, f"--options={options}", "--wait", "start", as_owner=True
-        )
+        server.start()
         stack.callback(
             server.run, "pg_ctl", f"--pgdata={data}", "--mode=fast", "--wait", "stop", as_owner=True
         )

@@ -63,6 +63,7 @@ async def rows(url: str) -> Rows:
             (tuple(sorted((name, _plain(value)) for name, value in row.items())) for row in of), key=repr
         )
         for table, of in found.items()
+        if table not in {"leader", "standbys"}
     }
 
 

@@ -61,6 +61,24 @@ async def test_the_same_batch_twice_is_refused_and_changes_nothing(tmp_path: Pat
         assert await pool.store.verify() == []
 
 
+async def test_what_a_lost_answer_hid_is_found(tmp_path: Path) -> None:
+    """By the hash of its last record: another batch with the same number is not it."""
+    async with world(tmp_path) as pool:
+        job = pool.assigned(pool.job())
+        held = pool.held(job)
+        assert not await pool.store.holds(held)
+        await pool.store.commit(held)
+        assert await pool.store.holds(held)
+        other = replace(held.records[-1], hash="f" * 64)
+        assert not await pool.store.holds(replace(held, records=[other]))
+        _, batch = pool.closed(job, 10)
+        only_receipts = Batch(receipts=batch.receipts)
+        assert not await pool.store.holds(only_receipts)
+        await pool.store.commit(batch)
+        assert await pool.store.holds(only_receipts)
+        assert not await pool.store.holds(Batch(jobs=[job]))
+
+
 async def test_an_id_is_recorded_once_whatever_its_number(tmp_path: Path) -> None:
     """A second hold of one job, honestly chained, is refused by the database itself."""
     async with world(tmp_path) as pool:

@@ -17,9 +17,9 @@ from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
 from coordinator.core.receipts import ReceiptState
 from coordinator.core.rules import Rules
-from coordinator.records import EnrolledWorker, Issued, Member, ReceiptRow, RecordedReceipt, Role
+from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, RecordedReceipt, Role
 from coordinator.store import Store
-from coordinator.store_errors import StoreConflict, StoreFull
+from coordinator.store_errors import StoreConflict, StoreFull, StoreUnavailable
 from coordinator.tick import RECEIPTS_S, Chain, ReceiptChain, Ticker
 
 OPENED = 2  # entries that lend the lines of alice and bob
@@ -256,3 +256,28 @@ async def test_the_ticker_wakes_when_the_grace_of_a_closed_stream_ends(world: Wo
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_made_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection broke behind the commit: the chain on the disk says that it was taken."""
+    connect(world)
+    await world.ticker.turn()
+    commit, made = world.store.commit, []
+
+    async def cut(batch: Batch) -> None:
+        made.append(batch)
+        await commit(batch)
+        raise StoreUnavailable("the connection is gone")
+
+    monkeypatch.setattr(world.store, "commit", cut)
+    job = world.submit(1)
+    await world.ticker.turn()
+    assert len(made) == 1
+    assert world.troubles == ["the connection is gone"]
+    assert world.ticker.trouble == ""
+    assert (await world.store.load()).last_number == OPENED + 1
+    stored = await world.store.job(job.id)
+    assert stored is not None
+    assert await world.store.verify() == []

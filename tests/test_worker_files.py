@@ -22,6 +22,7 @@ from fixtures_worker import (
 from potluck.catalogue import Artifact, Catalogue, File, Variant
 from potluck.logs import configure
 from potluck.v1 import session_pb2, work_pb2
+from worker.addresses import Addresses
 from worker.artifacts import DOWNLOADS_MAX, ArtifactClient
 from worker.membership import utc_now
 from worker.renewal import Renewal
@@ -147,7 +148,8 @@ async def test_more_downloads_than_the_coordinator_gives_at_once_wait_for_each_o
             now=utc_now,
         )
         client, second = (
-            ArtifactClient(workplace.membership.grpc, identity.tls_key_pem(), renewal) for _ in range(2)
+            ArtifactClient(Addresses.of(workplace.membership), identity.tls_key_pem(), renewal)
+            for _ in range(2)
         )
 
         async def whole(source: ArtifactClient, sha256: str) -> bytes:

@@ -10,6 +10,7 @@ import grpc.aio
 
 from potluck.fetch import FetchError, Interrupted, SourceFailed
 from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc
+from worker.addresses import Addresses
 from worker.errors import WorkerError
 from worker.renewal import Renewal
 from worker.session import CHANNEL_OPTIONS
@@ -33,8 +34,8 @@ class ArtifactClient:
     More downloads than the coordinator gives at once wait here for each other.
     """
 
-    def __init__(self, target: str, tls_key: bytes, renewal: Renewal) -> None:
-        self._target, self._tls_key, self._renewal = target, tls_key, renewal
+    def __init__(self, addresses: Addresses, tls_key: bytes, renewal: Renewal) -> None:
+        self._addresses, self._tls_key, self._renewal = addresses, tls_key, renewal
         self._turn = asyncio.Semaphore(DOWNLOADS_MAX)
 
     async def download(self, sha256: str, offset: int) -> AsyncGenerator[bytes, None]:
@@ -52,7 +53,7 @@ class ArtifactClient:
             raise Interrupted(str(error)) from None
         credentials = grpc.ssl_channel_credentials(certificate.ca, self._tls_key, certificate.certificate)
         async with grpc.aio.secure_channel(
-            self._target, credentials, options=list(CHANNEL_OPTIONS)
+            self._addresses.current, credentials, options=list(CHANNEL_OPTIONS)
         ) as channel:
             yield artifacts_pb2_grpc.ArtifactServiceStub(channel)
 

@@ -7,7 +7,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, assert_never
 
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from potluck.v1 import session_pb2
 from potluck.version import version
 from worker import checks, wire
+from worker.addresses import Addresses
 from worker.artifacts import ArtifactClient
 from worker.claims import Claims
 from worker.core import Core
@@ -83,6 +84,7 @@ class Daemon:
         guests = guests_of(settings.sharing, member.member)
         self.core = Core(worker_id=member.worker_id, limits=Limits(), guests=guests)
         tls_key = workplace.identity.tls_key_pem()
+        self._addresses = Addresses.of(member)
         self._renewal = Renewal(
             membership=member,
             identity=workplace.identity,
@@ -95,7 +97,7 @@ class Daemon:
         self._serving = Serving(
             settings=settings,
             places=places,
-            artifacts=ArtifactClient(member.grpc, tls_key, self._renewal),
+            artifacts=ArtifactClient(self._addresses, tls_key, self._renewal),
             now=self.now,
             emit=self.feed,
             know=self._claims.earnings.know,
@@ -114,7 +116,7 @@ class Daemon:
             now=self.now,
         )
         self._link = Link(
-            target=member.grpc,
+            addresses=self._addresses,
             tls_key=tls_key,
             renewal=self._renewal,
             reporter=self._reporter,
@@ -310,7 +312,15 @@ class Daemon:
         for progress in self._serving.supervisor.progress():
             self._link.send(session_pb2.WorkerMessage(progress=progress))
 
+    def _learn(self, coordinators: Sequence[str]) -> None:
+        """Kept, so that a start finds the pool although the coordinator that it joined at is gone."""
+        if coordinators and self._addresses.learn(coordinators):
+            known = tuple(self._addresses.known)
+            self.membership.model_copy(update={"coordinators": known}).save(self.places.worker)
+            self._log.info("the pool can be found at", action="coordinators", at=", ".join(known))
+
     def _welcomed(self, welcome: session_pb2.Welcome) -> None:
+        self._learn(welcome.coordinators)
         self._owner.ask(wire.asked_from(welcome.pause))
         if welcome.catalogue and welcome.catalogue != self._catalogue:
             self._catalogue = welcome.catalogue
@@ -324,6 +334,8 @@ class Daemon:
             self.drain(message.drain.why or "the coordinator asks for it")
         elif message.HasField("pause"):
             self._owner.ask(wire.asked_from(message.pause))
+        elif message.HasField("coordinators"):
+            self._learn(message.coordinators.addresses)
         elif event is not None:
             self.feed(event)
 

@@ -14,6 +14,7 @@ from potluck.identity import RECEIPT_KEY_FILE, TLS_KEY_FILE
 from potluck.v1 import session_pb2
 from potluck.version import version
 from worker import asked, checks, earned, state, wire, wish
+from worker.addresses import Addresses
 from worker.claims import Claims
 from worker.enrol import leave
 from worker.errors import Revoked, Unreachable, WorkerError
@@ -63,7 +64,7 @@ class Settlement:
         for attempt in self._claims.restore():
             self._queue.keep(attempt)
         self._link = Link(
-            target=member.grpc,
+            addresses=Addresses.of(member),
             tls_key=workplace.identity.tls_key_pem(),
             renewal=Renewal(
                 membership=member,

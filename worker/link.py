@@ -11,6 +11,7 @@ import structlog
 
 from potluck.v1 import session_pb2
 from worker import wire
+from worker.addresses import Addresses
 from worker.errors import WorkerConflict, WorkerError
 from worker.messages import Congested, Disconnected, Event
 from worker.renewal import Renewal
@@ -39,7 +40,7 @@ class Link:
     def __init__(
         self,
         *,
-        target: str,
+        addresses: Addresses,
         tls_key: bytes,
         renewal: Renewal,
         reporter: Witness,
@@ -48,11 +49,12 @@ class Link:
         on_welcome: Callable[[session_pb2.Welcome], None],
         on_message: Heard,
     ) -> None:
-        self._target, self._tls_key, self._renewal = target, tls_key, renewal
+        self._addresses, self._tls_key, self._renewal = addresses, tls_key, renewal
         self._reporter, self._hello, self._feed = reporter, hello, feed
         self._on_welcome, self._on_message = on_welcome, on_message
         self._session: Session | None = None
         self._welcomed = False
+        self._heard = False  # was there a welcome in this session, or in the last one?
         self._closing = False
         self._log = structlog.get_logger("worker.link")
 
@@ -86,6 +88,8 @@ class Link:
                 self._reporter.lost(str(lost))
                 if lost.handshake:
                     await self._renewal.after_failed_handshake()
+                if not self._heard and not self._addresses.turn():
+                    continue  # nobody was there: at once to who may be
             if self._closing:
                 return
             if loop.time() - began >= STEADY_S:
@@ -100,8 +104,9 @@ class Link:
             if error.code == "worker_revoked":
                 raise
             raise SessionLost(str(error)) from None
+        self._heard = False
         self._session = Session(
-            target=self._target,
+            target=self._addresses.current,
             certificate=certificate,
             tls_key=self._tls_key,
             on_welcome=self._welcome,
@@ -126,7 +131,7 @@ class Link:
         except wire.WireError as error:
             raise SessionLost(f"the coordinator spoke nonsense: {error}") from None
         self._log.info("connected", action="connected", pool=welcome.pool, version=welcome.version)
-        self._welcomed = True
+        self._welcomed = self._heard = True
         self._reporter.connected()
         self._feed(connected)
         self._on_welcome(welcome)

@@ -31,6 +31,7 @@ class Membership(BaseModel):
     member: str = Field(max_length=256)
     pool: str = Field(max_length=256)
     grpc: str = Field(min_length=3, max_length=512)  # host:port
+    coordinators: tuple[str, ...] = ()  # host:port of all that the pool has told, the latest news first
     url: str = Field(max_length=2048)  # where it was joined, and where certificates are renewed
     public_key: str = Field("", pattern=r"^([0-9a-f]{64})?$")  # by which the pool signs; empty: not told
 

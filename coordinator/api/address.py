@@ -13,7 +13,9 @@ def http_address(request: Request, settings: Settings) -> str:
 
 
 def grpc_address(request: Request, settings: Settings, bound: str) -> str:
-    """`host:port` of the workers' listener: the public host, else the name that the worker used just now."""
+    """`host:port` of the workers' listener: as set, else by the public host or the name used just now."""
+    if settings.public_grpc is not None:
+        return settings.public_grpc
     port = (bound or settings.grpc).rpartition(":")[2]
     host = settings.public_host or request.url.hostname or "127.0.0.1"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -128,6 +128,7 @@ class Jobs:
             ticket = await context.pool.submit(stored)
         except Refusal as refusal:
             raise refused(refusal) from None
+        await context.pool.ticker.committed()  # nobody waits for it: what was taken must outlive us
         where = {"x-potluck-job-id": ticket.job_id, "location": f"/pool/v1/jobs/{ticket.job_id}"}
         headers = {**where, **self._desk.rates(caller)}
         return Json({"id": ticket.job_id, "quote": ticket.quote}, 202, headers)

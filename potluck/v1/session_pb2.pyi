@@ -167,6 +167,7 @@ class CoordinatorMessage(_message.Message):
     RECEIPT_ACK_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
+    COORDINATORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -183,6 +184,8 @@ class CoordinatorMessage(_message.Message):
     def bundle(self) -> Global___CoordinatorBundle: ...
     @_builtins.property
     def pause(self) -> Global___Pause: ...
+    @_builtins.property
+    def coordinators(self) -> Global___Coordinators: ...
     def __init__(
         self,
         *,
@@ -194,16 +197,39 @@ class CoordinatorMessage(_message.Message):
         receipt_ack: Global___ReceiptAck | None = ...,
         bundle: Global___CoordinatorBundle | None = ...,
         pause: Global___Pause | None = ...,
+        coordinators: Global___Coordinators | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "coordinators", b"coordinators", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "assign", b"assign", "body", b"body", "bundle", b"bundle", "cancel", b"cancel", "coordinators", b"coordinators", "drain", b"drain", "pause", b"pause", "receipt_ack", b"receipt_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack", "bundle", "pause"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "assign", "ack", "cancel", "drain", "receipt_ack", "bundle", "pause", "coordinators"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___CoordinatorMessage: _TypeAlias = CoordinatorMessage  # noqa: Y015
+
+@_typing.final
+class Coordinators(_message.Message):
+    """HOST:PORT of the pool's coordinators, the one that leads first: whoever loses it tries the others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Coordinators: _TypeAlias = Coordinators  # noqa: Y015
 
 @_typing.final
 class CoordinatorBundle(_message.Message):
@@ -875,6 +901,7 @@ class Welcome(_message.Message):
     CATALOGUE_FIELD_NUMBER: _builtins.int
     BUNDLES_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
+    COORDINATORS_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the one to speak"""
     worker_id: _builtins.str
@@ -895,6 +922,10 @@ class Welcome(_message.Message):
     def pause(self) -> Global___Pause:
         """in force; absent: none"""
 
+    @_builtins.property
+    def coordinators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as in Coordinators"""
+
     def __init__(
         self,
         *,
@@ -909,10 +940,11 @@ class Welcome(_message.Message):
         catalogue: _builtins.bytes = ...,
         bundles: _builtins.bool = ...,
         pause: Global___Pause | None = ...,
+        coordinators: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pause", b"pause", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "coordinators", b"coordinators", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pause", b"pause", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
