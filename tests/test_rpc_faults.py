@@ -68,6 +68,7 @@ DOWN = {
     "receipt_ack": "chat",
     "bundle": None,
     "pause": "paused",
+    "coordinators": "by hand",  # and each welcome says it again: test_takeover.py, test_worker_addresses.py
 }
 STREAMS = {"WorkerService.Session": UP | DOWN, "ArtifactService.Download": {}, "ArtifactService.Upload": {}}
 OWN = {"by hand", None}
