@@ -355,7 +355,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = tomllib.loads(data.decode())
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} cannot be read: {error}.") from None
     known = set(Settings.model_fields) - {"home"}  # the file lies in it
     for name in found:

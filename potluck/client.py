@@ -93,7 +93,7 @@ class ClientFile:
             return cls(path)
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{path} is no valid TOML: {error}. Correct it or delete it.") from None
         profiles = data.get("profiles", {})
         default = data.get("default_profile")

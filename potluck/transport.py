@@ -264,7 +264,7 @@ def _events(source: "httpx2.EventSource") -> Iterator[Any]:
             continue
         try:
             data = event.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise UnexpectedAnswer(
                 "An event of the stream is no JSON: this is no answer of a pool."
             ) from None
@@ -280,7 +280,7 @@ def _events(source: "httpx2.EventSource") -> Iterator[Any]:
 def decoded(response: "httpx2.Response") -> Any:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UnexpectedAnswer(
             f"{response.url} answered something that is no JSON. Is this the address of a Potluck pool?",
             status=response.status_code,
@@ -290,7 +290,7 @@ def decoded(response: "httpx2.Response") -> Any:
 def _error(response: "httpx2.Response", content: bytes) -> PotluckError:
     try:
         body = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     after = response.headers.get("retry-after", "")
     return error_from(

@@ -89,6 +89,6 @@ def _threads(content: bytes) -> int:
     """A daemon that is just writing its entry counts as one that takes a share."""
     try:
         value = json.loads(content)["threads"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return 0
     return value if isinstance(value, int) and value > 0 else 0

@@ -162,6 +162,6 @@ def _read(path: Path, now: float) -> dict[str, Speed]:
             str(key): Speed(_sound(float(e["prefill"])), _sound(float(e["decode"])), float(e["at"]))
             for key, e in list(said.items())[-ENTRIES_MAX:]
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         return {}
     return {key: speed for key, speed in found.items() if 0 <= now - speed.at < KEPT_S}

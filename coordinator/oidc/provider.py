@@ -165,12 +165,9 @@ class Provider:
             async with asyncio.timeout(ANSWER_S_MAX):
                 answer = await client.request("GET", url, withhold_token=True)
             answer.raise_for_status()
-            found = json.loads(answer.content)
         except (TimeoutError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             raise ProviderDown(f"{url}: {_shortly(error)}") from None
-        if not isinstance(found, dict):
-            raise ProviderDown(f"{url}: this is no JSON object")
-        return found
+        return object_of(url, answer.content)
 
     def _endpoint(self, name: str) -> str:
         url = self.metadata.get(name)
@@ -226,6 +223,17 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def object_of(url: str, data: bytes) -> dict[str, Any]:
+    """What a provider published there. Raises ProviderDown."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProviderDown(f"{url}: {_shortly(error)}") from None
+    if not isinstance(found, dict):
+        raise ProviderDown(f"{url}: this is no JSON object")
+    return found
 
 
 def _shortly(error: Exception) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
 
-import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -41,7 +40,7 @@ class ChatTemplate:
         self._no_content = None if _ASKS_FOR_NONE.search(source) else ""  # beside tool calls
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # it comes out of a model's file: whatever compiling it trips over
             raise EngineError("bad_chat_template", f"the model's chat template is broken: {error}") from error
 
     def render(self, chat: work_pb2.ChatWork, *, opened: bool = True) -> str:
