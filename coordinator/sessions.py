@@ -231,7 +231,11 @@ async def _readable(
 
 
 async def _write(stream: Stream, context: Context) -> None:
-    """What waits in the outbox goes out together: a write costs far more than what is in it."""
+    """What waits in the outbox goes out together: a write costs far more than what is in it.
+
+    The Welcome is the first of it and travels alone: a worker that got it in a bundle would leave.
+    """
+    await context.write(await stream.outbox.get())
     while True:
         waiting, size = [await stream.outbox.get()], 0
         while stream.bundles and not stream.outbox.empty() and len(waiting) < BUNDLE_MESSAGES_MAX:

@@ -36,11 +36,12 @@ from potluck.files import Purpose
 from potluck.identity import JoinToken, WorkerIdentity
 from potluck.membership import accept_invite
 from potluck.v1 import artifacts_pb2, engine_pb2, session_pb2, work_pb2
+from worker.addresses import Addresses
 from worker.artifacts import ArtifactClient
 from worker.daemon import Daemon
 from worker.enrol import enrol, leave
 from worker.errors import Unreachable
-from worker.membership import Certificate
+from worker.membership import Certificate, Membership
 from worker.messages import AttemptId
 from worker.renewal import Renewal
 from worker.uploads import Uploads
@@ -68,7 +69,7 @@ DOWN = {
     "receipt_ack": "chat",
     "bundle": None,
     "pause": "paused",
-    "coordinators": "by hand",  # and each welcome says it again: test_takeover.py, test_worker_addresses.py
+    "coordinators": "addressed",
 }
 STREAMS = {"WorkerService.Session": UP | DOWN, "ArtifactService.Download": {}, "ArtifactService.Upload": {}}
 OWN = {"by hand", None}
@@ -138,6 +139,21 @@ class Scene:
         await self.house.eventually(lambda: bool(self.daemon.core.paused), "the pause")
         (await self.house.api("POST", f"{path}/resume", "bob", json={})).raise_for_status()
         await self.house.eventually(lambda: not self.daemon.core.paused, "the end of the pause")
+
+    async def addressed(self) -> None:
+        """Told where the pool is, and, as with every welcome, once more."""
+        told, sessions = [self.line.address, "127.0.0.1:9"], self.house.running.pool.sessions
+        before = dict(sessions.streams)
+        sessions.tell_all(told)
+        await asyncio.wait_for(self.cut.done.wait(), WAIT_S)
+        await self.house.eventually(
+            lambda: any(new.greeted and before.get(who) is not new for who, new in sessions.streams.items()),
+            "another stream",
+        )
+        sessions.tell_all(told)
+        await self.house.eventually(
+            lambda: list(Membership.load(self.daemon.places.worker).coordinators) == told, "the addresses"
+        )
 
     async def ready(self) -> None:
         """Connected, by both sides' word, and its model loaded."""
@@ -362,7 +378,7 @@ class Known:
 
 def client_of(rig: RawWorker, line: Line) -> ArtifactClient:
     known: Any = Known(Certificate(rig.certificate, rig.ca))
-    return ArtifactClient(line.address, rig.identity.tls_key_pem(), known)
+    return ArtifactClient(Addresses(line.address), rig.identity.tls_key_pem(), known)
 
 
 async def pieces(data: bytes) -> AsyncIterator[bytes]:
