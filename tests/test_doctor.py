@@ -232,6 +232,11 @@ def test_the_worker_on_this_machine_is_looked_at_too(real_pool: RealPool) -> Non
         assert (done.returncode == 0) == said["good"], done.stderr
         return done.returncode, said
 
+    def sharing() -> bool:
+        """As the worker itself says, which may lag behind what the pool says of it."""
+        return bool(ask()[1]["worker"][0]["sentence"] == "The worker is sharing.")
+
+    real_pool.until(sharing, "the worker to say that it shares", process)
     _, said = ask()
     pooled = {f["topic"]: (f["state"], f["sentence"]) for f in said["findings"]}
     assert pooled["models"] == ("ok", f"1 of {models(real_pool)} models are served now: emulator-small.")

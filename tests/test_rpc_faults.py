@@ -259,7 +259,9 @@ async def test_a_message_of_the_session_is_acted_on_once(
             if table[kind] == "chat":
                 tries = happened.pop("attempts")  # an assignment that is lost, or whose line is away too long
                 assert 0 < happened["receipts"] <= tries, phase
-                assert happened | {"receipts": 1, "attempts": 1} == usual, phase
+                assert 0 <= happened["postings"] - usual["postings"] < tries, "one for each that delivered"
+                same = {name: usual[name] for name in ("receipts", "attempts", "postings")}
+                assert happened | same == usual, phase
         before = await at_rest(made)
         assert await made.ask() == undisturbed
         assert more(before, await at_rest(made)) == usual, "nothing is left of the faults"
@@ -564,6 +566,8 @@ async def test_what_is_asked_again_under_its_key_is_done_once(house: House, path
             happened = more(before, counted(house))
             if path == "/v1/batches":
                 happened = {name: rows for name, rows in happened.items() if name not in PASSING}
+            if path == "/v1/fine_tuning/jobs":  # how far it came before it was cancelled is no matter here
+                happened = {"finetunes": happened["finetunes"]}
             assert happened
             assert phase is None or happened == usual, phase
             usual = happened
