@@ -82,6 +82,8 @@ def main() -> int:
     )
     with stand.running_pool() as pool:
         memory = idle(pool, wanted.seconds)
+    stand.figure("potluck --help", median, "ms", 0)
+    stand.figure("idle worker", memory, "MB", 0)
     print(f"target of the worker: at most {WORKER_MB_MAX} MB")
     missed = median >= HELP_MS_MAX or memory > WORKER_MB_MAX
     print("a target is missed" if missed else "both targets are met")

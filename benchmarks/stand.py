@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine in two lines, and a real pool that is gone afterwards."""
+"""What benchmarks share: the machine in two lines, figures, and a real pool that is gone afterwards."""
 
 import importlib.metadata
 import os
@@ -36,6 +36,11 @@ def _cpuinfo() -> list[str]:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []  # not Linux
+
+
+def figure(name: str, value: float, unit: str = "", digits: int = 2) -> None:
+    """Prints one of the numbers that a benchmark is run for, as `scripts/measure` reads it back."""
+    print(f"= {name}: {value:,.{digits}f} {unit}".rstrip(), flush=True)
 
 
 def quantile(values: Sequence[float], q: float) -> float:

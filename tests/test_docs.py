@@ -45,9 +45,10 @@ def test_every_page_is_found_in_the_sites_navigation() -> None:
     assert {path.relative_to(ROOT / "docs").as_posix() for path in DOCS} <= named
 
 
-def test_the_reference_is_what_its_sources_say() -> None:
+@pytest.mark.parametrize("script", ["reference", "measure"])
+def test_a_page_that_a_script_writes_is_what_its_sources_say(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "reference", "--check"],
+        [sys.executable, ROOT / "scripts" / script, "--check"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
