@@ -14,7 +14,7 @@ HEAD: Final = """\
 
 Every number here was printed by a command of this repository: `scripts/measure` runs them all, keeps what
 they print in `benchmarks/results`, and writes this page out of it. Measure your own machine: where two things
-are compared, the ratio carries over, and little else does. The table is made of the lines that begin with `=`.
+are compared, the ratio carries over, and little else does. The table is made of lines that begin with `=`.
 
 ## What is to be reached
 
@@ -80,7 +80,7 @@ def block(output: str) -> str:
 
 
 def written(kept: Mapping[str, str]) -> str:
-    """The page, from what each measurement printed. Raises ValueError if a number is missed and nothing says why."""
+    """The page, from what each measurement printed. Raises ValueError if what is missed has no why."""
     rows, missed, sections = [], [], []
     for one in measurements():
         found = figures(kept.get(one.name, ""))
