@@ -1,6 +1,7 @@
 """What benchmarks share: the machine in two lines, figures, and a real pool that is gone afterwards."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import sys
@@ -44,8 +45,8 @@ def figure(name: str, value: float, unit: str = "", digits: int = 2) -> None:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * q))]
+    """The smallest that as many as q of them do not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(len(values) * q) - 1)]
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """The network between a worker and the coordinator, as a proxy that can go dead, crawl, or break connections."""
 
+import json
 import socket
 import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from fixtures_pool import free_port
+from fixtures_pool import RealPool, free_port
 
 CHUNK = 65_536
 UP, DOWN = "up", "down"
@@ -83,3 +85,14 @@ class Proxy:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+def between(pool: RealPool, name: str) -> Proxy:
+    """For a worker that has joined and is not started yet: its stream goes through it."""
+    membership = pool.folder / name / "worker" / "membership.json"
+    proxy = Proxy(pool.grpc_port)
+    known: dict[str, Any] = json.loads(membership.read_text(encoding="utf-8"))
+    there = known["grpc"].replace(f":{pool.grpc_port}", f":{proxy.port}")
+    assert there != known["grpc"], "its stream goes through the proxy"
+    membership.write_text(json.dumps(known | {"grpc": there}), encoding="utf-8")
+    return proxy

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fixtures_margin import Judge
 from fixtures_pool import COMMAND, Process, RealPool
@@ -19,7 +18,7 @@ from fixtures_tiny import write_tiny
 
 from chaos_harness import oracles
 from chaos_harness.faults import Faults
-from chaos_harness.proxy import Proxy
+from chaos_harness.proxy import Proxy, between
 from chaos_harness.traffic import PROMPTS, TINY, TOKENS, Asker, Notes
 from potluck.catalogue import Catalogue
 
@@ -115,12 +114,8 @@ class Chaos:
 
     def _start_workers(self) -> None:
         for name, owner in {**EMULATORS, **TORCH}.items():
-            membership = self.pool.join(name, owner) / "worker" / "membership.json"
-            self.proxies[name] = Proxy(self.pool.grpc_port)
-            known: dict[str, Any] = json.loads(membership.read_text(encoding="utf-8"))
-            there = known["grpc"].replace(f":{self.pool.grpc_port}", f":{self.proxies[name].port}")
-            assert there != known["grpc"], "its stream goes through the proxy"
-            membership.write_text(json.dumps(known | {"grpc": there}), encoding="utf-8")
+            self.pool.join(name, owner)
+            self.proxies[name] = between(self.pool, name)
             flags = ["--engine", "torch", "--models", TINY, "--threads", "1", "--slots", "2"]
             if name in EMULATORS:
                 flags = ["--engine", "emulator", "--models", "emulator-small", "--slots", "4"]
