@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from coordinator import tables
@@ -203,12 +203,12 @@ def _revoked(row: tables.Worker) -> WorkerRevoked:
 
 async def _free_name(session: AsyncSession, member_id: str, name: str) -> str:
     """The name, or with a number behind it: a reinstalled machine need not think of a new one."""
-    mine = select(tables.Worker.name).where(
-        tables.Worker.member_id == member_id, col(tables.Worker.revoked_at).is_(None)
-    )
-    taken = set((await session.exec(mine)).all())
-    if len(taken) >= WORKERS_PER_MEMBER_MAX:
+    mine = (col(tables.Worker.member_id) == member_id) & col(tables.Worker.revoked_at).is_(None)
+    count = (await session.exec(select(func.count()).select_from(tables.Worker).where(mine))).one()
+    if count >= WORKERS_PER_MEMBER_MAX:
         raise StoreConflict(f"a member has at most {WORKERS_PER_MEMBER_MAX} workers: revoke some first")
+    like_it = col(tables.Worker.name).startswith(name, autoescape=True)
+    taken = set((await session.exec(select(tables.Worker.name).where(mine, like_it))).all())
     number, free = 1, name
     while free in taken:
         number += 1

@@ -132,7 +132,7 @@ class Engine(Reports):
 
     def busy(self) -> bool:
         """Whether time alone can change anything."""
-        return bool(self.lives) or any(w.missed_at is not None for w in self.fleet.workers.values())
+        return bool(self.lives or self.fleet.missed)
 
     def _plan(self, now: float) -> None:
         def waiting(job_id: JobId) -> Waiting:
@@ -182,9 +182,8 @@ class Engine(Reports):
                 self._acknowledge(live, worker.id)
                 if live.stage in LOADING:
                     self._expire(live, now)
-        for worker in self.fleet.workers.values():
-            if worker.missed_at is not None:
-                self.fleet.blame_missing(worker, now)
+        for worker_id in list(self.fleet.missed):
+            self.fleet.blame_missing(self.fleet.workers[worker_id], now)
         if braking is None:  # nobody is missing: the next time many are, the brake is fresh
             self.fleet.braking_since = None
         self._replan = True

@@ -145,6 +145,7 @@ class Fleet:
     by_account: dict[AccountId, dict[WorkerId, None]] = field(default_factory=dict)
     by_model: dict[str, dict[WorkerId, None]] = field(default_factory=dict)
     leaving: dict[WorkerId, None] = field(default_factory=dict)  # closed while busy, grace not yet over
+    missed: dict[WorkerId, None] = field(default_factory=dict)  # whose `missed_at` is set
     departed: dict[WorkerId, Worker] = field(default_factory=dict)  # with earnings that are still held
     braking_since: float | None = None
     news: dict[str, dict[WorkerId, None]] = field(default_factory=dict)  # by model, whom to look at again
@@ -159,6 +160,7 @@ class Fleet:
         if worker is not None and worker.standing.held:
             self.departed[worker_id] = worker
         self.leaving.pop(worker_id, None)
+        self.missed.pop(worker_id, None)
         if worker is None:
             return
         del self.by_account[worker.account][worker_id]
@@ -225,7 +227,7 @@ class Fleet:
             worker.suspect = False
             self.changed(worker)
         if worker.missed_at is not None and now - worker.missed_at <= self.patience.forgiven_s:
-            worker.missed_at = None
+            self._settle(worker)
 
     def closed(self, worker: Worker, now: float) -> None:
         """Its stream closed. Said twice, the first time counts."""
@@ -295,10 +297,16 @@ class Fleet:
         worker.suspect = True
         self.changed(worker)
         worker.missed_at = since if worker.missed_at is None else min(worker.missed_at, since)
+        self.missed[worker.id] = None
         if now - worker.missed_at > self.patience.forgiven_s:
             self.blame_missing(worker, now)
 
     def blame_missing(self, worker: Worker, now: float) -> None:
         if worker.missed_at is not None and now - worker.missed_at > self.patience.forgiven_s:
-            worker.missed_at = None
+            self._settle(worker)
             self.blame(worker)
+
+    def _settle(self, worker: Worker) -> None:
+        """Nothing is open any more of what it missed."""
+        worker.missed_at = None
+        self.missed.pop(worker.id, None)
