@@ -44,6 +44,10 @@ def figure(name: str, value: float, unit: str = "", digits: int = 2) -> None:
     print(f"= {name}: {value:,.{digits}f} {unit}".rstrip(), flush=True)
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def quantile(values: Sequence[float], q: float) -> float:
     """The smallest that as many as q of them do not exceed (nearest rank)."""
     return sorted(values)[max(0, math.ceil(len(values) * q) - 1)]

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""A real small model through the pool with one worker, against the same engine called directly.
+"""A real small model through the pool with one and two workers, against the same engines called directly.
 
-    benchmarks/through_the_pool.py [--engines llamacpp,torch] [--streams 1,8] [--rounds 3] [--tokens 96]
+    benchmarks/through_the_pool.py [--engines llamacpp,torch] [--workers 1,2] [--streams 1,8] [--rounds 3]
+                                   [--tokens 96]
 
-The engine has one thread on both sides. Directly means: in this process, without pipe, worker or coordinator;
+An engine has one thread on both sides. Directly means: in a process as the engine's own, without worker or
+coordinator, as many of them as there are workers, the streams shared out evenly;
 through the pool: HTTP with authentication and ledger, mutual TLS to the worker, a pipe to its engine. Both
 answer the same questions in turns, and each side's tokens are counted by itself. Printed for each round are
 tokens/s and CPU time a token (for the pool: of the coordinator, the daemon and the engine, each apart), and
@@ -15,8 +17,11 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -30,7 +35,6 @@ from potluck.home import model_cache
 from potluck.v1 import engine_pb2, work_pb2
 from worker.engines.engine import Engine
 
-WANTED = 0.95
 QUESTION = "Write a very long story about a lighthouse keeper who finds a message in a bottle."
 TEMPERATURE, TOP_P = 0.8, 0.95
 CONTEXT_TOKENS, SLOTS = 1024, 8
@@ -51,8 +55,8 @@ class Run:
         return f"{self.rate:7.1f} tokens/s; ms CPU a token: {parts}"
 
 
-class Direct:
-    """The engine in this process."""
+class Alone:
+    """An engine in this process, without pipe, worker or coordinator."""
 
     def __init__(self, engine: str) -> None:
         self.heard = Heard()
@@ -82,8 +86,64 @@ class Direct:
             raise SystemExit(event.failed.failure.message)
         return event.done.usage.output_tokens
 
+
+async def alone(engine: str, path: Path, asked: Connection) -> None:
+    """A child's whole life: answers what comes through `asked`, all of it at once, until it is closed."""
+    mine = Alone(engine)
+    await mine.load(path)
+    asked.send(0)
+    try:
+        while batch := await asyncio.to_thread(_received, asked):
+            counts = await asyncio.gather(*(mine.answer(seed, tokens) for seed, tokens in batch))
+            mine.heard.events.clear()
+            asked.send(sum(counts))
+    finally:
+        await mine.engine.close()
+
+
+def _received(asked: Connection) -> list[tuple[int, int]]:
+    try:
+        batch: list[tuple[int, int]] = asked.recv()
+    except EOFError:
+        return []
+    return batch
+
+
+def run_alone(engine: str, path: Path, asked: Connection) -> None:
+    asyncio.run(alone(engine, path, asked))
+
+
+class Direct:
+    """As many processes as there are workers, each with an engine that is called in it."""
+
+    def __init__(self, engine: str, path: Path, count: int) -> None:
+        self.name, self.asked, self.children = engine, list[Connection](), list[SpawnProcess]()
+        spawn = get_context("spawn")
+        for _ in range(count):
+            mine, theirs = spawn.Pipe()
+            child = spawn.Process(target=run_alone, args=(engine, path, theirs))
+            child.start()
+            theirs.close()
+            self.asked.append(mine)
+            self.children.append(child)
+        for asked in self.asked:
+            asked.recv()
+
+    async def answers(self, seeds: Sequence[int], tokens: int) -> int:
+        count = len(self.asked)
+        for n, asked in enumerate(self.asked):
+            asked.send([(seed, tokens) for seed in seeds[n::count]])
+        busy = self.asked[: len(seeds)]
+        return sum(await asyncio.gather(*(asyncio.to_thread(asked.recv) for asked in busy)))
+
     def cpu_s(self) -> dict[str, float]:
-        return {"all": time.process_time()}
+        return {"engine": sum(_cpu_s(psutil.Process(child.pid)) for child in self.children)}
+
+    def close(self) -> None:
+        for asked, child in zip(self.asked, self.children, strict=True):
+            asked.close()
+            child.join(stand.END_S_MAX)
+            child.kill()
 
 
 def _engine(name: str, emit: Callable[[engine_pb2.EngineEvent], None]) -> Engine:
@@ -99,8 +159,11 @@ def _engine(name: str, emit: Callable[[engine_pb2.EngineEvent], None]) -> Engine
 class Pooled:
     """The same through HTTP, by a client that does as little as it can."""
 
-    def __init__(self, pool: RealPool, worker: psutil.Process, key: str) -> None:
-        self.pool, self.worker, self.key = pool, worker, key
+    def __init__(self, pool: RealPool, workers: list[psutil.Process], key: str) -> None:
+        self.pool, self.workers, self.key = pool, workers, key
+
+    async def answers(self, seeds: Sequence[int], tokens: int) -> int:
+        return sum(await asyncio.gather(*(self.answer(seed, tokens) for seed in seeds)))
 
     async def answer(self, seed: int, tokens: int) -> int:
         body = {
@@ -130,8 +193,8 @@ class Pooled:
         assert self.pool.coordinator is not None
         coordinator = psutil.Process(self.pool.coordinator.popen.pid)
         return {
-            "engine": sum(map(_cpu_s, self.worker.children(recursive=True))),
-            "daemon": _cpu_s(self.worker),
+            "engine": sum(_cpu_s(child) for one in self.workers for child in one.children(recursive=True)),
+            "daemon": sum(map(_cpu_s, self.workers)),
             "coordinator": _cpu_s(coordinator),
         }
 
@@ -144,45 +207,44 @@ def _cpu_s(process: psutil.Process) -> float:
 async def drive(side: Direct | Pooled, streams: int, tokens: int, seed: int) -> Run:
     """All streams from their beginning to the last one's end."""
     before, begun = side.cpu_s(), time.perf_counter()
-    answers: list[Awaitable[int]] = [side.answer(seed + index, tokens) for index in range(streams)]
-    counts = await asyncio.gather(*answers)
+    count = await side.answers(range(seed, seed + streams), tokens)
     seconds, after = time.perf_counter() - begun, side.cpu_s()
-    if isinstance(side, Direct):
-        side.heard.events.clear()
-    return Run(sum(counts), seconds, {who: after[who] - before[who] for who in after})
+    return Run(count, seconds, {who: after[who] - before[who] for who in after})
 
 
 async def compare(direct: Direct, pooled: Pooled, given: argparse.Namespace) -> None:
-    for streams in map(int, given.streams.split(",")):
+    workers = len(pooled.workers)
+    for streams in (count for count in map(int, given.streams.split(",")) if count >= workers):
         for side in (direct, pooled):
             await drive(side, streams, 8, 0)
         ratios = []
+        label = f"{direct.name}, {stand.counted(streams, 'stream')}, {stand.counted(workers, 'worker')}"
         for turn in range(given.rounds):
             alone = await drive(direct, streams, given.tokens, 100 * turn)
             through = await drive(pooled, streams, given.tokens, 100 * turn)
             ratios.append(through.rate / alone.rate)
-            label = f"{direct.name:8} {streams:2} streams"
             print(f"{label}  direct {alone.line()}")
             print(f"{label}  pool   {through.line()}  ({ratios[-1]:.2f}x)", flush=True)
-        print(f"{label}  median {statistics.median(ratios):.2f}x, wanted {WANTED}x", flush=True)
+        stand.figure(label, statistics.median(ratios), "x")
 
 
-async def measure(engine: str, path: Path, given: argparse.Namespace) -> None:
-    direct = Direct(engine)
-    await direct.load(path)
+def measure(engine: str, path: Path, workers: int, given: argparse.Namespace) -> None:
+    direct = Direct(engine, path, workers)
     try:
         with stand.running_pool(POTLUCK_CONCURRENT_JOBS="64") as pool:
             flags = ["--engine", engine, "--models", stand.SMALL, "--threads", "1", "--slots", str(SLOTS)]
-            worker = await asyncio.to_thread(pool.add_worker, "rig", "bob", *flags)
-            member = await asyncio.to_thread(pool.member, "carol", 10**12)
-            await compare(direct, Pooled(pool, psutil.Process(worker.popen.pid), member.key), given)
+            started = [pool.add_worker(f"rig{n}", "bob", *flags) for n in range(workers)]
+            member = pool.member("carol", 10**12)
+            processes = [psutil.Process(worker.popen.pid) for worker in started]
+            asyncio.run(compare(direct, Pooled(pool, processes, member.key), given))
     finally:
-        await direct.engine.close()
+        direct.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--engines", default="llamacpp,torch")
+    parser.add_argument("--workers", default="1,2")
     parser.add_argument("--streams", default="1,8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=96)
@@ -192,7 +254,8 @@ def main() -> None:
     assert entry is not None
     path = asyncio.run(fetch(entry.variants[0].files[0], model_cache()))
     for engine in given.engines.split(","):
-        asyncio.run(measure(engine, path, given))
+        for workers in map(int, given.workers.split(",")):
+            measure(engine, path, workers, given)
 
 
 if __name__ == "__main__":
