@@ -197,11 +197,14 @@ async def measure(pool: RealPool, sizes: list[int], asked: int, seconds: float) 
             )
             print(f"  its event loop: {spread(late)}")
             print(f"  assigned, one by one: {await fleet.assignments(asker, asked // 2, 1)}")
+            alone = 1000 * stand.quantile(fleet.lags, 0.5)
             print(f"  assigned, {AT_ONCE} at a time: {await fleet.assignments(asker, asked // 2, AT_ONCE)}")
             print(
                 f"  sharing: {there['workers']['sharing']:,}; the ledger's sum: {there['ledger_sum']}",
                 flush=True,
             )
+        stand.figure("sessions", there["workers"]["sharing"], digits=0)
+        stand.figure("assigned p50, one by one", alone, "ms", 1)
 
 
 def main() -> int:
@@ -214,7 +217,7 @@ def main() -> int:
     wanted = parser.parse_args()
     print(stand.machine("grpcio"), flush=True)
     with stand.running_pool() as pool:
-        asyncio.run(measure(pool, [int(n) for n in wanted.workers.split(",")], wanted.asked, wanted.seconds))
+        stand.run(measure(pool, [int(n) for n in wanted.workers.split(",")], wanted.asked, wanted.seconds))
     return 0
 
 

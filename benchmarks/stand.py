@@ -1,14 +1,17 @@
 """What benchmarks share: the machine in two lines, figures, and a real pool that is gone afterwards."""
 
+import asyncio
 import importlib.metadata
 import math
 import os
 import platform
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests")]
 
@@ -51,6 +54,21 @@ def counted(count: int, noun: str) -> str:
 def quantile(values: Sequence[float], q: float) -> float:
     """The smallest that as many as q of them do not exceed (nearest rank)."""
     return sorted(values)[max(0, math.ceil(len(values) * q) - 1)]
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """asyncio.run that SIGTERM ends as Ctrl-C does: what a handler raises would end one task and no more."""
+
+    async def cancellable() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await main
+
+    try:
+        asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 @contextmanager
