@@ -289,6 +289,7 @@ async def _serve_grpc(
         catalogue_json=models.catalogue.to_wire,
         receipts=pool.receipts,
         coordinators=store.coordinators,
+        url=store.url,
     )
     server = grpc.aio.server(options=STREAM_OPTIONS)
     stack.push_async_callback(reports.close)

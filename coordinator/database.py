@@ -139,6 +139,10 @@ class Database:
             return []
         return [address for address in (self.leadership.seat.grpc, *self.leadership.others) if address]
 
+    def url(self) -> str:
+        """Where members find this leader of several; empty where there is but one, or it cannot be known."""
+        return "" if self.leadership is None else self.leadership.seat.http
+
     async def close(self) -> None:
         """Waits for the write that runs, then lets go of the database."""
         async with self._writing:

@@ -52,6 +52,7 @@ class WorkerReports:
     catalogue_json: Callable[[], bytes]
     receipts: Receipts
     coordinators: Callable[[], list[str]] = list  # where workers find the pool
+    url: Callable[[], str] = str  # where they renew their certificates, if not where they joined
     beats: dict[WorkerId, float] = field(default_factory=dict)  # when each was last heard to beat
     training: TrainingReports = field(init=False)
 
@@ -108,6 +109,7 @@ class WorkerReports:
             bundles=True,
             pause=self.pool.pauses.message(worker),
             coordinators=self.coordinators(),
+            url=self.url(),
         )
 
     def uploading(self, worker: WorkerId, job_id: JobId, number: int) -> bool:

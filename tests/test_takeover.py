@@ -17,6 +17,8 @@ import pytest
 from fixtures_pool import COMMAND, Member, Process, RealPool, free_port
 from fixtures_postgres import Postgres
 
+from worker.membership import Membership
+
 pytestmark = pytest.mark.processes
 
 MODEL = "emulator-small"
@@ -150,6 +152,8 @@ def test_who_waits_takes_over_and_nothing_is_lost_or_paid_twice(pair: Pair) -> N
     print(f"kill -9: serves after {pair.taken_over('b'):.1f} s")
     reader.join()
     pool.until(lambda: pool.ready("rig"), "the worker to find the new leader", pool.workers["rig"])
+    home, both = pool.folder / "rig" / "worker", {pair.url("a"), pair.url("b")}
+    pool.until(lambda: set(Membership.load(home).at("")) >= both, "it to know where else to renew")
     ended_once(pool, jobs)
     checked(pool)
 

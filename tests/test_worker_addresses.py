@@ -33,3 +33,11 @@ def test_what_could_be_no_address_is_left_out_and_there_are_few() -> None:
     addresses.learn(f"h{n}:1" for n in range(100))
     assert len(addresses.known) == ADDRESSES_MAX
     assert addresses.current == "a:1"
+
+
+def test_where_it_is_welcomed_is_where_it_renews_but_never_in_the_clear_if_it_joined_by_https() -> None:
+    plain, secure = member(url="http://a"), member(url="https://a")
+    assert plain.welcomed_at("http://b").at("/x") == ["http://a/x", "http://b/x"]
+    assert secure.welcomed_at("https://b").welcomed_at("https://c").urls == ("https://c", "https://b")
+    for url in ("", "http://b", "ftp://b", "https://a", "https://b\n", "https://" + "b" * 3_000):
+        assert secure.welcomed_at(url) == secure, url

@@ -35,6 +35,7 @@ from potluck.v1 import session_pb2, work_pb2
 from worker.daemon import Daemon
 from worker.errors import NotJoined, Revoked, WorkerConflict
 from worker.journal import Journal
+from worker.membership import Membership
 from worker.state import WorkerState
 from worker.status_cli import status
 
@@ -393,6 +394,19 @@ async def test_a_certificate_past_its_half_life_or_its_end_is_renewed(
             await coordinator.ready()
             assert [path for path, _ in door.requests] == ["/pool/v1/renew"]
             assert (places.worker / "certificate.pem").read_bytes() != before
+
+
+async def test_a_certificate_is_renewed_where_the_pool_leads_now_if_nobody_is_where_it_was_joined(
+    tmp_path: Path,
+) -> None:
+    async with coordinating() as coordinator, opened(FakeDoor(coordinator.ca)) as door:
+        places = places_in(tmp_path)
+        start = datetime.now(UTC) - timedelta(days=30)
+        door.receipt_key = join_by_hand(places, coordinator.ca, port=coordinator.port, start=start)
+        Membership.load(places.worker).welcomed_at(door.url).save(places.worker)
+        async with working(coordinator, tmp_path):
+            await coordinator.ready()
+            assert [path for path, _ in door.requests] == ["/pool/v1/renew"]
 
 
 async def test_a_revoked_worker_gets_no_certificate_and_says_so(tmp_path: Path) -> None:

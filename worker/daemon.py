@@ -312,15 +312,19 @@ class Daemon:
         for progress in self._serving.supervisor.progress():
             self._link.send(session_pb2.WorkerMessage(progress=progress))
 
-    def _learn(self, coordinators: Sequence[str]) -> None:
+    def _learn(self, coordinators: Sequence[str], url: str = "") -> None:
         """Kept, so that a start finds the pool although the coordinator that it joined at is gone."""
+        told = self.membership.welcomed_at(url)
         if coordinators and self._addresses.learn(coordinators):
-            known = tuple(self._addresses.known)
-            self.membership.model_copy(update={"coordinators": known}).save(self.places.worker)
-            self._log.info("the pool can be found at", action="coordinators", at=", ".join(known))
+            told = told.model_copy(update={"coordinators": tuple(self._addresses.known)})
+        if told != self.membership:
+            told.save(self.places.worker)
+            self.membership = self._renewal.membership = told
+            where = ", ".join((*told.coordinators, *told.urls))
+            self._log.info("the pool can be found at", action="coordinators", at=where)
 
     def _welcomed(self, welcome: session_pb2.Welcome) -> None:
-        self._learn(welcome.coordinators)
+        self._learn(welcome.coordinators, welcome.url)
         self._owner.ask(wire.asked_from(welcome.pause))
         if welcome.catalogue and welcome.catalogue != self._catalogue:
             self._catalogue = welcome.catalogue

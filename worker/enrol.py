@@ -153,7 +153,7 @@ async def renew(
         "at": at,
         "signature": base64.b64encode(signature).decode("ascii"),
     }
-    answer = await _post(f"{membership.url}/pool/v1/renew", body)
+    answer = await _post_to_any(membership.at("/pool/v1/renew"), body)
     try:
         renewed = _Renewed.model_validate(answer)
         same = fingerprint_of(renewed.ca.encode()) == fingerprint_of(certificate.ca)
@@ -175,11 +175,26 @@ async def leave(*, membership: Membership, identity: WorkerIdentity, now: dateti
         "at": at,
         "signature": base64.b64encode(signature).decode("ascii"),
     }
-    await _post(f"{membership.url}/pool/v1/leave", body)
+    await _post_to_any(membership.at("/pool/v1/leave"), body)
 
 
 def _not_a_pool(address: str) -> WorkerConflict:
     return WorkerConflict(f"what answers at {address} is not a pool's coordinator. Check the address.")
+
+
+async def _post_to_any(urls: list[str], body: dict[str, Any]) -> Any:
+    """To the first that is there: of several coordinators one leads, and another may be gone for good.
+
+    What is said if none is there is of the first, which the owner knows.
+    """
+    unreachable: Unreachable | None = None
+    for url in urls:
+        try:
+            return await _post(url, body)
+        except Unreachable as error:
+            unreachable = unreachable or error
+    assert unreachable is not None
+    raise unreachable
 
 
 async def _post(url: str, body: dict[str, Any]) -> Any:

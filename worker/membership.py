@@ -19,6 +19,8 @@ from worker.errors import CertificateRefused, NotJoined
 MEMBERSHIP_FILE: Final = "membership.json"
 CERTIFICATE_FILE: Final = "certificate.pem"
 CA_FILE: Final = "ca.pem"
+URL_CHARS_MAX: Final = 2048
+URLS_MAX: Final = 4  # beside the one that it was joined at
 
 
 class Membership(BaseModel):
@@ -32,8 +34,20 @@ class Membership(BaseModel):
     pool: str = Field(max_length=256)
     grpc: str = Field(min_length=3, max_length=512)  # host:port
     coordinators: tuple[str, ...] = ()  # host:port of all that the pool has told, the latest news first
-    url: str = Field(max_length=2048)  # where it was joined, and where certificates are renewed
+    url: str = Field(max_length=URL_CHARS_MAX)  # where it was joined, and where certificates are renewed
+    urls: tuple[str, ...] = ()  # where else: of coordinators that have welcomed it, the latest first
     public_key: str = Field("", pattern=r"^([0-9a-f]{64})?$")  # by which the pool signs; empty: not told
+
+    def at(self, path: str) -> list[str]:
+        """Where the pool's route may be found, the likeliest first."""
+        return [f"{url}{path}" for url in (self.url, *self.urls)]
+
+    def welcomed_at(self, url: str) -> "Membership":
+        """With a place where it is at home, too. Who joined by HTTPS is not led away from it."""
+        secure = url.startswith("https://") or (url.startswith("http://") and self.url.startswith("http://"))
+        if not secure or not url.isprintable() or len(url) > URL_CHARS_MAX or url == self.url:
+            return self
+        return self.model_copy(update={"urls": tuple(dict.fromkeys((url, *self.urls)))[:URLS_MAX]})
 
     @classmethod
     def load(cls, folder: Path) -> "Membership":

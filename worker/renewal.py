@@ -33,7 +33,8 @@ class Renewal:
         folder: Path,
         now: Callable[[], datetime],
     ) -> None:
-        self._membership, self._identity, self._folder, self._now = membership, identity, folder, now
+        self.membership = membership  # replaced when the pool tells where else it can be found
+        self._identity, self._folder, self._now = identity, folder, now
         self._log = structlog.get_logger("worker.renewal")
         self._lock = asyncio.Lock()
         self._forced_at: datetime | None = None
@@ -52,7 +53,7 @@ class Renewal:
             if self.certificate is not old:  # somebody else has just renewed it
                 return
             fresh = await renew(
-                membership=self._membership,
+                membership=self.membership,
                 identity=self._identity,
                 certificate=self.certificate,
                 now=self._now(),

@@ -902,6 +902,7 @@ class Welcome(_message.Message):
     BUNDLES_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
     COORDINATORS_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     """the one to speak"""
     worker_id: _builtins.str
@@ -914,6 +915,8 @@ class Welcome(_message.Message):
     """JSON, as GET /pool/v1/models?format=catalogue"""
     bundles: _builtins.bool
     """it reads WorkerBundle"""
+    url: _builtins.str
+    """of the one that leads, where certificates are renewed; empty: as it was joined"""
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resume]:
         """attempts that go on; every other one is fenced: stop it"""
@@ -941,10 +944,11 @@ class Welcome(_message.Message):
         bundles: _builtins.bool = ...,
         pause: Global___Pause | None = ...,
         coordinators: _abc.Iterable[_builtins.str] | None = ...,
+        url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pause", b"pause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "coordinators", b"coordinators", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pause", b"pause", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundles", b"bundles", "catalogue", b"catalogue", "coordinators", b"coordinators", "frame_bytes_max", b"frame_bytes_max", "heartbeat_busy_ms", b"heartbeat_busy_ms", "heartbeat_idle_ms", b"heartbeat_idle_ms", "pause", b"pause", "pool", b"pool", "protocol", b"protocol", "resume", b"resume", "url", b"url", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
