@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fixtures_api import Stand, open_stand
+from test_cli_finetune import terminal
 
 from potluck import Pool
 from potluck.cli.main import run
@@ -41,7 +42,9 @@ def line(
     return Line(capsys)
 
 
-async def test_a_file_goes_up_and_comes_back(stand: Stand, line: Line, tmp_path: Path) -> None:
+async def test_a_file_goes_up_and_comes_back(
+    stand: Stand, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = GOOD * 20_000
     (tmp_path / "data.jsonl").write_bytes(data)
     code, out, err = await line("files", "upload", "data.jsonl", "--expires", "7d")
@@ -59,6 +62,9 @@ async def test_a_file_goes_up_and_comes_back(stand: Stand, line: Line, tmp_path:
     assert await line("files", "download", file_id) == (0, f"data.jsonl: {len(data):,} bytes\n", "")
     assert (tmp_path / "data.jsonl").read_bytes() == data
     assert (await line("files", "download", file_id, "--to", "data.jsonl", "--force"))[0] == 0
+    with monkeypatch.context() as at_a_terminal:
+        terminal(at_a_terminal, "n\n")
+        assert "Nothing was done." in (await line("files", "delete", file_id))[2]
     assert (await line("files", "delete", file_id))[0] == 0
     assert (await line("files", "show", file_id))[0] == 4
     assert (await line("files", "delete", "../members"))[0] == 4

@@ -81,6 +81,7 @@ class Workers:
         context = self._desk.context
         caller = await self._desk.auth.look(request)
         worker = await managed(self._desk, caller, request.path_params["worker_id"])
+        request.state.unchanged = worker.revoked_at is not None
         revoked = await context.store.revoke_worker(worker.id, context.clock.now())
         context.pool.expel(worker.id)
         return Json({"id": revoked.id, "name": revoked.name, "revoked_at": when(revoked.revoked_at)})

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from potluck.cli.amounts import YesOption, asked
 from potluck.cli.durations import seconds_of
 from potluck.cli.sending import check, send
 from potluck.cli.session import Session, command, group
@@ -96,8 +97,10 @@ def download(
 
 
 @command(app, "delete", example="potluck files delete file-0d6k")
-def delete(session: Session, file_id: IdArgument) -> None:
+def delete(session: Session, file_id: IdArgument, yes: YesOption = False) -> None:
     """Delete a file for good."""
+    if not asked(session, f"Delete the file {file_id} for good?", yes=yes):
+        return
     session.pool.files.delete(file_id)
     session.printer.show(
         {"id": file_id, "deleted": True}, lambda: session.printer.line(f"File {file_id} is deleted.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from potluck.cli import limits as given
+from potluck.cli.amounts import YesOption, asked
 from potluck.cli.durations import ExpiresOption, seconds_of
 from potluck.cli.session import Session, command, group
 
@@ -100,8 +101,11 @@ def revoke(
     session: Session,
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
     force: Annotated[bool, typer.Option("--force", help="Also your own last key.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Make a key worthless, at once and for good."""
+    if not asked(session, f"Revoke the key {key_id} for good?", yes=yes):
+        return
     session.pool.revoke_key(key_id, force=force)
     printer = session.printer
     printer.show({"id": key_id, "revoked": True}, lambda: printer.line(f"Key {key_id} is revoked."))
