@@ -171,6 +171,7 @@ async def _go_on(stack: contextlib.AsyncExitStack, context: Context, failed: "as
     stack.push_async_callback(_background(keep_tidy(context.pool, sweepers), failed))
     stack.push_async_callback(_background(context.heads.run(), failed))
     stack.push_async_callback(_background(context.pulse.run(), failed))
+    stack.push_async_callback(_background(context.lateness.run(), failed))
     stack.push_async_callback(_background(context.webhooks.run(), failed))
     stack.push_async_callback(context.presence.close)
     stack.push_async_callback(context.community.meter.close)
@@ -194,6 +195,7 @@ def rules_of(settings: Settings) -> Rules:
         tariff=Tariff(settings.prompt_weight_permille, settings.fee_permille),
         proof=Proof(settings.trust == "strangers", settings.proof_jobs, settings.proof_hours * HOUR_S),
         wait_s=settings.wait_for_worker_s,
+        crowd_s=settings.interactive_wait_s,
     )
 
 

@@ -13,6 +13,7 @@ from coordinator.core.jobs import Job
 from coordinator.files import Files
 from coordinator.finetunes.service import keeper as finetune_keeper
 from coordinator.heads import Heads
+from coordinator.lateness import Lateness
 from coordinator.notices.board import Board
 from coordinator.pool import Pool
 from coordinator.presence import Presence
@@ -55,6 +56,7 @@ async def context_of(
         finetunes=finetune_keeper(pool, pool.store, files, tuned),
         tuned=tuned,
         pulse=pulse,
+        lateness=(lateness := Lateness(now)),
         webhooks=Webhooks(pool, pool.store),
         audit_log=audit_log,
         board=board,
@@ -63,7 +65,7 @@ async def context_of(
         community=community,
     )
     tuned.users.append(context.batches.uses_model)
-    context.metrics.watch(pool, pulse)
+    context.metrics.watch(pool, pulse, lateness)
     await context.webhooks.load()
     pool.followers.append(context.webhooks.job_ended)
     pool.giving.followers.append(context.webhooks.received)

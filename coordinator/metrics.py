@@ -5,6 +5,7 @@ units follow Prometheus' own advice (prometheus.io/docs/practices/naming): base 
 Nothing is labelled with members, keys or jobs: their number has no bound.
 """
 
+import asyncio
 from collections import Counter as Count
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from coordinator.core.jobs import Job
 from coordinator.core.ledger import COMMONS
+from coordinator.lateness import Lateness
 from coordinator.pool import Pool
 from coordinator.pulse import Pulse
 from potluck.credits import MICRO
@@ -39,6 +41,7 @@ class Metrics:
     tokens: Counter = field(init=False)
     wait_s: Histogram = field(init=False)
     tick_s: Histogram = field(init=False)
+    refusals: Counter = field(init=False)
 
     def __post_init__(self) -> None:
         kept = self.registry
@@ -73,6 +76,12 @@ class Metrics:
             buckets=TICK_BUCKETS_S,
             registry=kept,
         )
+        self.refusals = Counter(
+            "potluck_refusals",
+            "Whom the coordinator did not let in, or cut off, and why.",
+            ("reason",),
+            registry=kept,
+        )
         ProcessCollector(registry=kept)
         PlatformCollector(registry=kept)
 
@@ -84,6 +93,10 @@ class Metrics:
     def turned(self, part: str, seconds: float) -> None:
         self.tick_s.labels(part).observe(seconds)
 
+    def refused(self, reason: str) -> None:
+        """A fixed word: the code of an error, or what a connection did."""
+        self.refusals.labels(reason).inc()
+
     def ended(self, job: Job) -> None:
         """For the pool's followers."""
         self.jobs.labels(job.kind.value, job.state.value).inc()
@@ -92,9 +105,9 @@ class Metrics:
         if job.started_at is not None:
             self.wait_s.labels(job.kind.value).observe(max(0.0, job.started_at - job.created_at))
 
-    def watch(self, pool: Pool, pulse: Pulse) -> None:
+    def watch(self, pool: Pool, pulse: Pulse, lateness: Lateness) -> None:
         """Read this pool at each scrape, and count its jobs from now on."""
-        self.registry.register(PoolCollector(pool, pulse))
+        self.registry.register(PoolCollector(pool, pulse, lateness))
         pool.followers.append(self.ended)
 
 
@@ -104,6 +117,7 @@ class PoolCollector(Collector):
 
     pool: Pool
     pulse: Pulse
+    lateness: Lateness
 
     def describe(self) -> Iterator[Metric]:
         """Nothing is known before the first scrape."""
@@ -120,6 +134,9 @@ class PoolCollector(Collector):
         trouble = bool(self.pool.ticker.trouble)
         yield gauge("potluck_books_writable", "0 while the books cannot be written.", int(not trouble))
         yield gauge("potluck_tokens_per_second", "Delivered, over the last 15 s.", self.pulse.tokens_per_s())
+        words = "How late the event loop was at the worst, within the last 10 s."
+        yield gauge("potluck_loop_late_seconds", words, self.lateness.worst_s)
+        yield gauge("potluck_tasks", "Tasks of the event loop.", len(asyncio.all_tasks()))
 
     def _workers(self) -> Iterator[Metric]:
         workers = list(self.pool.engine.fleet.workers.values())

@@ -12,7 +12,8 @@ from coordinator.core.jobs import Job, JobEvent, JobId, JobState, Kind, part_id
 from coordinator.core.ledger import Overdrawn
 from coordinator.core.pricing import Demand, Training, quote
 from coordinator.core.wholes import Whole
-from coordinator.pool import Pool, impossible
+from coordinator.door import impossible
+from coordinator.pool import Pool
 from coordinator.records import ApiKey, Member
 from coordinator.refusal import Refusal
 from coordinator.submission import Submission, Wanted
@@ -158,6 +159,7 @@ class Parts:
         except Impossible as reason:
             raise impossible(reason) from None
         pool.works[part.id] = work
+        pool.door.crowd.enter(part.id, part.member, work.ByteSize())
         pool.ticker.wake()
         return part
 
@@ -170,7 +172,7 @@ class Parts:
         """Whether half as many jobs are open as the pool takes: parts wait outside then, so that there is
         room for those who wait for their answers.
         """
-        return 2 * len(self.pool.engine.lives) >= self.pool.settings.queue_jobs_max
+        return self.pool.door.crowd.half
 
     def end(self, whole_id: JobId, event: JobEvent, why: str = "", code: str = "") -> None:
         """Close the whole, and before it whatever of it is still open."""

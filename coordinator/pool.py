@@ -26,6 +26,7 @@ from coordinator.core.live import Live
 from coordinator.core.messages import Send, SendAck
 from coordinator.core.output import Piece
 from coordinator.core.pricing import Demand, Shape, Tariff, quote
+from coordinator.door import Door, impossible
 from coordinator.earned import Earned
 from coordinator.giving import Giving
 from coordinator.invitations import Invitations
@@ -72,6 +73,7 @@ class Pool:
     giving: Giving = field(init=False)
     invitations: Invitations = field(init=False)
     membership: Membership = field(init=False)
+    door: Door = field(init=False)
     answers: Answers = field(init=False)
     outgoing: Outgoing = field(init=False)
     pauses: Pauses = field(init=False)  # of workers, from afar
@@ -96,6 +98,7 @@ class Pool:
             self.ticker.extras.receipts.append(row)
 
         self.answers = Answers(self.transcripts)
+        self.door = Door(self.engine, self.settings.queue_jobs_max, self.settings.queue_bytes_max, self.now)
         self.outgoing = Outgoing(
             self.engine, self.sessions, self.works, self.names, self.now, lambda: self.ticker, self.traces
         )
@@ -125,15 +128,13 @@ class Pool:
         s = submission
         check_model(s.key, s.name, s.model)
         self.accounts.check_open()
-        if len(self.engine.lives) >= self.settings.queue_jobs_max:
-            message = f"The pool has {len(self.engine.lives)} jobs open, its limit. Try again shortly."
-            raise Refusal(503, "pool_busy", message, type="server_error", retry_after_s=2)
         job_id = job_id_of(s)
         if s.idempotency_key is not None and (known := await self._known(job_id)) is not None:
             return self._replay(known, s)
         self.names[s.member.id] = s.member.name
         self.accounts.know(s.member.account)
         job = self.job_of(s, job_id)
+        self.door.check(job, s)
         self._admit(job, self.demand(s), s)
         self._keep(job, s)
         events = self._follow(job) if s.stored else self.relay.follow(job_id)
@@ -176,6 +177,7 @@ class Pool:
 
     def _keep(self, job: Job, s: Submission) -> None:
         self.works[job.id] = s.work
+        self.door.crowd.enter(job.id, job.member, s.work.ByteSize())
         self.traces.queued(job)
         if s.stored:
             self.answers.expect(job.id, s.name)
@@ -222,6 +224,7 @@ class Pool:
         demand = Demand(job.kind, self.shape(job.model), counts, job.max_tokens, job.choices, exact=exact)
         job = replace(job, needs=needs(work))
         self.works[job.id] = work
+        self.door.crowd.enter(job.id, job.member, work.ByteSize())
         self.answers.expect(job.id, work.adapter.name or job.model)
         entry = self.catalogue().get(job.model)
         memory = _memory(entry) if entry is not None else 0
@@ -350,6 +353,7 @@ class Pool:
 
     def tell(self, job: Job) -> None:
         self.works.pop(job.id, None)
+        self.door.crowd.leave(job.id)
         charge, ended_at, now = job.charge or 0, job.ended_at or self.now(), self.now()
         self.budgets.settle(job.id, tokens_of(job), charge, ended_at, now)
         self.relay.closed(job, self.transcripts.reasoning_tokens(job))
@@ -387,11 +391,6 @@ class Pool:
 
     def _count(self, model: str) -> Callable[[str], int]:
         return partial(self.counter.count_text, model)
-
-
-def impossible(reason: Impossible) -> Refusal:
-    message = f"No worker of this pool could ever run this: {reason}."
-    return Refusal(400, "no_worker_could_serve", message, param="model")
 
 
 def _memory(entry: ModelEntry) -> int:

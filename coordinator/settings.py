@@ -106,6 +106,15 @@ class Settings(BaseSettings):
     credits_per_day: int = Field(0, ge=0, le=2**62, description="of one member (UTC); 0 is no limit")
     credits_per_month: int = Field(0, ge=0, le=2**62, description="of one member (UTC); 0 is no limit")
     queue_jobs_max: int = Field(10_000, ge=1, le=2**24, description="jobs that wait at once, of all members")
+    queue_bytes_max: int = Field(
+        256 * 1024 * 1024, ge=2**20, le=2**40, description="of the requests of all jobs that are open"
+    )
+    interactive_wait_s: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="an interactive job that would wait longer for others is refused at once",
+    )
     wait_for_worker_s: float = Field(
         60.0, gt=0, le=86_400, description="until an interactive job that no worker takes is given up"
     )

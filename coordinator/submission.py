@@ -38,6 +38,7 @@ class Submission:
     wait_s: float | None = None  # for a worker; the pool has a limit of its own
     idempotency_key: str | None = None
     tuned: str = ""
+    back: bool = False  # it says that it was refused before, and comes back
 
     @property
     def name(self) -> str:

@@ -123,7 +123,9 @@ async def test_requests_that_come_together_look_their_key_up_once(
 ) -> None:
     """But whoever comes after a revocation does not get the answer to an older question."""
     context, asked = stand.context, 0
-    auth = Auth(context.store, context.clock, context.settings, context.board, context.presence)
+    auth = Auth(
+        context.store, context.clock, context.settings, context.board, context.presence, context.lateness
+    )
     header = (b"authorization", f"Bearer {stand.keys['alice']}".encode())
     scope = {"type": "http", "method": "GET", "client": ("10.0.0.1", 1), "headers": [header]}
     request = Request(scope)

@@ -72,6 +72,7 @@ from coordinator.traces import Spans
 from potluck.version import version
 
 STORAGE_RETRY_S = 10.0
+OVERLOADED = (408, 429, 503)  # refusals that the metrics count by their codes
 # FastAPI's own would tell paths, queries and the words of errors; `traced` tells what may be told.
 NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 
@@ -166,7 +167,7 @@ def create_api(context: Context) -> FastAPI:
         middleware=around,
         telemetry=NO_TELEMETRY,
     )
-    auth = Auth(context.store, context.clock, settings, context.board, context.presence)
+    auth = Auth(context.store, context.clock, settings, context.board, context.presence, context.lateness)
     desk = Desk(context, auth, Gauge())
     routers = [*(make(desk) for make in ROUTERS), operations_router(desk, app), dashboard_router(desk)]
     for router in routers:
@@ -175,6 +176,8 @@ def create_api(context: Context) -> FastAPI:
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
+        if error.status in OVERLOADED:
+            context.metrics.refused(error.code)
         response = error.response()
         if error.status == 429 and (caller := getattr(request.state, "caller", None)) is not None:
             response.headers.update(desk.rates(caller))

@@ -27,6 +27,7 @@ from coordinator.api.limits import Window
 from coordinator.bounds import bounds_of, owner_of, too_many_requests
 from coordinator.core.budgets import Bound, Limit
 from coordinator.keys import digest_of, looks_like_key
+from coordinator.lateness import Lateness
 from coordinator.notices.board import Board
 from coordinator.presence import Presence
 from coordinator.records import ApiKey, Authenticated, Member, Role, Scope
@@ -43,6 +44,7 @@ LIMITED_MAX = 20_000  # members and keys
 MINUTE_S = 60.0
 KEY_CHARS_MAX = 256
 KEY_PREFIX_CHARS = 16
+BUSY_S = 2.0
 ANY_SCOPE = tuple(Scope)
 
 Value = TypeVar("Value")
@@ -87,9 +89,15 @@ class Caller:
 
 class Auth:
     def __init__(
-        self, store: Store, clock: Clock, settings: Settings, board: Board, presence: Presence
+        self,
+        store: Store,
+        clock: Clock,
+        settings: Settings,
+        board: Board,
+        presence: Presence,
+        lateness: Lateness,
     ) -> None:
-        self._store, self._clock, self._settings = store, clock, settings
+        self._store, self._clock, self._settings, self._lateness = store, clock, settings, lateness
         self._board, self._presence = board, presence
         self._cache: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
@@ -101,10 +109,13 @@ class Auth:
         self._looks = Window(MINUTE_S, LIMITED_MAX)
 
     async def work(self, request: Request) -> Caller:
-        """The caller of a route that costs work, by the scope inference. Raises ApiError 401, 403 or 429.
+        """The caller of a route that costs work, by the scope inference. Raises ApiError 401, 403, 429, 503.
 
         Whoever it is, is noted in the request's state: what a 429 says of the limits is said to them.
         """
+        if self._lateness.too_late:
+            message = "The coordinator is behind with what it has taken. Try again in a moment."
+            raise ApiError(503, "coordinator_busy", message, retry_after_s=BUSY_S)
         caller = request.state.caller = await self._caller(request)
         self._slow_down(self._work, caller, self._clock.now())
         caller.may((Scope.INFERENCE,))

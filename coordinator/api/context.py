@@ -13,6 +13,7 @@ from coordinator.community.service import Community
 from coordinator.files import Files
 from coordinator.finetunes.service import Finetunes
 from coordinator.heads import Heads
+from coordinator.lateness import Lateness
 from coordinator.metrics import Metrics
 from coordinator.notices.board import Board
 from coordinator.pool import Pool
@@ -63,6 +64,7 @@ class Context:
     finetunes: Finetunes
     tuned: TunedModels
     pulse: Pulse
+    lateness: Lateness
     audit_log: AuditLog
     board: Board
     presence: Presence

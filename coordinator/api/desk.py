@@ -21,6 +21,7 @@ from coordinator.records import Member
 from coordinator.submission import Submission
 
 IDEMPOTENCY_KEY_CHARS_MAX = 255
+RETRIES = "x-stainless-retry-count"  # OpenAI's clients count in it how often they came back
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
@@ -57,6 +58,8 @@ class Desk:
     async def run(self, request: Request, caller: Caller, submissions: Sequence[Submission]) -> Running:
         """Submit under the request's Idempotency-Key, if it has one."""
         keyed = with_idempotency_key(submissions, idempotency_key(request))
+        if request.headers.get(RETRIES, "0") != "0":
+            keyed = [replace(submission, back=True) for submission in keyed]
         running = await Running.start(self.context, self.gauge, caller, keyed, request.state.received_at)
         running.rates = self.rates(caller)
         return running

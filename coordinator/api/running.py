@@ -38,6 +38,7 @@ STATUS_BY_CODE = {
 }
 RETRY_AFTER_S = 5.0
 CONCURRENCY_RETRY_AFTER_S = 1.0
+HEEDED_S_MAX = 60.0
 
 
 def refused(refusal: Refusal) -> ApiError:
@@ -49,13 +50,18 @@ def refused(refusal: Refusal) -> ApiError:
         kind=refusal.type,
         retry_after_s=refusal.retry_after_s,
         # What is in conflict stays so, and a limit without a time to come back at never has the room.
-        retry=False if refusal.status == 409 or _never_fits(refusal) else None,
+        retry=False if refusal.status == 409 or _never_fits(refusal) or _far_off(refusal) else None,
         extra=refusal.extra,
     )
 
 
 def _never_fits(refusal: Refusal) -> bool:
     return refusal.status == 429 and refusal.retry_after_s is None
+
+
+def _far_off(refusal: Refusal) -> bool:
+    """OpenAI's clients do not wait that long: they would come back at once, and again."""
+    return refusal.retry_after_s is not None and refusal.retry_after_s > HEEDED_S_MAX
 
 
 def failed(closed: Closed, job_id: str) -> ApiError:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
+from coordinator.core.admission import Crowded
 from coordinator.core.fairness import class_of
 from coordinator.core.fleet import LOADING, Worker
 from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, JobState, WorkerId
@@ -51,6 +52,13 @@ class Engine(Reports):
         elif job.hold:
             self._post(entries.hold(job, details.of_hold(job)))
         self._enqueue(live)
+
+    def crowded(self, job: Job, now: float, wait_s: float = FOREVER, *, back: bool = False) -> Crowded | None:
+        """Whether this interactive job, which is not in the line yet, had better come back later; None: it
+        may come in. `wait_s`: as long as it would wait, if that is less than what the pool's rules allow.
+        """
+        bound_s, line, planner = min(self.rules.crowd_s, wait_s), self.line, self.planner
+        return self.admission.verdict(line, planner, self.pace, job, bound_s, now, back=back)
 
     def restore(
         self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
@@ -150,6 +158,8 @@ class Engine(Reports):
             live.acknowledged, live.load_began = 0, None
             live.numerics = worker.models[live.job.model].numerics
             self.fleet.began(worker, (live.job.id, number), class_of(live.job), now)
+            self.admission.left(live.job.id, now, served=True)
+            self.pace.began(((live.job.kind, live.job.model), class_of(live.job)))
             del self.queue[live.job.id]
             self.running[live.job.member] = self.running.get(live.job.member, 0) + 1
             self.effects.sends.append(SendAssign(worker.id, live.job.id, number, decision.why))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
+from coordinator.core.admission import Admission
 from coordinator.core.fairness import class_of
 from coordinator.core.fleet import LOADING
 from coordinator.core.jobs import AttemptEvent, Job, JobEvent, JobId, MemberId, WorkerId
@@ -16,6 +17,7 @@ from coordinator.core.ledger import Bucket
 from coordinator.core.live import FOREVER, Live
 from coordinator.core.messages import SendCancel
 from coordinator.core.output import Choice, Output
+from coordinator.core.pace import Pace
 from coordinator.core.pricing import Demand, charge_units, payments
 from coordinator.core.schedule import impossible
 from coordinator.core.wholes import Wholes
@@ -27,6 +29,8 @@ class OpenJobs(Wholes):
     queue: dict[JobId, None] = field(default_factory=dict)
     running: dict[MemberId, int] = field(default_factory=dict)
     names: dict[MemberId, str] = field(default_factory=dict)  # of members; the shell knows them
+    pace: Pace = field(default_factory=Pace)
+    admission: Admission = field(default_factory=Admission)
     _replan: bool = False
 
     def _live(
@@ -65,6 +69,9 @@ class OpenJobs(Wholes):
         live.job = jobs.with_attempt(live.job, ended)
         fence = live.job.id, attempt.number
         self.fleet.ended(self.fleet.workers[holder[0]], fence, class_of(live.job))
+        telling = event in (AttemptEvent.SUCCEEDED, AttemptEvent.CANCELLED)
+        lane = (live.job.kind, live.job.model), class_of(live.job)
+        self.pace.ended(lane, now - attempt.assigned_at if telling else None)
         self.running[live.job.member] -= 1
         if not self.running[live.job.member]:
             del self.running[live.job.member]
@@ -160,6 +167,7 @@ class OpenJobs(Wholes):
         del self.lives[job.id]
         self.queue.pop(job.id, None)
         self.line.leave(job.id, job.charge)
+        self.admission.left(job.id, now, served=False)
         self._remember(jobs.move(job, event, now=now, why=why, code=code))
 
 

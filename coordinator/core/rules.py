@@ -18,6 +18,7 @@ class Rules:
     number_max: int = 1_000  # of any attempt: bounds the rows of a stored job that is refused for hours
     job_faults_max: int = 2  # workers that must call a job impossible before it is believed
     wait_s: float = 60.0  # of an interactive job, for a worker or for a model that loads
+    crowd_s: float = 30.0  # an interactive job that would wait longer for others is not let in
     refused_pause_s: float = 1.0  # before a busy worker is asked again for the same job; doubles each time
     refused_pause_s_max: float = 60.0
     sweep_s: float = 0.25

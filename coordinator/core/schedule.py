@@ -254,6 +254,11 @@ class Planner:
             self.fleet.changed(self.fleet.workers[worker_id])
         return decisions
 
+    def offered(self, want: Want) -> Offers | None:
+        """What the fleet has for it now; None: nobody serves it."""
+        self.catch_up()
+        return self._offers(want) if want[1] in self.fleet.by_model else None
+
     def _offers(self, want: Want) -> Offers:
         if (offers := self.offers.get(want)) is None:
             offers = self.offers[want] = Offers(*want, self.fleet, self.policy)

@@ -24,7 +24,7 @@ from coordinator.core.jobs import AccountId, Job, JobEvent, JobState, Kind, Memb
 from coordinator.core.messages import Send, SendAssign
 from coordinator.core.pricing import Demand, Training, quote
 from coordinator.core.wholes import NoRoom
-from simulation.invariants import BrokenError, Invariant, check_sent, must
+from simulation.invariants import BrokenError, Invariant, check_crowded, check_sent, must
 from simulation.network import COORDINATOR
 from simulation.tuning import FineTune
 from simulation.world import MEMBERS, TARIFF, World
@@ -236,6 +236,14 @@ class Coordinator:
             raise BrokenError(Invariant.PROMISES, "a quote is enough for each of its parts") from error
         except Impossible:
             w.unwanted.add(whole.id)
+
+    def lets_in(self, job: Job) -> bool:
+        """Whether an interactive job need not come back later; half of those that should come in all the same."""
+        w = self.world
+        if (crowded := w.engine.crowded(job, w.clock)) is None:
+            return True
+        check_crowded(w, job, crowded)
+        return w.engine.line.served % 2 == 0
 
     def submit_one(self, job: Job, demand: Demand) -> None:
         w = self.world

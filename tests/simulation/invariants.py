@@ -7,6 +7,7 @@ Safety is checked after every step, liveness at the end, both with knowledge tha
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from coordinator.core.admission import RETRY_S_MAX, RETRY_S_MIN, Crowded
 from coordinator.core.jobs import (
     ATTEMPT_ENDED,
     REFUSALS_KEPT,
@@ -16,7 +17,7 @@ from coordinator.core.jobs import (
     Kind,
     part_id,
 )
-from coordinator.core.offers import Offers
+from coordinator.core.offers import Offers, used_of
 from coordinator.core.pricing import Segment, charge_units, microcredits
 from simulation.world import TARIFF
 
@@ -43,6 +44,7 @@ class Invariant(StrEnum):
     EXAMPLES_ONCE = "examples once"
     BOUNDED = "bounded"
     AS_FOUND = "as found"
+    LET_IN = "let in"
     ALL_END = "all end"
 
 
@@ -117,6 +119,16 @@ def check_fleet(world: "World") -> None:
         training = sum(world.demands[job].training is not None for job, _ in worker.running)
         must(training <= 1, Invariant.ROOM, "no worker trains two things at once")
         must(len(worker.running) - training <= worker.slots, Invariant.ROOM, "nor has more than its slots")
+
+
+def check_crowded(world: "World", job: Job, crowded: Crowded) -> None:
+    """Who is refused could not have begun at once, and is told when to come back."""
+    fleet = world.engine.fleet
+    taking = [w for w in fleet.workers.values() if w.takes(job.kind, job.model) is not None]
+    free = sum(w.slots - used_of(w, job.kind) for w in taking)
+    waiting = sum(asked.want == (job.kind, job.model) for asked in world.engine.line.jobs.values())
+    must(free <= waiting, Invariant.LET_IN, f"{job.id} is refused, and {free} slots are free for {waiting}")
+    must(RETRY_S_MIN <= crowded.retry_after_s <= RETRY_S_MAX, Invariant.LET_IN, "it is told when")
 
 
 def check_sent(world: "World", job: Job) -> None:

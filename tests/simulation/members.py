@@ -53,6 +53,8 @@ class Members:
             max_tokens=max(demand.max_tokens for demand in demands),
             stored=bool(parts) or w.rng.random() < 0.4,
         )
+        if not job.stored and not self.coordinator.lets_in(job):
+            return
         try:
             if parts:
                 w.engine.open_whole(job)

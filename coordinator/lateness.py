@@ -1,0 +1,44 @@
+"""How late the event loop is: by how much a short sleep takes longer than it should.
+
+Everything waits that long: heartbeats, health, first tokens. Beyond `SHED_S` the coordinator takes no new
+work until it has caught up, since what it took would only make all else later.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+EVERY_S: Final = 0.1
+KEPT_S: Final = 10.0
+SHED_S: Final = 1.0  # a busy worker's lease is 4 s, and it beats once a second
+
+
+@dataclass(slots=True)
+class Lateness:
+    """Seconds."""
+
+    now: Callable[[], float]
+    latest_s: float = 0.0
+    _seen: deque[float] = field(default_factory=lambda: deque(maxlen=int(KEPT_S / EVERY_S)))
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Until cancelled."""
+        while True:
+            began = self.now()
+            await sleep(EVERY_S)
+            self.saw(self.now() - began - EVERY_S)
+
+    def saw(self, late_s: float) -> None:
+        self.latest_s = max(0.0, late_s)
+        self._seen.append(self.latest_s)
+
+    @property
+    def worst_s(self) -> float:
+        """Within the last seconds."""
+        return max(self._seen, default=0.0)
+
+    @property
+    def too_late(self) -> bool:
+        return self.latest_s > SHED_S
