@@ -23,11 +23,12 @@ from typing import Final
 import httpx2
 import stand
 from fixtures_pool import RealPool
-from relay import Figures, Pooled, cpu_seconds
+from streams import Asker, Figures
 
 SEE: Final = re.compile(r'hx-sse:connect="([^"]+)"')
 PACE_S: Final = 0.02  # between two chats
 STREAMS: Final = 64
+TOKENS: Final = 50  # of an answer
 SETTLE_S: Final = 2.0
 
 
@@ -79,14 +80,14 @@ class Crowd:
             await browser.client.aclose()
 
 
-async def work(pooled: Pooled, seconds: float) -> Figures:
+async def work(asker: Asker, seconds: float) -> Figures:
     """Chats at a steady pace, whatever they take."""
     figures, ends = Figures(), time.perf_counter() + seconds
     busy: set[asyncio.Task[None]] = set()
     due = time.perf_counter()
     while due < ends:
         if len(busy) < STREAMS:
-            task = asyncio.create_task(pooled.answer(figures))
+            task = asyncio.create_task(asker.answer(figures))
             busy.add(task)
             task.add_done_callback(busy.discard)
         due += PACE_S
@@ -95,29 +96,29 @@ async def work(pooled: Pooled, seconds: float) -> Figures:
     return figures
 
 
-async def measured(pool: RealPool, pooled: Pooled, seconds: float) -> tuple[float, Figures]:
+async def measured(pool: RealPool, asker: Asker, seconds: float) -> tuple[float, Figures]:
     """CPU seconds per second, and what was answered."""
     assert pool.coordinator is not None
     await asyncio.sleep(SETTLE_S)
     pid, began = pool.coordinator.popen.pid, time.perf_counter()
-    before = cpu_seconds(pid)
-    figures = await work(pooled, seconds)
-    return (cpu_seconds(pid) - before) / (time.perf_counter() - began), figures
+    before = stand.cpu_seconds(pid)
+    figures = await work(asker, seconds)
+    return (stand.cpu_seconds(pid) - before) / (time.perf_counter() - began), figures
 
 
 async def compare(pool: RealPool, wanted: argparse.Namespace) -> float:
     """The median of what the pages add, as a part of the coordinator's CPU time without them."""
     members = [pool.member(f"m{number}") for number in range(wanted.dashboards)]
-    pooled = Pooled(pool.http_port, members[0].key)
+    asker = Asker(pool.http_port, members[0].key, stand.EMULATOR, tokens=TOKENS)
     crowd = Crowd(pool.url, wanted.page)
     await crowd.come([member.key for member in members])
-    await work(pooled, SETTLE_S)
+    await work(asker, SETTLE_S)
     added = []
     for number in range(1, wanted.rounds + 1):
-        alone, answered = await measured(pool, pooled, wanted.seconds)
+        alone, answered = await measured(pool, asker, wanted.seconds)
         async with crowd.watching():
             before = sum(browser.messages for browser in crowd.browsers)
-            watched, also = await measured(pool, pooled, wanted.seconds)
+            watched, also = await measured(pool, asker, wanted.seconds)
             messages = sum(browser.messages for browser in crowd.browsers) - before
         added.append(watched / alone - 1)
         print(
@@ -126,8 +127,7 @@ async def compare(pool: RealPool, wanted: argparse.Namespace) -> float:
             f" ({messages / wanted.seconds:.0f} messages/s to the pages)",
             flush=True,
         )
-    for _, writer in pooled.idle:
-        writer.close()
+    asker.close()
     await crowd.go()
     return statistics.median(added)
 

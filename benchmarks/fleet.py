@@ -26,7 +26,6 @@ import psutil
 import stand
 from fixtures_pool import Member, RealPool
 from fixtures_sessions import METHOD, MODEL, OPTIONS, SERVED, frame, result
-from relay import cpu_seconds
 
 from coordinator.spelling import proquint
 from potluck.identity import WorkerIdentity
@@ -185,9 +184,9 @@ async def measure(pool: RealPool, sizes: list[int], asked: int, seconds: float) 
         stack.push_async_callback(lambda: gathered(CONNECTING, [worker.close() for worker in fleet.workers]))
         for size in sizes:
             await fleet.grow(size)
-            used, began = cpu_seconds(pid), time.monotonic()
+            used, began = stand.cpu_seconds(pid), time.monotonic()
             await asyncio.sleep(seconds)
-            share = (cpu_seconds(pid) - used) / (time.monotonic() - began)
+            share = (stand.cpu_seconds(pid) - used) / (time.monotonic() - began)
             late = await fleet.lateness()
             there = (
                 await http.get(f"{pool.url}/pool/v1/status", headers={"authorization": f"Bearer {asker.key}"})

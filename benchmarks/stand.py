@@ -6,12 +6,15 @@ import math
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests")]
 
@@ -56,7 +59,7 @@ def quantile(values: Sequence[float], q: float) -> float:
     return sorted(values)[max(0, math.ceil(len(values) * q) - 1)]
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
+def run(main: Coroutine[Any, Any, None], loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     """asyncio.run that SIGTERM ends as Ctrl-C does: what a handler raises would end one task and no more."""
 
     async def cancellable() -> None:
@@ -66,9 +69,48 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         await main
 
     try:
-        asyncio.run(cancellable())
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(cancellable())
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
+
+
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of these processes so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(one.user + one.system for one in times))
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+@contextmanager
+def apart(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Another program; whatever happens, it and all that it has started are gone afterwards."""
+    raise_on_signals()
+    with log.open("wb") as file:
+        popen = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield popen
+    finally:
+        ignore_signals()
+        popen.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            popen.wait(END_S_MAX)
+        with suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)  # what it left
+        popen.wait(END_S_MAX)
 
 
 @contextmanager
