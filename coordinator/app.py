@@ -119,7 +119,7 @@ async def coordinator(
         await glance(store, force=force)
         first = await ensure_first_start(store, settings, clock.now())
         ca = CertificateAuthority.open(
-            settings.home, settings.pool_name, clock.now(), settings.certificate_days
+            settings.home, settings.pool_name, clock.wall(), settings.certificate_days
         )
         models = await Models.open(store, settings)
         catalogue = models.catalogue
@@ -132,7 +132,7 @@ async def coordinator(
         if store.leadership is not None:
             store.leadership.lost.add_done_callback(lambda lost: _fail_with(failed, lost.result()))
             store.leadership.on_others = lambda: pool.sessions.tell_all(store.coordinators())
-        context = await context_of(pool, ca, clock.now, lambda: catalogue)
+        context = await context_of(pool, ca, clock.now, lambda: catalogue, clock.wall)
         facts = facts_of(settings, catalogue, ca.fingerprint())
         await note_restart(context.audit_log, store, facts, clock.now())
         api = create_api(context)
@@ -306,7 +306,7 @@ async def _serve_grpc(
         uploads=TrainingUploads(pool.training_store, reports.uploading),
     )
     artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
-    certificate = ca.server_certificate(clock.now())
+    certificate = ca.server_certificate(clock.wall())
     credentials = grpc.ssl_server_credentials(
         [(certificate.key_pem, certificate.pem)],
         root_certificates=ca.certificate_pem,

@@ -45,7 +45,9 @@ CA_YEARS: Final = 10
 SERVER_DAYS: Final = 365
 SERVER_RENEW_DAYS: Final = 30
 WORKER_DAYS: Final = 7
-BACKDATE: Final = timedelta(minutes=5)  # a worker's clock may be slow
+# Two clocks may differ by a time zone, and one that was fast may be set back: whoever looks by the other one
+# must not find a certificate not yet valid.
+BACKDATE: Final = timedelta(days=1)
 CSR_BYTES_MAX: Final = 16 * 1024
 _FILE_BYTES_MAX: Final = 64 * 1024
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
@@ -84,7 +86,7 @@ class CertificateAuthority:
     ) -> "CertificateAuthority":
         """Load the pool's CA, or make it when there is none.
 
-        Raises CertificateError if its file is damaged or others can read it.
+        Raises CertificateError if its file is damaged, others can read it, or it is not its time.
         """
         folder = home / "coordinator" / "ca"
         path = folder / AUTHORITY_FILE
@@ -95,6 +97,13 @@ class CertificateAuthority:
             raise CertificateError(
                 f"the pool's CA in {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}. Move it away"
                 " to have a new one made; every worker must then join again."
+            )
+        if certificate.not_valid_before_utc > _moment(now):
+            since = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
+            raise CertificateError(
+                f"the pool's CA in {path} is good from {since} UTC, and by this machine's clock it is"
+                f" {_moment(now):%Y-%m-%d %H:%M}: no worker could connect. Set it, then start again. If"
+                " it is right and was wrong when the pool was founded: `potluck coordinator rotate-ca`."
             )
         return cls(folder, certificate, key, signing, worker_days)
 
@@ -172,6 +181,8 @@ class CertificateAuthority:
         if not isinstance(key, EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             return None
         if certificate.not_valid_after_utc - now < timedelta(days=SERVER_RENEW_DAYS):
+            return None
+        if certificate.not_valid_before_utc > now:  # the clock was set back since
             return None
         return ServerCertificate(key_pem, pem, certificate.not_valid_after_utc.timestamp())
 

@@ -12,7 +12,7 @@ class SteadyClock:
     def __init__(
         self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._monotonic = monotonic
+        self.wall, self._monotonic = wall, monotonic
         self._offset = wall() - monotonic()
 
     def now(self) -> float:

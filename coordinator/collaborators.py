@@ -25,9 +25,13 @@ from potluck.catalogue import Catalogue
 
 
 async def context_of(
-    pool: Pool, ca: CertificateAuthority, now: Callable[[], float], catalogue: Callable[[], Catalogue]
+    pool: Pool,
+    ca: CertificateAuthority,
+    now: Callable[[], float],
+    catalogue: Callable[[], Catalogue],
+    wall: Callable[[], float],
 ) -> Context:
-    """For the start, before anybody is let in."""
+    """For the start, before anybody is let in. `now` and `wall` as in `Clock`."""
     files = await Files.open(pool.store, pool.settings, now)
     tuned = TunedModels(pool, pool.store)
     await tuned.load()
@@ -48,7 +52,7 @@ async def context_of(
         settings=pool.settings,
         counter=pool.counter,
         catalogue=catalogue,
-        clock=Clock(now=now),
+        clock=Clock(now=now, wall=wall),
         heads=Heads(pool.store, ca.sign, now),
         files=files,
         uploads=Uploads(files),

@@ -50,7 +50,10 @@ class IdentityError(ValueError):
 
 def fingerprint_of(certificate_pem: bytes) -> str:
     """Hex sha256 of a certificate's DER form. Raises ValueError if these bytes hold no certificate."""
-    der = x509.load_pem_x509_certificate(certificate_pem).public_bytes(Encoding.DER)
+    try:
+        der = x509.load_pem_x509_certificate(certificate_pem).public_bytes(Encoding.DER)
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from None
     return sha256(der).hexdigest()
 
 

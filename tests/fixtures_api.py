@@ -154,13 +154,20 @@ class Bench:
 
 @dataclass
 class HandClock:
-    """The steady clock; `ahead_s` is turned by hand. Only the API reads it, the core has its own."""
+    """The steady clock; `ahead_s` is turned by hand. Only the API reads it, the core has its own.
+
+    `set_right_s`: by how much the machine's own clock was set since the start.
+    """
 
     base: SteadyClock = field(default_factory=SteadyClock)
     ahead_s: float = 0.0
+    set_right_s: float = 0.0
 
     def now(self) -> float:
         return self.base.now() + self.ahead_s
+
+    def wall(self) -> float:
+        return self.now() + self.set_right_s
 
 
 @dataclass
@@ -325,7 +332,7 @@ async def open_stand(folder: Path, database: str = "", **settings: Any) -> Async
         for coroutine in (pool.ticker.run(), bench.run(worker, stream, reports)):
             stack.push_async_callback(_stop, asyncio.create_task(coroutine))
         ca = CertificateAuthority.open(folder, config.pool_name, clock.now())
-        context = await context_of(pool, ca, clock.now, lambda: catalogue)
+        context = await context_of(pool, ca, clock.now, lambda: catalogue, clock.wall)
         for service in (context.batches, context.finetunes):
             stack.push_async_callback(service.close)
         watched = Watched(create_api(context))

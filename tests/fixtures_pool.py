@@ -132,6 +132,7 @@ class RealPool:
     http_port: int = field(default_factory=free_port)
     grpc_port: int = field(default_factory=free_port)
     variables: dict[str, str] = field(default_factory=dict)
+    own_variables: dict[str, dict[str, str]] = field(default_factory=dict)  # of one process, by its name
     start_s: float = START_S  # how long a state of the world is waited for
     coordinator: Process | None = None
     workers: dict[str, Process] = field(default_factory=dict)
@@ -158,9 +159,14 @@ class RealPool:
         addresses = ["--http", f"127.0.0.1:{self.http_port}", "--grpc", f"127.0.0.1:{self.grpc_port}"]
         return ["coordinator", "start", *addresses, "--emulator"]
 
+    def _variables(self, name: str) -> dict[str, str]:
+        return self.variables | self.own_variables.get(name, {})
+
     def start_coordinator(self, *more: str) -> Process:
         arguments = [*self.start_arguments, *more]
-        self.coordinator = Process.start("coordinator", arguments, self.folder, **self.variables)
+        self.coordinator = Process.start(
+            "coordinator", arguments, self.folder, **self._variables("coordinator")
+        )
         self.coordinator.wait_for("is open at")
         return self.coordinator
 
@@ -190,7 +196,7 @@ class RealPool:
         """Start a joined worker and wait until the pool sees its model ready."""
         self.worker_flags[name] = list(flags) or self.worker_flags.get(name, [])
         arguments = ["worker", "start", *self.worker_flags[name]]
-        process = Process.start(name, arguments, self.folder / name, **self.variables)
+        process = Process.start(name, arguments, self.folder / name, **self._variables(name))
         self.workers[name] = process
         if ready:
             self.until(lambda: self.ready(name), f"{name} to be ready", process)

@@ -413,6 +413,19 @@ async def test_a_certificate_is_renewed_even_long_after_it_expired(stand: Stand)
     assert certificate.not_valid_after_utc.timestamp() > stand.clock.now()
 
 
+async def test_a_renewal_is_judged_by_the_machines_clock_as_it_is_now(stand: Stand) -> None:
+    """TLS judges the certificate by it, and the worker's clock is right: so it was not the worker's that was wrong."""
+    identity, enrolled = await _enrolled(stand)
+    stand.clock.set_right_s = -3 * 3_600.0
+    body = _renewal(enrolled["worker_id"], identity, stand.clock.wall())
+    response = await stand.http.post(f"{stand.url}/pool/v1/renew", json=body)
+    assert response.status_code == 200
+    certificate = x509.load_pem_x509_certificate(response.json()["certificate"].encode())
+    assert certificate.not_valid_after_utc.timestamp() == pytest.approx(
+        stand.clock.wall() + 7 * 86_400, abs=60
+    )
+
+
 async def test_renewals_that_are_refused(stand: Stand) -> None:
     """Not signed by the enrolled key, changed, too old or too early, unknown, revoked."""
     identity, enrolled = await _enrolled(stand)

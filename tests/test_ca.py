@@ -81,8 +81,27 @@ def test_strangers_and_expired_workers_fail_the_handshake(tmp_path: Path) -> Non
             handshake(server, client, SERVER_NAME)
 
 
+def test_a_clock_that_was_hours_ahead_and_was_set_right_locks_nobody_out(tmp_path: Path) -> None:
+    """What was issued meanwhile, and the pool's own CA, are good by the right time as well."""
+    now = tmp_path.stat().st_mtime
+    ahead = now + 20 * 3600
+    ca = CertificateAuthority.open(tmp_path, "lab", ahead)
+    identity = WorkerIdentity.generate()
+    issued = ca.sign_worker(identity.csr(), WORKER, ahead)
+    server, client = contexts(tmp_path, ca, issued.pem, identity, ahead)
+    assert handshake(server, client, SERVER_NAME) is not None
+    assert CertificateAuthority.open(tmp_path, "lab", now).certificate_pem == ca.certificate_pem
+
+
+def test_a_clock_before_the_pool_was_founded_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """As of a board whose battery is empty: nobody could connect, and all that is written would be dated wrong."""
+    CertificateAuthority.open(tmp_path, "lab", NOW)
+    with pytest.raises(CertificateError, match=r"by this machine's clock it is .* Set it"):
+        CertificateAuthority.open(tmp_path, "lab", NOW - 2 * DAY)
+
+
 def test_a_workers_certificate_says_what_we_decided(tmp_path: Path) -> None:
-    """7 days, backdated 5 minutes, for clients; the names in the request count for nothing."""
+    """7 days, backdated by one, for clients; the names in the request count for nothing."""
     ca = CertificateAuthority.open(tmp_path, "lab", NOW)
     key = ec.generate_private_key(ec.SECP256R1())
     wish = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "admin")])
@@ -101,7 +120,7 @@ def test_a_workers_certificate_says_what_we_decided(tmp_path: Path) -> None:
         assert names.get_values_for_type(x509.DNSName) == []
         assert names.get_values_for_type(x509.UniformResourceIdentifier) == [f"potluck:worker:{WORKER}"]
         assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        assert made.not_valid_before_utc.timestamp() == issued.not_before == NOW - 300
+        assert made.not_valid_before_utc.timestamp() == issued.not_before == NOW - DAY
         assert made.not_valid_after_utc.timestamp() == issued.not_after == NOW + 7 * DAY
         assert issued.serial == f"{made.serial_number:x}"
 
@@ -154,9 +173,11 @@ def test_the_servers_certificate_is_kept_renewed_and_replaced(tmp_path: Path) ->
     assert ca.server_certificate(NOW + 334 * DAY) == first
     renewed = ca.server_certificate(NOW + 336 * DAY)
     assert renewed.not_after == NOW + (336 + 365) * DAY
+    set_back = ca.server_certificate(NOW)
+    assert set_back.not_after == NOW + 365 * DAY, "one that is not good yet is none"
     (tmp_path / "coordinator" / "ca" / "server.pem").write_bytes(b"noise")
     replaced = ca.server_certificate(NOW)
-    assert replaced.pem != renewed.pem
+    assert replaced.pem not in {renewed.pem, set_back.pem}
     other = CertificateAuthority.open(tmp_path / "other", "lab", NOW).server_certificate(NOW)
     (tmp_path / "coordinator" / "ca" / "server.pem").write_bytes(other.key_pem + other.pem)
     assert ca.server_certificate(NOW).pem not in {other.pem, replaced.pem}

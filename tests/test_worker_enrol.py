@@ -2,7 +2,7 @@
 
 import stat
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,36 @@ from potluck.identity import WorkerIdentity
 from worker.enrol import check_url, enrol
 from worker.errors import CertificateRefused, NotJoined, Revoked, Unreachable, WorkerConflict, WorkerError
 from worker.membership import Certificate, Membership
+from worker.renewal import Renewal
 
 
 async def joined(door: FakeDoor, folder: Path, *, ca: FakeCa | None = None, url: str = "") -> Membership:
     token = (ca or door.ca).token
     return await enrol(url=url or door.url, token=token, name="attic", folder=folder, now=datetime.now(UTC))
+
+
+async def test_a_clock_set_back_does_not_delay_the_next_certificate(tmp_path: Path) -> None:
+    """After a handshake that failed one is asked for once a minute, whatever minutes this clock had before."""
+    asked: list[datetime] = []
+    async with opened(FakeDoor(FakeCa())) as door:
+        membership = await joined(door, tmp_path / "worker")
+
+    class Counted(Renewal):
+        async def renew(self) -> None:
+            asked.append(self._now())
+
+    at = [datetime.now(UTC)]
+    renewal = Counted(
+        membership=membership,
+        identity=WorkerIdentity.load(tmp_path / "worker"),
+        certificate=Certificate.load(tmp_path / "worker"),
+        folder=tmp_path / "worker",
+        now=lambda: at[0],
+    )
+    for later_s, tries in ((0, 1), (30, 1), (40, 2), (-7_200, 3), (10, 3)):
+        at[0] += timedelta(seconds=later_s)
+        await renewal.after_failed_handshake()
+        assert len(asked) == tries
 
 
 def kept(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -77,7 +77,7 @@ class Certificate:
             made = cls((folder / CERTIFICATE_FILE).read_bytes(), (folder / CA_FILE).read_bytes())
             x509.load_pem_x509_certificate(made.certificate)
             x509.load_pem_x509_certificate(made.ca)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, x509.InvalidVersion):
             raise NotJoined(f"the certificate in {folder} is missing or cannot be read") from None
         return made
 
@@ -90,13 +90,14 @@ class Certificate:
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate)
             certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(self.ca))
+            key, (_, end) = certificate.public_key(), self.times()
         except InvalidSignature:
             raise CertificateRefused("the pool's CA did not sign it") from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
             raise CertificateRefused("it cannot be read, or the pool's CA is not its issuer") from None
-        if certificate.public_key() != public_key:
+        if key != public_key:
             raise CertificateRefused("it is for another key")
-        if certificate.not_valid_after_utc <= now:
+        if end <= now:
             raise CertificateRefused("it has expired already; check this machine's clock")
 
     def times(self) -> tuple[datetime, datetime]:
@@ -108,9 +109,9 @@ class Certificate:
         return self.times()[1] <= now
 
     def renewal_due(self, now: datetime) -> bool:
-        """Half of its life is over."""
+        """Two thirds of its life are over, of which the first day lies before it was made."""
         start, end = self.times()
-        return now >= start + (end - start) / 2
+        return now >= start + (end - start) * 2 / 3
 
 
 def utc_now() -> datetime:

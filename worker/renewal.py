@@ -1,10 +1,11 @@
-"""Keeps the worker's certificate fresh: renewed half-way through its life, and after it expired.
+"""Keeps the worker's certificate fresh: renewed when two thirds of its life are over, and after it expired.
 
 A machine that was off for a month comes back by itself: the request for a new certificate is signed by the
 receipt key, not by the expired certificate.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from datetime import datetime
@@ -66,7 +67,8 @@ class Renewal:
     async def after_failed_handshake(self) -> None:
         """TLS failed with a certificate that looks good: the clocks may differ. Raises Revoked."""
         now = self._now()
-        if self._forced_at is not None and (now - self._forced_at).total_seconds() < FORCED_S_MIN:
+        since_s = math.inf if self._forced_at is None else (now - self._forced_at).total_seconds()
+        if 0 <= since_s < FORCED_S_MIN:  # less than nothing: this clock was set back
             return
         self._forced_at = now
         try:

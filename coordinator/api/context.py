@@ -30,9 +30,15 @@ from potluck.catalogue import Catalogue
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`now`: seconds since the epoch that never jump while the coordinator runs (`SteadyClock.now`)."""
+    """`now`: seconds since the epoch that never jump while the coordinator runs (`SteadyClock.now`).
+
+    `wall`: the time of day as the machine has it now. By it TLS looks at certificates and workers date what
+    they sign, so that both are made and judged by it: a clock that was set right must not leave `now` wrong
+    for them until the next start.
+    """
 
     now: Callable[[], float]
+    wall: Callable[[], float]
 
 
 @dataclass(slots=True)

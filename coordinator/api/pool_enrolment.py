@@ -185,7 +185,7 @@ class EnrolmentRoutes:
         tls_key = _public_key(csr)
 
         def issue(worker_id: WorkerId) -> Issued:
-            return context.ca.sign_worker(csr, worker_id, now)
+            return context.ca.sign_worker(csr, worker_id, context.clock.wall())
 
         try:
             worker, issued = await context.store.enrol_worker(
@@ -232,9 +232,9 @@ class EnrolmentRoutes:
         context = self._desk.context
         self._desk.auth.refuse_guessers(request)
         wanted = await self._desk.read(request, RenewRequest)
-        now, worker_id = context.clock.now(), WorkerId(wanted.worker_id)
+        now, worker_id = context.clock.wall(), WorkerId(wanted.worker_id)
         message = renewal_message(worker_id=wanted.worker_id, csr=wanted.csr, at=wanted.at)
-        await self._signed(request, wanted, message, now)
+        await self._signed(request, wanted, message)
         csr = wanted.csr.encode()
         try:
             _, issued = await context.store.renew_certificate(
@@ -260,14 +260,14 @@ class EnrolmentRoutes:
         self._desk.auth.refuse_guessers(request)
         wanted = await self._desk.read(request, LeaveRequest)
         now, message = context.clock.now(), leave_message(worker_id=wanted.worker_id, at=wanted.at)
-        worker = await self._signed(request, wanted, message, now)
+        worker = await self._signed(request, wanted, message)
         request.state.unchanged = worker.revoked_at is not None
         gone = await context.store.revoke_worker(worker.id, now)
         context.pool.expel(worker.id)
         return Json({"id": gone.id, "name": gone.name, "revoked_at": when(gone.revoked_at)})
 
     async def _signed(
-        self, request: Request, wanted: RenewRequest | LeaveRequest, message: bytes, now: float
+        self, request: Request, wanted: RenewRequest | LeaveRequest, message: bytes
     ) -> EnrolledWorker:
         """The worker that signed the message with its receipt key, lately. Raises ApiError."""
         signature = _decoded(wanted.signature, "signature")
@@ -285,6 +285,7 @@ class EnrolmentRoutes:
             self._desk.auth.count_failure(request, "renewal")
             told = "The request is not signed by the key that the worker enrolled with."
             raise ApiError(401, "invalid_signature", told, param="signature") from None
+        now = self._desk.context.clock.wall()
         if abs(now - wanted.at) > SIGNED_S_MAX:
             told = (
                 f"The request is dated {when(_bounded(wanted.at))}, here it is {when(now)}: more than "

@@ -1,6 +1,7 @@
 """What happens to the pool: each fault begins, holds for a while, and is over. A fault that kills also starts again."""
 
 import contextlib
+import math
 import os
 import random
 import resource
@@ -15,16 +16,19 @@ from typing import Any
 import psutil
 from fixtures_pool import RealPool
 
+from chaos_harness.clocks import Clock
 from chaos_harness.proxy import DOWN, UP, Proxy
 
 FULL_BYTES = 4_096  # the largest that a file may be while the disk is full
 CRAWL_BYTES_PER_S = 20_000
+STEP_S_MIN, STEP_S_MAX = 1, 12_000
 
 
 @dataclass
 class Faults:
     pool: RealPool
     proxies: dict[str, Proxy]  # by worker
+    clocks: dict[str, Clock]  # by process
     rng: random.Random
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -34,7 +38,7 @@ class Faults:
         ways: list[tuple[Callable[[str], None], int]] = [
             (self.kill_worker, 3), (self.kill_engines, 3), (self.kill_coordinator, 2), (self.stop_worker, 3),
             (self.stop_coordinator, 2), (self.dead_link, 4), (self.reset, 3), (self.crawl, 2), (self.full_disk, 2),
-            (self.slow_disk, 2),
+            (self.slow_disk, 2), (self.step_clock, 3), (self.step_clock_while_down, 2),
         ]  # fmt: skip
         (way,) = self.rng.choices([way for way, _ in ways], [weight for _, weight in ways])
         return way.__name__, lambda: way(worker)
@@ -101,6 +105,21 @@ class Faults:
             other.execute("BEGIN IMMEDIATE")
             self.hold(0.3, 3)
             other.execute("ROLLBACK")
+
+    def step_clock(self, _name: str) -> None:
+        """Forward or back, by seconds to hours; it stays there."""
+        self._step(self.rng.choice(sorted(self.clocks)))
+        self.hold(1, 4)
+
+    def step_clock_while_down(self, _name: str) -> None:
+        assert self.pool.coordinator is not None
+        self.pool.coordinator.kill()
+        self._step("coordinator")
+        self.pool.start_coordinator()
+
+    def _step(self, name: str) -> None:
+        off_s = math.exp(self.rng.uniform(math.log(STEP_S_MIN), math.log(STEP_S_MAX)))
+        self.clocks[name].set(off_s * self.rng.choice((-1, 1)))
 
     @staticmethod
     def _family(pid: int) -> list[psutil.Process]:

@@ -17,6 +17,7 @@ from fixtures_pool import COMMAND, Process, RealPool
 from fixtures_tiny import write_tiny
 
 from chaos_harness import oracles
+from chaos_harness.clocks import Clock, forget_the_dead
 from chaos_harness.faults import Faults
 from chaos_harness.proxy import Proxy, between
 from chaos_harness.traffic import PROMPTS, TINY, TOKENS, Asker, Notes
@@ -24,6 +25,7 @@ from potluck.catalogue import Catalogue
 
 EMULATORS = {"rig1": "bob", "rig2": "dave"}
 TORCH = {"box1": "bob", "box2": "dave"}
+CLOCKS = ("coordinator", "rig1")  # of these, the clock is stepped
 ASKERS = ("alice", "erin", "frank")
 AT_WORK = 2  # of each of them at once
 CREDIT_LINE = 1_000_000_000_000
@@ -67,6 +69,8 @@ class Chaos:
             "POTLUCK_MACHINE_DIR": str(folder / "machine"),
             "POTLUCK_WAIT_FOR_WORKER_S": "30",
         }
+        self.clocks = {name: Clock(folder / f"{name}.clock") for name in CLOCKS}
+        self.pool.own_variables |= {name: clock.variables for name, clock in self.clocks.items()}
         self.proxies: dict[str, Proxy] = {}
         self.notes, self.report = Notes(), Report()
         self.right: dict[tuple[str, int], str] = {}
@@ -88,6 +92,7 @@ class Chaos:
             self.pool.close()
             for proxy in self.proxies.values():
                 proxy.close()
+            forget_the_dead()
         self._look_behind()
         return self.report
 
@@ -152,7 +157,7 @@ class Chaos:
                 self.report.wrong.append(f"{asker.name} waits for an answer that never comes")
 
     def _storm(self) -> None:
-        faults = Faults(self.pool, self.proxies, self.rng)
+        faults = Faults(self.pool, self.proxies, self.clocks, self.rng)
         began = time.monotonic()
         while (past := time.monotonic() - began) < self.seconds:
             name, carry_out = faults.draw()
@@ -165,6 +170,8 @@ class Chaos:
     def _heal(self) -> None:
         """Nothing fails any more: whatever was accepted must end."""
         self.tell("the faults are over; everything must end")
+        for clock in self.clocks.values():
+            clock.set(0.0)
         for name, process in self.pool.workers.items():
             self.proxies[name].heal()
             if process.popen.poll() is not None:
