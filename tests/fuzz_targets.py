@@ -9,7 +9,6 @@ import asyncio
 import atexit
 import contextlib
 import copy
-import json
 import random
 import shutil
 import struct
@@ -20,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fuzz_seeds
 import httpx2
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from google.protobuf.message import DecodeError
 from starlette.requests import Request
 
@@ -43,7 +42,7 @@ from potluck import deltas, gguf, jsonl, lora, tensors, training_data, transport
 from potluck.catalogue import Catalogue, CatalogueError
 from potluck.client import ClientFile
 from potluck.errors import PotluckError
-from potluck.identity import JoinToken, TokenError, WorkerIdentity
+from potluck.identity import JoinToken, TokenError
 from potluck.proof import lines as proof
 from potluck.proof.verify import read_head, verify
 from potluck.receipts import ReceiptBody, ReceiptError
@@ -59,7 +58,7 @@ from worker.engines.pipe import PipeError, Unframer, frame
 from worker.engines.structure import _schema
 from worker.engines.template import ChatTemplate
 from worker.engines.upstream import Upstream
-from worker.enrol import _answer
+from worker.enrol import _accepted, _answer
 from worker.errors import CertificateRefused, NotJoined, WorkerError
 from worker.hours import Window
 from worker.membership import Certificate, Membership
@@ -69,7 +68,8 @@ from worker.state import STATE_FILE, WorkerState
 from worker.wish import FILE as WISH_FILE
 from worker.wish import Wish
 
-KEY = generate_private_key(SECP256R1()).public_key()
+ISSUER = fuzz_seeds.Issuer()
+AT_NOW = datetime.fromtimestamp(fuzz_seeds.NOW, UTC)
 FOLDER = Path(tempfile.mkdtemp(prefix="potluck-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 NAMES = ("look", "f")
@@ -78,11 +78,14 @@ REQUEST = httpx2.Request("GET", "http://pool.test")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`seeds`: bytes that the parser takes, from which others are made."""
+    """`seeds`: bytes that the parser takes once they are sealed, from which others are made. `seal`: what puts the
+    right length, hash or signature to bytes that were changed, or it would refuse them for that alone.
+    """
 
     parse: Callable[[bytes], object]
     refuses: tuple[type[Exception], ...]
     seeds: tuple[bytes, ...]
+    seal: Callable[[bytes], bytes] = bytes
 
 
 def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -195,8 +198,20 @@ def pool_error(data: bytes) -> None:
 
 
 def enrolment_answer(data: bytes) -> None:
-    for status in (200, 409, 500):
-        _answer("http://pool.test", httpx2.Response(status, content=data), data)
+    answer = _answer(fuzz_seeds.URL, httpx2.Response(200, content=data), data)
+    membership, _ = _accepted(answer, fuzz_seeds.URL, ISSUER.token, ISSUER.identity, AT_NOW)
+    membership.save(FOLDER)
+
+
+def enrolment_refusal(data: bytes) -> None:
+    """Whatever it says, it is one of the worker's errors."""
+    for status in (302, 409, 500):
+        try:
+            _answer(fuzz_seeds.URL, httpx2.Response(status, content=data), data)
+        except WorkerError as error:
+            str(error)
+        else:
+            raise AssertionError(f"HTTP {status} was taken for an answer")
 
 
 def form(data: bytes) -> None:
@@ -230,7 +245,24 @@ def schema_of(body: type[Any]) -> Callable[[bytes], object]:
 
 
 def certificate(data: bytes) -> None:
-    Certificate(data, data).check(KEY, datetime.now(UTC))
+    Certificate(*fuzz_seeds.certificate_and_ca(data)).check(ISSUER.identity.tls_key.public_key(), AT_NOW)
+
+
+LINES: dict[str, Callable[[int, dict[str, Any]], object]] = {
+    "pool": proof.pool_of, "worker": proof.worker_of, "entry": proof.entry_of, "receipt": proof.receipt_of,
+    "head": lambda number, value: proof.head_of("head", number, value),
+}  # fmt: skip
+
+
+def export_line(data: bytes) -> None:
+    value = proof.object_of(1, data)
+    kind = value.get("type")
+    LINES[kind if isinstance(kind, str) and kind in LINES else "pool"](1, value)
+
+
+def saved_head(path: Path) -> None:
+    head, _ = read_head(path)
+    _ = head.signed
 
 
 def chat_template(data: bytes) -> None:
@@ -265,11 +297,6 @@ def _gguf() -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, 1, len(metadata)) + b"".join(metadata) + tensor
 
 
-def _tensors() -> bytes:
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(16)
-
-
 CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "a"}], "stream": true, "stop": ["a"]}'
 EXAMPLE = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 EVENTS = b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\ndata: [DONE]\n\n'
@@ -297,10 +324,6 @@ FORM = (
     + b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
     + b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nb\r\n--x--\r\n'
 )
-PROOF = (
-    b'{"type":"pool","pool":"p","public_key":"' + b"0" * 64 + b'","version":1}\n'
-    b'{"type":"entry","number":1,"id":"a/open/line","postings":[["commons","credit_line",-1],["a","credit_line",1]]}\n'
-)
 TEMPLATE = (
     b"{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls %}"
     b'{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}\n---\n{"type": "object", "properties": {}}'
@@ -320,8 +343,8 @@ TARGETS: dict[str, Target] = {
         (frame(engine_pb2.EngineEvent(output=engine_pb2.Output(attempt=AT, deltas=[DELTA]))),),
     ),
     "join token": Target(text(JoinToken.parse), (TokenError,), (str(JoinToken.create("0" * 64)).encode(),)),
-    "request for a certificate": Target(_key_of_csr, (CsrError,), (WorkerIdentity.generate().csr(),)),
-    "certificate": Target(certificate, (CertificateRefused,), (WorkerIdentity.generate().csr(),)),
+    "request for a certificate": Target(_key_of_csr, (CsrError,), (ISSUER.wish,), ISSUER.asked),
+    "certificate": Target(certificate, (CertificateRefused,), (ISSUER.fields,), ISSUER.sealed),
     "receipt": Target(ReceiptBody.decode, (ReceiptError,), (RECEIPT,)),
     "receipt shown": Target(
         text(lambda body: Receipt(number=1, attempt=1, worker="w", state="", body=body).claimed_tokens),
@@ -337,16 +360,19 @@ TARGETS: dict[str, Target] = {
         Catalogue.from_wire, (CatalogueError,), (Catalogue.builtin(emulator=True).to_wire(),)
     ),
     "GGUF": Target(file("a.gguf", gguf.read_header), (gguf.GgufError,), (_gguf(),)),
-    "safetensors": Target(tensors.read, (tensors.TensorsError,), (_tensors(),)),
-    "adapter": Target(adapter, (lora.LoraError,), (_tensors(),)),
-    "delta": Target(deltas.decode, (deltas.DeltaError,), (_tensors(),)),
+    "safetensors": Target(tensors.read, (tensors.TensorsError,), fuzz_seeds.adapters(), fuzz_seeds.measured),
+    "adapter": Target(adapter, (lora.LoraError,), fuzz_seeds.adapters(), fuzz_seeds.measured),
+    "delta": Target(deltas.decode, (deltas.DeltaError,), fuzz_seeds.changes(), fuzz_seeds.measured),
     "config.json": Target(
-        lambda data: shape_of_config(parse_object(data)),
-        (ShapeError, ApiError),
-        (b'{"model_type": "llama", "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2}',),
+        lambda data: shape_of_config(parse_object(data)), (ShapeError, ApiError), fuzz_seeds.CONFIGS
     ),
-    "line of an export": Target(lambda data: proof.object_of(1, data), (proof.Fault,), (PROOF,)),
-    "export": Target(file("export.jsonl", lambda path: verify(path, processes=1)), (proof.Fault,), (PROOF,)),
+    "line of an export": Target(export_line, (proof.Fault,), fuzz_seeds.export_lines()),
+    "export": Target(
+        file("export.jsonl", lambda path: verify(path, processes=1)),
+        (proof.Fault,),
+        (fuzz_seeds.EXPORT_FILE.read_bytes(),),
+        fuzz_seeds.chained,
+    ),
     "text of a model": Target(answer_text, (), CALLS),
     "events of an answer": Target(server_events, (PotluckError, httpx2.SSEError), (EVENTS,)),
     "events of a bridge": Target(bridge_events, (EngineError, JobError), (EVENTS,)),
@@ -354,7 +380,10 @@ TARGETS: dict[str, Target] = {
     "error of a pool": Target(
         pool_error, (), (b'{"error": {"message": "a", "type": "b", "code": "c", "param": null}}',)
     ),
-    "answer to an enrolment": Target(enrolment_answer, (WorkerError,), (b'{"error": {"code": "a"}}',)),
+    "answer to an enrolment": Target(enrolment_answer, (WorkerError,), (ISSUER.answer(),)),
+    "refusal of an enrolment": Target(
+        enrolment_refusal, (), (b'{"error": {"code": "join_token_used", "message": "a"}}',)
+    ),
     "form": Target(form, (ApiError,), (FORM,)),
     "body": Target(parse_object, (ApiError,), (CHAT,)),
     "chat request": Target(schema_of(ChatRequest), (ApiError,), (CHAT,)),
@@ -379,11 +408,7 @@ TARGETS: dict[str, Target] = {
             b'{"model": "m", "training_file": "f", "method": {"type": "dpo", "dpo": {"hyperparameters": {}}}}',
         ),
     ),
-    "saved head": Target(
-        file("head.json", read_head),
-        (proof.Fault,),
-        (b'{"pool":"p","public_key":"' + b"0" * 64 + b'","number":1,"hash":"' + b"0" * 64 + b'"}',),
-    ),
+    "saved head": Target(file("head.json", saved_head), (proof.Fault,), (fuzz_seeds.saved_head(),)),
     "speeds.json": Target(
         file("speeds.json", lambda path: speeds._read(path, 1.0)),
         (),
@@ -424,7 +449,19 @@ TARGETS: dict[str, Target] = {
 }
 
 # What once raised something else, hung or grew: by the parser's name.
+EC_KEY, NO_KEY = bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ca3d0201")
+VERSION_3, VERSION_11 = bytes.fromhex("a003020102"), bytes.fromhex("a00302010a")
 FOUND: dict[str, tuple[bytes, ...]] = {
+    "certificate": (
+        ISSUER.sealed(ISSUER.fields.replace(VERSION_3, VERSION_11)),
+        ISSUER.sealed(ISSUER.fields.replace(EC_KEY, NO_KEY)),
+        ISSUER.sealed(ISSUER.fields.replace(ISSUER.point, ISSUER.point[:-1] + b"\0")),  # on no curve
+        ISSUER.pem + fuzz_seeds.pem("CERTIFICATE", ISSUER.ca_der.replace(EC_KEY, NO_KEY)),
+    ),
+    "answer to an enrolment": (
+        ISSUER.answer().replace(b"-----BEGIN", b"\\ud800-----BEGIN", 1),
+        ISSUER.answer(ca=fuzz_seeds.pem("CERTIFICATE", ISSUER.ca_der.replace(VERSION_3, VERSION_11))),
+    ),
     "answer of a pool": (b"[" * 5_000,),
     "error of a pool": (b'{"error": ' + b"[" * 5_000,),
     "events of an answer": (b"data: " + b"[" * 5_000 + b"\n\n",),
@@ -445,9 +482,14 @@ BITS = (
 
 
 def mutants(target: Target, rng: random.Random) -> Iterator[bytes]:
-    """Without end: the seeds with bytes changed, doubled, cut, mixed, nested, and swapped for odd ones."""
+    """Without end: the seeds with bytes changed, doubled, cut, mixed, nested, and swapped for odd ones. A fourth of
+    them are not sealed after that but before.
+    """
     while True:
+        before = rng.randrange(4) == 0
         data = bytearray(rng.choice(target.seeds))
+        if before:
+            data = bytearray(target.seal(bytes(data)))
         for _ in range(rng.choice((0, 1, 1, 2, 3, 8))):
             at = rng.randrange(len(data) + 1)
             till = min(len(data), at + rng.choice((1, 2, 4, 16, 64)))
@@ -469,4 +511,4 @@ def mutants(target: Target, rng: random.Random) -> Iterator[bytes]:
                     data[at:at] = rng.choice(DEEP) * rng.choice((3, 70, 400, 980, 5_000, 60_000))
                 case _:
                     data[at:till] = rng.randbytes(till - at)
-        yield bytes(data)
+        yield bytes(data) if before else target.seal(bytes(data))

@@ -9,11 +9,11 @@ import ipaddress
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import httpx2
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, StringConstraints, ValidationError
 
 from potluck.identity import (
     IdentityError,
@@ -45,20 +45,23 @@ _SENTENCES: Final = {
 }
 
 
+Pem = Annotated[str, StringConstraints(pattern=r"^[\n\r -~]*$")]
+
+
 class _Enrolled(BaseModel):
     worker_id: str
     name: str
     member: str
     pool: str
-    certificate: str
-    ca: str
+    certificate: Pem
+    ca: Pem
     grpc: str
     public_key: str = ""
 
 
 class _Renewed(BaseModel):
-    certificate: str
-    ca: str
+    certificate: Pem
+    ca: Pem
 
 
 def check_url(text: str) -> str:
@@ -116,6 +119,17 @@ async def enrol(*, url: str, token: JoinToken, name: str, folder: Path, now: dat
         # Perhaps only the answer was lost: with the same keys the pool knows us again, the token used up.
         identity.save(folder)
         raise
+    membership, certificate = _accepted(answer, address, token, identity, now)
+    identity.save(folder)
+    certificate.save(folder)
+    membership.save(folder)  # last: only a complete worker counts as joined
+    return membership
+
+
+def _accepted(
+    answer: Any, address: str, token: JoinToken, identity: WorkerIdentity, now: datetime
+) -> tuple[Membership, Certificate]:
+    """What an answer says, once it is known to come from the token's pool. Raises WorkerError."""
     try:
         enrolled = _Enrolled.model_validate(answer)
         membership = Membership(url=address, **enrolled.model_dump(exclude={"certificate", "ca"}))
@@ -127,10 +141,7 @@ async def enrol(*, url: str, token: JoinToken, name: str, folder: Path, now: dat
     except TokenError as error:
         raise WorkerConflict(str(error)) from None
     certificate.check(identity.tls_key.public_key(), now)
-    identity.save(folder)
-    certificate.save(folder)
-    membership.save(folder)  # last: only a complete worker counts as joined
-    return membership
+    return membership, certificate
 
 
 def _identity(folder: Path) -> WorkerIdentity:
