@@ -103,11 +103,13 @@ class Database:
 
     async def _lead(self, url: URL, seat: Seat, waiting: Waiting | None) -> None:
         """On connections of its own: a beat waits for no write."""
-        self._beats = create_async_engine(
-            url, pool_size=1, max_overflow=0, connect_args=dialect.POSTGRES_BEATS
-        )
+
+        def another() -> AsyncEngine:
+            return create_async_engine(url, pool_size=1, max_overflow=0, connect_args=dialect.POSTGRES_BEATS)
+
+        self._beats = another()
         with translated():
-            self.leadership = await Leadership.claim(self._beats, seat, waiting)
+            self.leadership = await Leadership.claim(another, self._beats, seat, waiting)
 
     @classmethod
     async def inspect(cls, url: str) -> Self:

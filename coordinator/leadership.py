@@ -1,9 +1,9 @@
 """Which of several coordinators on one PostgreSQL may write: its leader, and nobody else, at any moment.
 
-One row has the leader's epoch and its beat. The leader raises the beat twice a second; who waits watches it,
-and takes over when it stood still for four seconds of watching, or when the row says that nobody leads. No
-clocks are compared, and time in which the database did not answer does not count: the leader could not beat
-either.
+One row has the leader's epoch and its beat. The leader raises the beat twice a second (`beats`); who waits
+watches it, and takes over when it stood still for four seconds of watching, or when the row says that nobody
+leads. No clocks are compared, and time in which the database did not answer does not count: the leader could
+not beat either.
 
 To take over is to raise the epoch. Each of the leader's transactions first locks the row of its own epoch
 (`FOR KEY SHARE`): a takeover waits for those that run, and none begins after it. So a leader that was stopped
@@ -23,6 +23,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from coordinator.beats import Beats
 from coordinator.lock import AlreadyRunning
 from coordinator.migrations import migrate
 from coordinator.store_errors import LeadershipLost
@@ -63,6 +64,7 @@ class Seat:
     grpc: str = ""
 
 
+NewEngine = Callable[[], AsyncEngine]
 Waiting = Callable[[Seat, bool], None]  # who leads, and whether it was seen to live since the last look
 
 
@@ -88,17 +90,24 @@ class LedElsewhere(AlreadyRunning):
 class Leadership:
     """Held from `claim` until `resign`, or until somebody else took over: then `lost` has the reason."""
 
-    def __init__(self, engine: AsyncEngine, seat: Seat, epoch: int) -> None:
+    def __init__(self, engine: AsyncEngine, seat: Seat, epoch: int, another: NewEngine) -> None:
         self._engine, self.seat, self.epoch = engine, seat, epoch
         self.lost: asyncio.Future[LeadershipLost] = asyncio.get_running_loop().create_future()
         self.others: Sequence[str] = ()  # HOST:PORT of coordinators that wait, for workers
         self.on_others: Callable[[], None] = lambda: None  # they are others than before
-        self._beating: asyncio.Task[None] = asyncio.create_task(self._beat())
+        self._beating = Beats(another, self._beat, self._heard, BEAT_S)
 
     @classmethod
-    async def claim(cls, engine: AsyncEngine, seat: Seat, waiting: Waiting | None = None) -> "Leadership":
+    async def claim(
+        cls,
+        another: NewEngine,
+        engine: AsyncEngine,
+        seat: Seat,
+        waiting: Waiting | None = None,
+    ) -> "Leadership":
         """Wait until nobody leads, and bring the database to its newest shape in the same step.
 
+        `another` makes an engine like `engine` for the beat, which has a thread of its own.
         `waiting` is called at each look; without one, a living leader is refused. The engine's transactions
         must be READ COMMITTED. Raises LedElsewhere, DatabaseNewer, or the driver's errors if the database
         does not answer the first time.
@@ -124,7 +133,7 @@ class Leadership:
             else:
                 if epoch is not None:
                     log.info("this coordinator leads", action="leading", epoch=epoch)
-                    return cls(engine, seat, epoch)
+                    return cls(engine, seat, epoch, another)
                 alive = watched is not None and watched != row
                 if waiting is not None:
                     waiting(row.seat, alive)
@@ -143,28 +152,30 @@ class Leadership:
     async def resign(self) -> None:
         """Whoever waits takes over at once. Best effort: otherwise they notice the silence."""
         self._beating.cancel()
-        await asyncio.gather(self._beating, return_exceptions=True)
+        await self._beating.ended()
         with contextlib.suppress(DBAPIError, OSError):
             async with self._engine.begin() as connection:
                 await connection.execute(_RESIGN, {"epoch": self.epoch})
 
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            try:
-                async with asyncio.timeout(SILENT_S), self._engine.begin() as connection:
-                    mine = (await connection.execute(_BEAT, {"epoch": self.epoch})).scalar() is not None
-                    asked = {"own": self.seat.grpc, "known": KNOWN_S}
-                    others = tuple((await connection.execute(_KNOWN, asked)).scalars().all())
-            except (DBAPIError, OSError) as error:  # what is to be written tells those who wait for it
-                log.warning("no beat", action="leader_no_beat", why=str(error)[:200])
-                continue
-            if not mine:
-                self._lose()
-                return
-            if others != self.others:
-                self.others = others
-                self.on_others()
+    async def _beat(self, engine: AsyncEngine) -> "tuple[str, ...] | bool":
+        """Those that wait, as HOST:PORT; False if another one leads, True if the database does not say."""
+        try:
+            async with asyncio.timeout(SILENT_S), engine.begin() as connection:
+                if (await connection.execute(_BEAT, {"epoch": self.epoch})).scalar() is None:
+                    return False
+                asked = {"own": self.seat.grpc, "known": KNOWN_S}
+                return tuple((await connection.execute(_KNOWN, asked)).scalars().all())
+        except (DBAPIError, OSError) as error:  # what is to be written tells those who wait for it
+            log.warning("no beat", action="leader_no_beat", why=str(error)[:200])
+            return True
+
+    def _heard(self, told: "tuple[str, ...] | bool") -> None:
+        if told is False:
+            self._beating.cancel()
+            self._lose()
+        elif told is not True and told != self.others:
+            self.others = told
+            self.on_others()
 
     def _lose(self) -> LeadershipLost:
         error = LeadershipLost(

@@ -29,6 +29,7 @@ class Postgres:
     programs: Path
     folder: Path
     port: int
+    durable: bool = False  # no test cuts the power
 
     def run(self, program: str, *arguments: str, as_owner: bool = False) -> str:
         root = os.geteuid() == 0
@@ -46,7 +47,8 @@ class Postgres:
         return done.stdout
 
     def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        fsync = "on" if self.durable else "off"
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync={fsync}"
         places = [f"--pgdata={self.folder / 'data'}", f"--log={self.folder / 'log'}"]
         self.run("pg_ctl", *places, f"--options={options}", "--wait", "start", as_owner=True)
 
@@ -73,13 +75,14 @@ class Postgres:
             self.ask("dropdb", "--force", name)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+@contextlib.contextmanager
+def serving(*, durable: bool = False, parent: Path | None = None) -> Iterator[Postgres]:
+    """A new server, in a folder that the server's user can enter, such as pytest's own are not."""
     found = shutil.which("postgres")
     places = [Path(found).resolve().parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     assert places, "PostgreSQL is not on this machine: scripts/test says what to install"
-    folder = Path(tempfile.mkdtemp(prefix="potluck-postgres-"))  # the server's user cannot enter pytest's
-    server = Postgres(places[-1], folder, free_port())
+    folder = Path(tempfile.mkdtemp(prefix="potluck-postgres-", dir=parent))
+    server = Postgres(places[-1], folder, free_port(), durable)
     data = str(folder / "data")
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
@@ -95,6 +98,12 @@ def postgres() -> Iterator[Postgres]:
         stack.callback(
             server.run, "pg_ctl", f"--pgdata={data}", "--mode=fast", "--wait", "stop", as_owner=True
         )
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with serving() as server:
         yield server
 
 

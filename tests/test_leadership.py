@@ -2,6 +2,7 @@
 a leader that was stopped and wakes up."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 from fixtures_postgres import Postgres
 from fixtures_store import NOW
 
+from coordinator import leadership
 from coordinator.leadership import LedElsewhere, Seat
 from coordinator.store import Store
 from coordinator.store_errors import LeadershipLost, StoreUnavailable
@@ -93,6 +95,29 @@ async def test_a_beat_that_finds_another_epoch_tells(url: str) -> None:
         first.leadership.epoch -= 1
         async with asyncio.timeout(60):
             assert isinstance(await first.leadership.lost, LeadershipLost)
+
+
+async def test_a_loop_that_is_busy_does_not_cost_the_pool_its_leader(url: str, postgres: Postgres) -> None:
+    """Nothing is awaited here: the loop does not come round while the beats are counted."""
+    name = url.rpartition("/")[2]
+    async with leading(url):
+        beats, ends = set[str](), time.monotonic() + 60
+        while len(beats) < 4 and time.monotonic() < ends:
+            beats.add(postgres.ask("psql", "--command=SELECT beat FROM leader", name))
+        assert len(beats) == 4
+
+
+async def test_a_loop_that_never_comes_round_any_more_is_given_up(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leadership, "SILENT_S", 1.0)
+    async with leading(url) as first, asyncio.timeout(60):
+        assert first.leadership is not None
+        first.leadership._beating.busy_s_max = -1.0  # as if it had been away for so long each time
+        async with leading(url, SECOND) as second:
+            assert second.leadership is not None
+            assert second.leadership.epoch == first.leadership.epoch + 1
+            asleep(first)
 
 
 async def test_a_transaction_in_which_the_leader_fell_asleep_is_undone(url: str) -> None:
