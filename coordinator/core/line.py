@@ -31,7 +31,7 @@ class Line:
     jobs: dict[JobId, Asked] = field(default_factory=dict)
     wants: dict[Want, dict[tuple[AccountId, JobClass], Group]] = field(default_factory=dict)
     waiting: dict[AccountId, int] = field(default_factory=dict)  # jobs of each flow
-    by_account: dict[AccountId, dict[JobId, None]] = field(default_factory=dict)  # of who asked
+    by_account: dict[AccountId, dict[Want, dict[JobId, None]]] = field(default_factory=dict)  # of who asked
     turns: dict[Want, Turns] = field(default_factory=dict)  # of wants that were planned for
     served: int = 0  # jobs given away
 
@@ -53,7 +53,7 @@ class Line:
         self._changed(group)
         self.jobs[asked.id] = asked
         self.waiting[flow] = self.waiting.get(flow, 0) + 1
-        self.by_account.setdefault(job.account, {})[asked.id] = None
+        self.by_account.setdefault(job.account, {}).setdefault(want, {})[asked.id] = None
 
     def leave(self, job: JobId, charge: int | None) -> None:
         """It ended, and cost so much."""
@@ -77,9 +77,11 @@ class Line:
                 del self.wants[asked.want]
                 self.turns.pop(asked.want, None)
         mine = self.by_account[asked.account]
-        del mine[job]
-        if not mine:
-            del self.by_account[asked.account]
+        del mine[asked.want][job]
+        if not mine[asked.want]:
+            del mine[asked.want]
+            if not mine:
+                del self.by_account[asked.account]
         self.waiting[asked.flow] -= 1
         if not self.waiting[asked.flow]:
             del self.waiting[asked.flow]

@@ -63,7 +63,8 @@ Candidate = tuple[int, float, WorkerId]  # grade of the expected time, since whe
 @dataclass(slots=True)
 class Offers:
     """What the fleet has for one kind and model. `slots` and `used` (by JobClass) count all that serve it
-    now, `newest` and `ready` only those with room; `ready` the ones that have it loaded, by their owner.
+    now, `newest` and `ready` only those with room; `ready` the ones that have it loaded, by their owner, who
+    has a heap of them in `own`.
     """
 
     kind: Kind
@@ -73,6 +74,7 @@ class Offers:
     heap: list[Candidate] = field(default_factory=list)  # what is not its worker's newest is stale
     newest: dict[WorkerId, Candidate] = field(default_factory=dict)
     ready: dict[AccountId, dict[WorkerId, Candidate]] = field(default_factory=dict)
+    own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # what is not in `ready` is stale
     slots: int = 0
     used: list[int] = field(default_factory=lambda: [0, 0, 0])
     _counted: dict[WorkerId, tuple[AccountId, int, tuple[int, ...]]] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Offers:
         own = self.ready.get(account)
         if own is not None and own.pop(worker_id, None) is not None and not own:
             del self.ready[account]
+            del self.own[account]
 
     def _count(self, worker: Worker, served: Served) -> None:
         slots = slots_of(worker, served, self.kind)
@@ -110,10 +113,20 @@ class Offers:
         if used_of(worker, self.kind) >= slots:
             return
         candidate = graded(seconds(worker, served, self.policy)), worker.busy_since, worker.id
+        self.offer(worker, served, candidate)
+
+    def offer(self, worker: Worker, served: Served, candidate: Candidate) -> None:
+        """This is how it stands now."""
         self.newest[worker.id] = candidate
         heapq.heappush(self.heap, candidate)
         if served.state == "ready":
-            self.ready.setdefault(worker.account, {})[worker.id] = candidate
+            ready = self.ready.setdefault(worker.account, {})
+            ready[worker.id] = candidate
+            own = self.own.setdefault(worker.account, [])
+            heapq.heappush(own, candidate)
+            if len(own) > STALE_MAX + 2 * len(ready):
+                own[:] = ready.values()
+                heapq.heapify(own)
 
     def _by_class(self, worker: Worker) -> tuple[int, ...]:
         interactive, batch, training = worker.classes

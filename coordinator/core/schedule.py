@@ -18,39 +18,9 @@ from coordinator.core.line import Line, Room
 from coordinator.core.offers import Candidate, Offers, Policy, graded, seconds, slots_of, used_of
 from coordinator.core.order import Order
 from coordinator.core.turns import Asked, Want
+from coordinator.core.waiting import Narrow, Waiting, allowed, in_words
 
 __all__ = ["Assign", "Planner", "Policy", "Waiting", "allowed", "impossible", "plan", "seconds"]
-
-Narrow = tuple[frozenset[str], frozenset[WorkerId], AccountId | None]
-FEATURES = {  # in words
-    "tools": "tool calls",
-    "json_schema": "structured output (JSON Schema)",
-    "lora": "support for adapters (LoRA)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A queued job as the planner sees it."""
-
-    id: JobId
-    kind: Kind
-    model: str
-    account: AccountId
-    context_tokens: int  # prompt and output together
-    asker: str = ""  # the member's name
-    own_only: bool = False
-    only: frozenset[WorkerId] = frozenset()
-    needs: frozenset[str] = frozenset()  # of Served.features
-    refused_by: frozenset[WorkerId] = frozenset()
-    numerics: str = ""  # of what was delivered already: an equal class goes on identically
-
-    @property
-    def narrow(self) -> Narrow | None:
-        """What leaves it few workers; None if any will do."""
-        if not (self.needs or self.only or self.own_only):
-            return None
-        return self.needs, self.only, self.account if self.own_only else None
 
 
 class Assign(NamedTuple):
@@ -59,35 +29,12 @@ class Assign(NamedTuple):
     why: str
 
 
-def allowed(job: Waiting, worker: Worker, served: Served) -> str:
-    """Empty, or why this worker may not take this job."""
-    if job.only and worker.id not in job.only:
-        return "the job names other workers"
-    if worker.account != job.account:
-        if job.own_only:
-            return "the job may run on its member's own workers only"
-        if not worker.guests.welcome(job.asker):
-            return "its owner does not share it with you"
-    if worker.id in job.refused_by:
-        return "it could not do this job before"
-    if served.context_tokens and job.context_tokens > served.context_tokens:
-        return f"needs a context of {job.context_tokens} tokens, it has {served.context_tokens}"
-    if job.needs and (lacking := served.lacks(job.needs)):
-        return f"it has no {_features(lacking)}"
-    return ""
-
-
-def _features(lacking: list[str]) -> str:
-    return " and no ".join(FEATURES.get(feature, feature) for feature in lacking)
-
-
 @dataclass(slots=True)
 class _Ranking:
     """The offers of one kind and model during one tick. A taken worker goes back with its new load."""
 
     offers: Offers
     taken: dict[WorkerId, int]  # of all kinds and models, or of training alone
-    own: dict[AccountId, list[Candidate]] = field(default_factory=dict)  # of those who asked, when needed
     able: dict[Narrow, list[Candidate]] = field(default_factory=dict)  # for jobs that not everybody may take
     left: int = 0  # of the heap, without the stale ones
 
@@ -138,16 +85,15 @@ class _Ranking:
         return found
 
     def _own(self, job: Waiting) -> list[Candidate]:
-        """The ranking of the asking member's own workers; made when first needed in a tick."""
-        if (found := self.own.get(job.account)) is None:
-            workers, found = self.offers.fleet.workers, []
-            for worker_id, candidate in self.offers.ready.get(job.account, {}).items():
-                worker = workers[worker_id]
-                if worker_id not in self.taken or self.room(worker, worker.models[job.model]) > 0:
-                    found.append(candidate)
-            heapq.heapify(found)
-            self.own[job.account] = found
-        return found
+        """The ranking of the asking member's own workers, the first of whom has room."""
+        own, ready = self.offers.own.get(job.account, []), self.offers.ready.get(job.account, {})
+        while own:
+            stands = ready.get(own[0][2]) is own[0]
+            worker = self.offers.fleet.workers[own[0][2]] if stands else None
+            if worker is not None and self.room(worker, worker.models[job.model]) > 0:
+                break
+            heapq.heappop(own)
+        return own
 
     def _same(self, job: Waiting, worker_id: WorkerId) -> bool:
         return self.offers.fleet.workers[worker_id].models[job.model].numerics == job.numerics
@@ -159,12 +105,15 @@ class _Ranking:
         passed: list[Candidate] = []
         best: Candidate | None = None
         offers, shared = self.offers, heap is self.offers.heap
+        own = offers.ready.get(job.account) if heap is offers.own.get(job.account) else None
         while heap and len(passed) < offers.policy.skips_max:
             candidate = heapq.heappop(heap)
             if shared:
                 if offers.newest.get(candidate[2]) is not candidate:
                     continue
                 self.left -= 1
+            elif own is not None and own.get(candidate[2]) is not candidate:
+                continue
             worker = offers.fleet.workers[candidate[2]]
             served = worker.models[job.model]
             if worker.id in self.taken and self.room(worker, served) <= 0:
@@ -195,10 +144,11 @@ class _Ranking:
         if self.room(worker, served) > 0:
             loaded_s = expected_s * (1 + taken / max(1, worker.slots))
             loaded = graded(loaded_s), worker.busy_since, worker.id
-            heapq.heappush(heap, loaded)
             if heap is offers.heap:
-                offers.newest[worker.id] = loaded
                 self.left += 1
+            elif heap is not offers.own.get(job.account):
+                heapq.heappush(heap, loaded)
+            offers.offer(worker, served, loaded)
         own = "its member's own, " if worker.account == job.account else ""
         same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
         state = f"{served.engine} {served.state}, about {expected_s:.1f} s"
@@ -215,7 +165,8 @@ class Planner:
 
     def catch_up(self) -> None:
         """Look again at whoever changed."""
-        if not self.offers:
+        if not self.offers:  # whoever is there is looked at when the first are made
+            self.fleet.news.clear()
             return
         for model, workers in self.fleet.news.items():
             for kind in Kind:
@@ -326,15 +277,20 @@ def _own_first(
         owners |= ranking.offers.ready.keys() & line.by_account.keys()
     for account in sorted(owners):
         full: set[Want] = set()
-        mine = (line.jobs[job] for job in line.by_account[account])
+        mine = [
+            line.jobs[job]
+            for want, jobs in line.by_account[account].items()
+            if want in rankings and account in rankings[want].offers.ready
+            for job in jobs
+        ]
         for asked in heapq.nsmallest(most, mine, key=lambda asked: (asked.class_, asked.since, asked.id)):
-            if asked.want not in rankings or asked.want in full:
+            if asked.want in full:
                 continue
             if len(decisions) >= most:
                 return decisions
             ranking = rankings[asked.want]
             if (decision := ranking.take_own(waiting(asked.id))) is None:
-                if not ranking.own.get(account):
+                if not ranking.offers.own.get(account):
                     full.add(asked.want)  # else it is only not for this job
                 continue
             decisions.append(decision)
@@ -384,7 +340,7 @@ def impossible(job: Waiting, fleet: Fleet, memory_bytes: int) -> str:
             context = served.context_tokens
             reason = f"the job needs a context of {job.context_tokens} tokens, the workers have {context}"
         elif job.needs and (lacking := served.lacks(job.needs)):
-            reason = f"the workers that serve {job.model} have no {_features(lacking)}"
+            reason = f"the workers that serve {job.model} have no {in_words(lacking)}"
         else:
             return ""
         reasons[reason] = reasons.get(reason, 0) + 1
