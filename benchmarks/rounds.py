@@ -11,13 +11,15 @@ before each step, as data-parallel training does; the rounds are driven by the c
 machine, with int8 updates, its aggregation and bfloat16 adapters.
 
 Printed are the held-out losses and their ratio, and the bytes that each would have sent and fetched: a ring
-all-reduce of float32 gradients at each step against updates and adapters. `--liar`: four workers train a tiny
-random model, and one of them sends its updates with the sign flipped and ten times as large.
+all-reduce of float32 gradients at each step against the files of updates and adapters that were made. Of
+several numbers of local steps the figure is the worst. Then one round of 100 local steps on each worker, of
+one short example each, on a tiny random model, for its bytes alone: they follow from the adapter's size and
+the number of steps, and not from what is learnt; beside so small an adapter the files' heads and scales weigh
+most. `--liar`: four workers train a tiny random model, and one of them sends its updates
+with the sign flipped and ten times as large.
 """
 
 import argparse
-import asyncio
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +30,7 @@ from typing import Final
 import numpy as np
 import stand
 import torch
-from fixtures_tiny import write_tiny
+from examples import RANK, small_model, tiny_model, write_examples
 
 from coordinator import aggregation
 from coordinator.core.course import (
@@ -47,9 +49,6 @@ from coordinator.core.course import (
 )
 from coordinator.core.tunings import begin
 from potluck import deltas, lora
-from potluck.catalogue import DEFAULT_MODEL, Catalogue
-from potluck.fetch import fetch
-from potluck.linears import linears_of_config, linears_of_gguf
 from potluck.lora import Shapes
 from potluck.shuffle import order
 from potluck.tensors import Array
@@ -63,14 +62,14 @@ from worker.training.moments import Moments
 from worker.training.passes import Passes
 from worker.training.precision import precision
 
-CACHE: Final = Path(__file__).resolve().parent.parent / ".cache"
 SEED: Final = 7
-RANK: Final = 16
 BATCH: Final = 8
 SEQUENCE_TOKENS: Final = 512
 WARMUP_SHARE: Final = 0.05
 LIAR: Final = 3  # the last of four shares
 FLOAT_BYTES: Final = 4
+MANY_STEPS: Final = 100
+MANY_HELD_OUT: Final = 4
 NOBODY_STOPS: Final = Shell(say=lambda _: None, unwanted=lambda: False, clock=time.monotonic)
 
 Tensors = Mapping[str, Array]
@@ -89,14 +88,15 @@ class Bench:
     validation: int
     rate: float
     workers: int
+    batch: int = BATCH
     files: int = 0
 
     def course(self, local_steps: int) -> Course:
         return Course(
             examples=self.examples,
             epochs=1,
-            batch_size=BATCH,
-            steps=steps_of(self.examples, 1, BATCH, self.workers),
+            batch_size=self.batch,
+            steps=steps_of(self.examples, 1, self.batch, self.workers),
             seed=SEED,
             workers=self.workers,
             local_steps=local_steps,
@@ -110,7 +110,7 @@ class Bench:
             method=plan.SFT,
             lora=work_pb2.LoraConfig(rank=RANK, alpha=2 * RANK),
             epochs=1,
-            batch_size=BATCH,
+            batch_size=self.batch,
             sequence_tokens=SEQUENCE_TOKENS,
             learning_rate=self.rate,
             warmup_steps=max(1, round(steps * WARMUP_SHARE)),
@@ -145,6 +145,11 @@ class Bench:
     @property
     def parameters(self) -> int:
         return lora.parameters(self.of)
+
+    @property
+    def data_parallel_bytes(self) -> int:
+        """Up and down, of all workers together: a ring all-reduce of the gradients at each step."""
+        return 2 * 2 * (self.workers - 1) * self.parameters * FLOAT_BYTES * self.course(1).steps
 
 
 def data_parallel(bench: Bench) -> float:
@@ -279,43 +284,6 @@ def robust(sent: Mapping[int, Tensors], tokens: Mapping[int, float]) -> Tensors:
     return aggregation.aggregate(sent, tokens).delta
 
 
-def write_examples(source: Path, folder: Path, examples: int, validation: int) -> None:
-    """The first lines and the last ones. Exits with a sentence if the file is another."""
-    try:
-        lines = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-        chats = [{"messages": [_turn("user", x["question"]), _turn("assistant", x["answer"])]} for x in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{source} is not GSM8K's train.jsonl: {error}") from None
-    if len(chats) < examples + validation:
-        raise SystemExit(f"{source} has {len(chats)} lines; {examples + validation} are needed")
-    for name, part in (("examples", chats[:examples]), ("validation", chats[-validation:])):
-        text = "".join(json.dumps(chat) + "\n" for chat in part)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-
-
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def small_model() -> tuple[weights.Loaded, Shapes]:
-    entry = Catalogue.builtin().get(DEFAULT_MODEL)
-    assert entry is not None
-    variant = next(v for v in entry.variants if v.format == "gguf")
-    path = asyncio.run(fetch(variant.files[0], CACHE / "models"))
-    loaded = weights.load_model([path], CACHE / "torch", weights.Device("cpu", "float32"), packed=False)
-    loaded.model.requires_grad_(False)
-    return loaded, lora.shapes(linears_of_gguf(path), loaded.model.config.num_hidden_layers, RANK)
-
-
-def tiny_model(folder: Path) -> tuple[weights.Loaded, Shapes]:
-    (base := folder / "tiny").mkdir()
-    paths = write_tiny(base)
-    loaded = weights.load_model(paths, base, weights.Device("cpu", "float32"), packed=False)
-    loaded.model.requires_grad_(False)
-    values = json.loads((base / "config.json").read_text())
-    return loaded, lora.shapes(linears_of_config(values), values["num_hidden_layers"], RANK)
-
-
 def compare(bench: Bench, local_steps: Sequence[int], outer: tuple[float, float] | None) -> None:
     course = bench.course(1)
     print(
@@ -324,22 +292,41 @@ def compare(bench: Bench, local_steps: Sequence[int], outer: tuple[float, float]
     )
     begun = time.perf_counter()
     reference = data_parallel(bench)
-    ring = 2 * (bench.workers - 1) * bench.parameters * FLOAT_BYTES * course.steps
     print(
-        f"data-parallel: held-out loss {reference:.4f}, {2 * ring / 1e6:.1f} MB up and down, "
-        f"{time.perf_counter() - begun:.0f} s"
+        f"data-parallel: held-out loss {reference:.4f}, {bench.data_parallel_bytes / 1e6:.1f} MB up and"
+        f" down, {time.perf_counter() - begun:.0f} s",
+        flush=True,
     )
+    losses, parts = [], []
     for steps in local_steps:
         begun = time.perf_counter()
         done = Rounds(bench, steps, robust, outer=outer).run()
-        moved = done.up + done.down
+        losses.append(done.loss / reference)
+        parts.append(bench.data_parallel_bytes / (done.up + done.down))
         way = " ".join(f"{loss:.3f}" for loss in done.losses)
         print(
             f"{done.rounds} rounds of at most {steps} local steps: held-out loss {done.loss:.4f}, "
-            f"{done.loss / reference:.4f} of it ({way}); {done.up / 1e6:.1f} MB up and "
-            f"{done.down / 1e6:.1f} MB down, 1/{2 * ring / moved:.1f} of it; "
-            f"{time.perf_counter() - begun:.0f} s"
+            f"{losses[-1]:.4f} of it ({way}); {done.up / 1e6:.1f} MB up and "
+            f"{done.down / 1e6:.1f} MB down, 1/{parts[-1]:.1f} of it; "
+            f"{time.perf_counter() - begun:.0f} s",
+            flush=True,
         )
+    stand.figure("loss against data-parallel", max(losses), digits=4)
+    stand.figure("bytes, one part in", min(parts), digits=1)
+
+
+def bytes_of_many(bench: Bench) -> None:
+    """One round of many local steps: what was really written, against as many steps of data-parallel."""
+    begun = time.perf_counter()
+    done = Rounds(bench, MANY_STEPS, robust).run()
+    part = bench.data_parallel_bytes / (done.up + done.down)
+    print(
+        f"{done.rounds} round of {MANY_STEPS} local steps on each of {bench.workers} workers, one short"
+        f" example a step, a tiny model whose adapter has {bench.parameters:,}: {done.up / 1e6:.2f} MB"
+        f" up and {done.down / 1e6:.2f} MB down, where data-parallel training moves"
+        f" {bench.data_parallel_bytes / 1e6:.1f} MB; {time.perf_counter() - begun:.0f} s"
+    )
+    stand.figure(f"bytes at {MANY_STEPS} local steps, one part in", part, digits=1)
 
 
 def lie(bench: Bench, local_steps: int) -> None:
@@ -384,6 +371,10 @@ def main() -> None:
             return
         lr, mu = (float(part) for part in (asked.outer or "0,0").split(","))
         compare(bench, local_steps, (lr, mu) if asked.outer else None)
+        examples = MANY_STEPS * workers
+        write_examples(asked.file, folder, examples, MANY_HELD_OUT, shortest=True)
+        tiny = tiny_model(folder)
+        bytes_of_many(Bench(*tiny, folder, examples, MANY_HELD_OUT, asked.rate, workers, 1, bench.files))
 
 
 if __name__ == "__main__":

@@ -188,6 +188,9 @@ async def compare(given: argparse.Namespace, setting: Setting, threads: int) -> 
             f"{threads} threads  median {statistics.median(rates):.2f}x, by CPU time"
             f" {statistics.median(costs):.2f}x, wanted {WANTED}x"
         )
+        said = f"against bare, {threads} thread{'s' if threads > 1 else ''}"
+        stand.figure(said, statistics.median(rates), "x")
+        stand.figure(f"{said}, by CPU time", statistics.median(costs), "x")
     finally:
         await host.close()
 
