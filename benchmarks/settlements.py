@@ -1,196 +1,67 @@
-"""Durable settlements per second: hold, close, job, attempt and receipt, committed in groups with FULL sync.
+#!/usr/bin/env python3
+"""Durable settlements per second, on SQLite and on PostgreSQL, by writers who each wait for the disk.
 
-One settlement is one job: its hold and first assignment in one commit, its close, end and receipt in a later
-one. Ledger, hash chain and SQL are the coordinator's own; the engine that decides is not in the loop.
+    benchmarks/settlements.py [--writers 1 4 16 64] [--seconds 2.5] [--runs 5] [--folder DIR] [--no-peer]
 
-    python benchmarks/settlements.py [--folder DIR] [--group 64] [--seconds 5] [--runs 5]
+One settlement is one job: its hold and first assignment in one commit, its close in a later one, its receipt
+in one a little later. The coordinator's own engine, tick, ledger, chains and SQL, with the settings that it
+has; nothing is served and nobody is on the network (`settling.py`). SQLite in WAL mode with
+synchronous=FULL; PostgreSQL as it comes, with fsync, on loopback and on the same disk. The peer is
+procrastinate, a task queue on the same PostgreSQL, whose task does nothing (`task_queue.py`): a round trip is
+deferred, done and recorded as done. All take turns in one run; what is printed are medians of the runs.
 """
 
 import argparse
 import asyncio
-import importlib.metadata
+import json
+import logging
 import os
-import platform
 import sqlite3
 import statistics
+import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import stand
+import structlog
+from elsewhere import NotThere, environment
+from fixtures_postgres import Postgres, serving
+from settling import Pool, Run, new_pool
 
-from coordinator.core import entries, ledger
-from coordinator.core.jobs import (
-    AccountId,
-    Attempt,
-    AttemptEvent,
-    Job,
-    JobEvent,
-    JobId,
-    Kind,
-    WorkerId,
-    move,
-    move_attempt,
-    with_attempt,
-)
-from coordinator.core.receipts import ReceiptState
-from coordinator.ids import new_id
-from coordinator.records import Batch, EnrolledWorker, Issued, Member, ReceiptRow, Role
-from coordinator.store import Store
-from coordinator.tick import ReceiptChain
-from potluck.chain import GENESIS
+from potluck.processes import raise_on_signals
 
-MEMBERS = 64
-WORKERS = 8
-HOLD = 2_000_000
-CHARGE = 1_234_567
-CREDIT_LINE = 10**15
+PEER: Final = "procrastinate"
+PEER_VERSION: Final = "3.10.0"
+PEER_NEEDS: Final = ("psycopg[binary,pool]==3.3.9",)
+PEER_WRITERS: Final = (1, 16, 64)
+PEER_WORKERS: Final = (1, 4)
+PEER_S_MAX: Final = 60.0
+MANY: Final = 64
+WARM_UP_S: Final = 0.5
+LASTING: Final = Path("/var/tmp")  # on a disk, where /tmp may be memory
 
 
 @dataclass(slots=True)
-class Pool:
-    store: Store
-    members: list[Member]
-    workers: list[EnrolledWorker]
-    book: ledger.Book
-    number: int = 0
-    hash: str = GENESIS
-    receipts: ReceiptChain = field(default_factory=lambda: ReceiptChain(Ed25519PrivateKey.generate().sign))
+class Results:
+    """By database and writers; of the peer, round trips/s by its workers and how many wait."""
 
-    def at(self) -> str:
-        return datetime.now(UTC).isoformat(timespec="milliseconds")
+    ours: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
+    peer: dict[tuple[int, int], list[float]] = field(default_factory=dict)
 
-    def record(self, entry: ledger.Entry) -> ledger.Recorded:
-        self.book.post(entry)
-        recorded = ledger.record(self.number + 1, self.at(), entry, self.hash)
-        self.number, self.hash = recorded.number, recorded.hash
-        return recorded
+    def rate(self, database: str, writers: int) -> float:
+        return statistics.median(run.rate for run in self.ours[database, writers])
+
+    def of_peer(self, waiting: int) -> float:
+        """With as many workers as are best for it."""
+        return max(statistics.median(rates) for key, rates in self.peer.items() if key[1] == waiting)
 
 
-async def found_pool(folder: Path) -> Pool:
-    """A new pool with members who may spend and workers who may earn."""
-    now = time.time()
-    store = await Store.open(f"sqlite:///{folder / 'potluck.db'}", now)
-    await store.create_own_accounts(0)
-    members = [
-        (await store.create_member(f"member-{n}", Role.MEMBER, CREDIT_LINE, "key", now))[0]
-        for n in range(MEMBERS)
-    ]
-    workers = []
-    for n in range(WORKERS):
-        digest = f"{n:064x}"
-        await store.create_join_token(members[n].id, digest=digest, uses=1, expires_at=now + 60, now=now)
-        worker, _ = await store.enrol_worker(
-            token_digest=digest,
-            name=f"worker-{n}",
-            receipt_key=bytes([n]) * 32,
-            tls_key=bytes([n]) * 91,
-            issue=lambda worker: Issued(pem=b"", serial=worker, not_before=now, not_after=now + 60),
-            now=now,
-        )
-        workers.append(worker)
-    book = ledger.Book({account.id: account for account in (await store.load()).accounts})
-    pool = Pool(store, members, workers, book)
-    lines = [pool.record(entries.opening(*waiting)) for waiting in await store.unopened()]
-    await store.commit(Batch(records=lines, accounts=list(book.accounts.values())))
-    return pool
-
-
-def start(pool: Pool, n: int) -> Job:
-    """A job with its first attempt, as the tick writes it beside its hold."""
-    member, worker = pool.members[n % MEMBERS], pool.workers[n % WORKERS]
-    now = time.time()
-    job = Job(
-        id=JobId(new_id("job")),
-        kind=Kind.CHAT,
-        model="smollm2-135m-instruct",
-        member=member.id,
-        account=member.account,
-        created_at=now,
-        quote=HOLD,
-        hold=HOLD,
-        prompt_tokens=40,
-        max_tokens=256,
-    )
-    attempt = Attempt(
-        number=1, worker=WorkerId(worker.id), owner=worker.account, assigned_at=now, why="least busy"
-    )
-    return with_attempt(move(job, JobEvent.ASSIGNED, now=now), attempt)
-
-
-def finish(pool: Pool, job: Job) -> tuple[Job, ledger.Recorded, ReceiptRow]:
-    now = time.time()
-    attempt = job.attempts[-1]
-    payment = entries.Payment(1, AccountId(attempt.owner), CHARGE, CHARGE * 20 // 1000)
-    details = '{"model":"smollm2-135m-instruct","prompt_tokens":40,"output_tokens":200}'
-    recorded = pool.record(entries.close(job, [payment], details))
-    attempt = replace(move_attempt(attempt, AttemptEvent.SUCCEEDED, now=now), tokens=200, paid=CHARGE)
-    ended = replace(with_attempt(move(job, JobEvent.SUCCEEDED, now=now), attempt), charge=CHARGE)
-    receipt = ReceiptRow(
-        job_id=job.id,
-        attempt=1,
-        worker_id=attempt.worker,
-        body=bytes(300),
-        signature=bytes(64),
-        state=ReceiptState.MATCHED,
-    )
-    return ended, recorded, receipt
-
-
-async def run(pool: Pool, group: int, seconds: float) -> tuple[float, list[float]]:
-    """Settlements per second, and how long each commit took, in seconds.
-
-    Every commit carries the ends of one group and the beginnings of the next.
-    """
-    waits: list[float] = []
-    running: list[Job] = []
-    settled = 0
-    began = time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds or running:
-        ends = [finish(pool, job) for job in running]
-        running = [start(pool, settled + n) for n in range(group)] if elapsed < seconds else []
-        holds = [pool.record(entries.hold(job)) for job in running]
-        records = [recorded for _, recorded, _ in ends] + holds
-        touched = {posting.account for recorded in records for posting in recorded.entry.postings}
-        asked = time.perf_counter()
-        await pool.store.commit(
-            Batch(
-                records=records,
-                accounts=[pool.book.accounts[account] for account in touched],
-                jobs=[job for job, _, _ in ends] + running,
-                receipts=pool.receipts.extend([receipt for _, _, receipt in ends], pool.at()),
-            )
-        )
-        waits.append(time.perf_counter() - asked)
-        pool.book.entries.clear()  # as the coordinator forgets closed jobs
-        settled += len(ends)
-    return settled / (time.perf_counter() - began), waits
-
-
-async def measure(folder: Path, group: int, seconds: float, runs: int) -> None:
-    with tempfile.TemporaryDirectory(dir=folder, prefix="settlements-") as name:
-        pool = await found_pool(Path(name))
-        try:
-            await run(pool, group, 0.5)  # statements compiled, file grown
-            cpu_s, before = time.process_time(), pool.number
-            results = [await run(pool, group, seconds) for _ in range(runs)]
-            cpu_s = (time.process_time() - cpu_s) / ((pool.number - before) / 2)
-            findings = await pool.store.verify()
-            print(f"entries {pool.number:,}, sum {pool.book.total()}, audit: {findings or 'nothing wrong'}")
-        finally:
-            await pool.store.close()
-    rates = [rate for rate, _ in results]
-    wait = statistics.median(wait for _, waits in results for wait in waits)
-    print(
-        f"group {group:>4}: {statistics.median(rates):,.0f} settlements/s"
-        f" ({min(rates):,.0f} to {max(rates):,.0f}), commit p50 {wait * 1e3:.1f} ms,"
-        f" {cpu_s * 1e6:,.0f} us of CPU each"
-    )
-
-
-def fsyncs(folder: Path) -> float:
+def syncs(folder: Path) -> float:
     """How often this disk can be written and synced, per second: what an ungrouped commit is bounded by."""
     with tempfile.TemporaryFile(dir=folder) as file:
         began = time.perf_counter()
@@ -201,22 +72,105 @@ def fsyncs(folder: Path) -> float:
         return 200 / (time.perf_counter() - began)
 
 
+def round_trips(python: Path, url: str, workers: int, waiting: int, seconds: float) -> float:
+    program = Path(__file__).with_name("task_queue.py")
+    done = subprocess.run(
+        [python, program, url, str(workers), str(waiting), str(seconds)],
+        check=False, capture_output=True, text=True, timeout=PEER_S_MAX + seconds,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{PEER} failed:\n{done.stderr}")
+    return float(json.loads(done.stdout)["rate"])
+
+
+async def measure(
+    options: argparse.Namespace, pools: Mapping[str, Pool], peer: tuple[Path, str] | None
+) -> Results:
+    found = Results()
+    for pool in pools.values():
+        await pool.run(MANY, WARM_UP_S)  # statements compiled, files grown
+    for number in range(options.runs):
+        print(
+            f"run {number + 1} of {options.runs}: this disk syncs 4 KiB {syncs(options.folder):,.0f} times/s"
+        )
+        for writers in options.writers:
+            for name, pool in pools.items():
+                run = await pool.run(writers, options.seconds)
+                found.ours.setdefault((name, writers), []).append(run)
+                print(f"  {name}, {writers} writers: {run.rate:,.0f}/s", flush=True)
+        for waiting in PEER_WRITERS if peer else ():
+            for workers in PEER_WORKERS:
+                assert peer is not None
+                rate = await asyncio.to_thread(round_trips, *peer, workers, waiting, options.seconds)
+                found.peer.setdefault((workers, waiting), []).append(rate)
+                print(f"  {PEER}, {workers} workers, {waiting} wait: {rate:,.0f}/s", flush=True)
+    for name, pool in pools.items():
+        print(f"{name}: {await pool.audit()}")
+    return found
+
+
+def show(found: Results) -> None:
+    for (name, writers), runs in found.ours.items():
+        rates = [run.rate for run in runs]
+        middle = sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
+        print(
+            f"{name:>10}, {writers:>2} writers: {statistics.median(rates):>6,.0f} settlements/s"
+            f" ({min(rates):,.0f} to {max(rates):,.0f}), {middle.settled / middle.commits:.1f} in a commit of"
+            f" {middle.commit_s * 1e3:.1f} ms, {middle.cpu_s * 1e6:,.0f} us of CPU each"
+        )
+    for (workers, waiting), rates in sorted(found.peer.items()):
+        print(
+            f"{PEER}, {workers} workers, {waiting:>2} wait: {statistics.median(rates):>6,.0f} round trips/s"
+            f" ({min(rates):,.0f} to {max(rates):,.0f})"
+        )
+
+
+@contextmanager
+def databases(folder: Path) -> Iterator[tuple[dict[str, str], Postgres]]:
+    """URLs of new ones; the server too."""
+    with ExitStack() as stack:
+        own = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="potluck-settlements-"))
+        server = stack.enter_context(serving(durable=True, parent=folder))
+        name = stack.enter_context(server.database())
+        yield {"SQLite": f"sqlite:///{Path(own) / 'potluck.db'}", "PostgreSQL": server.url(name)}, server
+
+
+async def compare(options: argparse.Namespace, python: Path | None) -> Results:
+    with databases(options.folder) as (urls, server), server.database() as tasks:
+        async with new_pool(urls["SQLite"]) as sqlite, new_pool(urls["PostgreSQL"]) as postgresql:
+            pools = {"SQLite": sqlite, "PostgreSQL": postgresql}
+            return await measure(options, pools, (python, server.url(tasks)) if python else None)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on a real disk, not tmpfs")
-    parser.add_argument(
-        "--group", type=int, nargs="+", default=[1, 16, 64, 256], help="settlements in one commit"
-    )
-    parser.add_argument("--seconds", type=float, default=3.0)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    lasting = LASTING if LASTING.is_dir() else Path.cwd()
+    parser.add_argument("--folder", type=Path, default=lasting, help="on a real disk, not in memory")
+    parser.add_argument("--writers", type=int, nargs="+", default=[1, 4, 16, MANY])
+    parser.add_argument("--seconds", type=float, default=2.5)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true", help=f"without {PEER}")
     options = parser.parse_args()
-    versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("sqlalchemy", "aiosqlite"))
-    print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {versions}")
-    print(f"WAL, synchronous=FULL; this disk syncs 4 KiB {fsyncs(options.folder):,.0f} times/s")
-    print(f"median of {options.runs} runs of {options.seconds} s")
-    for group in options.group:
-        asyncio.run(measure(options.folder, group, options.seconds, options.runs))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    raise_on_signals()
+    print(stand.machine("sqlalchemy", "aiosqlite", "asyncpg"))
+    print(f"SQLite {sqlite3.sqlite_version}; median of {options.runs} runs of {options.seconds} s")
+    try:
+        python = None if options.no_peer else environment(PEER, PEER_VERSION, *PEER_NEEDS) / "python"
+    except NotThere as error:
+        print(error)
+        python = None
+    found = asyncio.run(compare(options, python))
+    show(found)
+    print(f"load at the end {os.getloadavg()[0]:.1f}")
+    most = max(options.writers)
+    for name in ("SQLite", "PostgreSQL"):
+        stand.figure(name, found.rate(name, most), "settlements/s", 0)
+    if found.peer:
+        stand.figure(
+            f"against {PEER}", found.rate("PostgreSQL", most) / found.of_peer(max(PEER_WRITERS)), "x"
+        )
 
 
 if __name__ == "__main__":

@@ -17,20 +17,33 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from settlements import HOLD, MEMBERS, WORKERS, Pool, found_pool, start
+from settling import MODEL, WORKERS, Founded, founded
 
 from coordinator.api.pool_statement import line_body
 from coordinator.clock import rfc3339
 from coordinator.core import details, entries, ledger
-from coordinator.core.jobs import AccountId, AttemptEvent, Job, JobEvent, Kind, move, move_attempt
+from coordinator.core.jobs import (
+    AccountId,
+    Attempt,
+    AttemptEvent,
+    Job,
+    JobEvent,
+    JobId,
+    Kind,
+    move,
+    move_attempt,
+    with_attempt,
+)
 from coordinator.core.pricing import Demand, Segment, Shape, Tariff, charge_units, payments
+from coordinator.ids import new_id
 from coordinator.movements import MOVEMENTS_MAX, Seam, Wanted
 from coordinator.records import Batch
 from coordinator.totals import Period
+from potluck.chain import GENESIS
 
 SHAPE = Shape(134_515_008, 28_311_552, 138_240)
 TARIFF = Tariff()
@@ -38,6 +51,49 @@ GROUP = 500
 DAYS = 90
 PAGE = 50
 PERIODS: tuple[Period, ...] = ("month", "day")
+HOLD = 2_000_000
+
+
+@dataclass(slots=True)
+class Pool:
+    """Books, and where their chain ends."""
+
+    books: Founded
+    number: int = 0
+    hash: str = GENESIS
+
+    def record(self, entry: ledger.Entry, at: float) -> ledger.Recorded:
+        self.books.book.post(entry)
+        made = ledger.record(self.number + 1, rfc3339(at), entry, self.hash)
+        self.number, self.hash = made.number, made.hash
+        return made
+
+    async def commit(self, records: list[ledger.Recorded], jobs: list[Job]) -> None:
+        book = self.books.book
+        touched = {posting.account for made in records for posting in made.entry.postings}
+        accounts = [book.accounts[each] for each in touched]
+        await self.books.store.commit(Batch(records=records, accounts=accounts, jobs=jobs))
+        book.entries.clear()  # as the coordinator forgets closed jobs
+
+
+def start(pool: Pool, number: int) -> Job:
+    """A job of the first member's on another's worker."""
+    member, worker = pool.books.members[0], pool.books.workers[1 + number % (WORKERS - 1)]
+    now = time.time()
+    job = Job(
+        id=JobId(new_id("job")),
+        kind=Kind.CHAT,
+        model=MODEL,
+        member=member.id,
+        account=member.account,
+        created_at=now,
+        quote=HOLD,
+        hold=HOLD,
+        prompt_tokens=40,
+        max_tokens=256,
+    )
+    attempt = Attempt(number=1, worker=worker.id, owner=worker.account, assigned_at=now, why="least busy")
+    return with_attempt(move(job, JobEvent.ASSIGNED, now=now), attempt)
 
 
 def close(job: Job, tokens: int) -> tuple[Job, ledger.Entry]:
@@ -45,7 +101,7 @@ def close(job: Job, tokens: int) -> tuple[Job, ledger.Entry]:
     segments = [Segment(1, 0, 0, tokens)]
     demand = Demand(Kind.CHAT, SHAPE, (job.prompt_tokens,), job.max_tokens)
     attempt = replace(move_attempt(job.attempts[-1], AttemptEvent.SUCCEEDED, now=time.time()), tokens=tokens)
-    job = replace(job, attempts=(attempt,), hold=HOLD)
+    job = replace(job, attempts=(attempt,))
     paid = payments(charge_units(demand, TARIFF, segments, 1), job.attempts, job.account, TARIFF)
     entry = entries.close(job, paid, details.of_work(job, demand, TARIFF, segments, 1, paid))
     return replace(move(job, JobEvent.SUCCEEDED, now=time.time()), charge=paid[0].amount), entry
@@ -54,30 +110,22 @@ def close(job: Job, tokens: int) -> tuple[Job, ledger.Entry]:
 async def fill(pool: Pool, count: int) -> None:
     """`count` entries of the first member, over DAYS days."""
     began, step_s = time.time(), DAYS * 86_400 / count
-    account = pool.members[0].account
+    waiting = await pool.books.store.unopened()
+    await pool.commit([pool.record(entries.opening(*line), began) for line in waiting], [])
 
     def record(entry: ledger.Entry) -> ledger.Recorded:
-        pool.book.post(entry)
-        made = ledger.record(pool.number + 1, rfc3339(began + pool.number * step_s), entry, pool.hash)
-        pool.number, pool.hash = made.number, made.hash
-        return made
+        return pool.record(entry, began + pool.number * step_s)
 
     for first in range(0, count // 2, GROUP):
         jobs, records = [], []
         for n in range(first, min(first + GROUP, count // 2)):
-            job = start(pool, MEMBERS * n)  # of the first member
-            worker = pool.workers[1 + n % (WORKERS - 1)]
-            attempt = replace(job.attempts[0], worker=worker.id, owner=worker.account)
-            job = replace(job, attempts=(attempt,))
+            job = start(pool, n)
             records.append(record(entries.hold(job, details.of_hold(job))))
             ended, entry = close(job, 20 + n % 200)
             records.append(record(entry))
             jobs.append(ended)
-        touched = {posting.account for made in records for posting in made.entry.postings}
-        accounts = [pool.book.accounts[each] for each in touched]
-        await pool.store.commit(Batch(records=records, accounts=accounts, jobs=jobs))
-        pool.book.entries.clear()
-    assert pool.book.accounts[account].reserved == 0
+        await pool.commit(records, jobs)
+    assert pool.books.book.accounts[pool.books.members[0].account].reserved == 0
 
 
 async def timed(name: str, runs: int, work: Callable[[], Awaitable[object]]) -> None:
@@ -93,16 +141,15 @@ async def timed(name: str, runs: int, work: Callable[[], Awaitable[object]]) -> 
 
 async def measure(folder: Path, count: int, runs: int) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix="statement-") as name:
-        pool = await found_pool(Path(name))
-        try:
+        async with founded(f"sqlite:///{Path(name) / 'potluck.db'}") as books:
+            pool = Pool(books)
             await fill(pool, count)
             await ask(pool, runs)
-        finally:
-            await pool.store.close()
 
 
 async def ask(pool: Pool, runs: int) -> None:
-    store, payer, earner = pool.store, pool.members[0].account, pool.members[1].account
+    store, members = pool.books.store, pool.books.members
+    payer, earner = members[0].account, members[1].account
     middle = pool.number // 2
 
     async def page(wanted: Wanted, *, limit: int = PAGE, before: int | None = None) -> str:
@@ -138,9 +185,9 @@ async def ask(pool: Pool, runs: int) -> None:
 
 
 async def sum_up(pool: Pool, account: AccountId, by: Period, since: str | None = None) -> str:
-    found = await pool.store.totals(account, by, since=since)
+    found = await pool.books.store.totals(account, by, since=since)
     if since is None:
-        own = pool.book.accounts[account]
+        own = pool.books.book.accounts[account]
         assert sum(total.change for total in found) == own.balance + own.held
     return f"{len(found)} periods"
 

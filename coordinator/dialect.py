@@ -15,6 +15,7 @@ from sqlalchemy import (
     FromClause,
     Table,
     Text,
+    bindparam,
     case,
     cast,
     column,
@@ -26,6 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 BUSY_TIMEOUT_MS: Final = 5_000
 _SQLITE_BEGIN: Final = "BEGIN IMMEDIATE"
@@ -150,6 +152,23 @@ def prepare_reader(engine: Engine) -> None:
     event.listen(engine, "begin", begun)
 
 
+def given(spoken: Dialect, types: Mapping[str, TypeEngine[Any]]) -> Mapping[str, ColumnElement[Any]]:
+    """A statement's parameters: with SQLite those of one row, with PostgreSQL the columns of many."""
+    if spoken.name == "sqlite":
+        return {name: bindparam(name) for name in types}
+    lists = [bindparam(name, type_=postgresql.ARRAY(type_)) for name, type_ in types.items()]
+    rows = func.unnest(*lists).table_valued(*(column(name, type_) for name, type_ in types.items()))
+    rows = rows.render_derived()
+    return {name: rows.c[name] for name in types}
+
+
+def is_in(spoken: Dialect, value: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """Is it in the list that is the parameter? With SQLite the list is a text in JSON."""
+    if spoken.name == "sqlite":
+        return value.in_(select(func.json_each(bindparam(name)).table_valued("value").c.value))
+    return value == func.any(bindparam(name, type_=postgresql.ARRAY(value.type)))
+
+
 def insert_into(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that knows ON CONFLICT in the dialect."""
     if spoken.name == "sqlite":
@@ -157,9 +176,26 @@ def insert_into(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Ins
     return postgresql.insert(table)
 
 
+def insert_given(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """The same of `given` parameters, one for each column."""
+    statement = insert_into(spoken, table)
+    if spoken.name == "sqlite":
+        return statement
+    rows = given(spoken, {column.name: column.type for column in table.columns})
+    return statement.from_select(table.columns.keys(), select(*rows.values()))
+
+
 def upsert(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
     """Inserts a row, or sets all columns of the row with the same primary key."""
-    statement = insert_into(spoken, table)
+    return _or_set(insert_into(spoken, table), table)
+
+
+def upsert_given(spoken: Dialect, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """The same of `given` parameters; none of the rows may have the key of another one of them."""
+    return _or_set(insert_given(spoken, table), table)
+
+
+def _or_set(statement: sqlite.Insert | postgresql.Insert, table: Table) -> sqlite.Insert | postgresql.Insert:
     keys = [column.name for column in table.primary_key]
     rest = (column.name for column in table.columns if column.name not in keys)
     return statement.on_conflict_do_update(

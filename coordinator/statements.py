@@ -2,14 +2,16 @@
 
 SQLAlchemy looks at every parameter of every row on its way to the driver, which costs the event loop more
 than the database needs to write the row. So Core writes the statements, once, and the tick hands tuples in
-the order of the tables' columns straight to the driver's `executemany`.
+the order of the tables' columns straight to the driver. SQLite runs a statement once for each row
+(`executemany`). PostgreSQL gets all rows of a table at once, as one list for each column: to begin and end a
+statement costs it several times as much as one row more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Dialect, Executable, Table, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Dialect, Executable, Table, func, select, update
 
 from coordinator import dialect, tables
 from coordinator.core.ledger import Bucket
@@ -17,7 +19,6 @@ from coordinator.tables import table_of
 
 BUCKETS: Final = tuple(bucket.value for bucket in Bucket)
 STANDING: Final = ("good_jobs", "first_job_at", "proven_at")
-ACCOUNTS_AT_ONCE: Final = 16  # a fixed number of parameters, so that the statement is always the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Statements:
     moves: str  # parameters: what to add to each bucket, and the account
     head: str  # number and hash of the last entry
     receipts_head: str  # the same of the last receipt
-    sums: str  # id and buckets of ACCOUNTS_AT_ONCE accounts
+    sums: str  # id and buckets of the accounts in a list (`Transaction.read_of`)
 
 
 def compile_statements(spoken: Dialect) -> Statements:
@@ -41,20 +42,25 @@ def compile_statements(spoken: Dialect) -> Statements:
 
     def upsert(model: type[tables.Base]) -> str:
         table = table_of(model)
-        return _compiled(dialect.upsert(spoken, table), spoken, table.columns.keys())
+        return _compiled(dialect.upsert_given(spoken, table), spoken, table.columns.keys())
 
     def insert(model: type[tables.Base]) -> str:
         table = table_of(model)
-        return _compiled(table.insert(), spoken, table.columns.keys())
+        return _compiled(dialect.insert_given(spoken, table), spoken, table.columns.keys())
 
-    accounts, workers = table_of(tables.Account), table_of(tables.Worker)
-    move = update(accounts).where(accounts.c.id == bindparam("account"))
-    move = move.values({bucket: accounts.c[bucket] + bindparam(f"by_{bucket}") for bucket in BUCKETS})
-    asked = [f"id_{n}" for n in range(ACCOUNTS_AT_ONCE)]
+    def change(
+        model: type[tables.Base], names: Sequence[str], new: Callable[[str, ColumnElement[Any]], object]
+    ) -> str:
+        """Of the row whose id comes last: what `new` makes of each parameter that comes before it."""
+        table = table_of(model)
+        given = {f"new_{name}": table.c[name].type for name in names} | {"row": table.c.id.type}
+        values = dialect.given(spoken, given)
+        changed = update(table).where(table.c.id == values["row"])
+        changed = changed.values({name: new(name, values[f"new_{name}"]) for name in names})
+        return _compiled(changed, spoken, list(given))
+
+    accounts = table_of(tables.Account)
     sums = select(accounts.c.id, *(accounts.c[bucket] for bucket in BUCKETS))
-    sums = sums.where(or_(*(accounts.c.id == bindparam(name) for name in asked)))
-    standing = update(workers).where(workers.c.id == bindparam("worker"))
-    standing = standing.values({name: bindparam(f"new_{name}") for name in STANDING})
     return Statements(
         jobs=upsert(tables.Job),
         attempts=upsert(tables.Attempt),
@@ -63,11 +69,11 @@ def compile_statements(spoken: Dialect) -> Statements:
         receipts=insert(tables.Receipt),
         requests=upsert(tables.StoredRequest),
         results=upsert(tables.StoredResult),
-        moves=_compiled(move, spoken, [*(f"by_{bucket}" for bucket in BUCKETS), "account"]),
-        standings=_compiled(standing, spoken, [*(f"new_{name}" for name in STANDING), "worker"]),
+        moves=change(tables.Account, BUCKETS, lambda name, by: accounts.c[name] + by),
+        standings=change(tables.Worker, STANDING, lambda _, value: value),
         head=_compiled(_last(table_of(tables.Entry)), spoken, []),
         receipts_head=_compiled(_last(table_of(tables.Receipt)), spoken, []),
-        sums=_compiled(sums, spoken, asked),
+        sums=_compiled(sums.where(dialect.is_in(spoken, accounts.c.id, "ids")), spoken, ["ids"]),
     )
 
 

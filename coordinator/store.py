@@ -53,7 +53,7 @@ from coordinator.rows import (
 )
 from coordinator.spending import Spending
 from coordinator.standings import Standings
-from coordinator.statements import ACCOUNTS_AT_ONCE, BUCKETS, Statements, compile_statements
+from coordinator.statements import BUCKETS, Statements, compile_statements
 from coordinator.store_errors import StoreConflict, StoreError
 from coordinator.tables import table_of
 from coordinator.texts import Texts
@@ -323,17 +323,13 @@ def _check_sums(
     transaction: Transaction, statements: Statements, sums: Mapping[str, tuple[int, ...]]
 ) -> None:
     """The sums that the postings made must be those that memory holds."""
-    ids = list(sums)
     found = 0
-    for start in range(0, len(ids), ACCOUNTS_AT_ONCE):
-        asked = ids[start : start + ACCOUNTS_AT_ONCE]
-        asked += asked[:1] * (ACCOUNTS_AT_ONCE - len(asked))
-        for account, *made in transaction.read(statements.sums, tuple(asked)):
-            found += 1
-            if tuple(made) != sums[account]:
-                raise StoreConflict(
-                    f"{', '.join(BUCKETS)} of account {account} would be {tuple(made)} by its postings, but"
-                    f" {sums[account]} by the batch; nothing was changed"
-                )
+    for account, *made in transaction.read_of(statements.sums, list(sums)) if sums else ():
+        found += 1
+        if tuple(made) != sums[account]:
+            raise StoreConflict(
+                f"{', '.join(BUCKETS)} of account {account} would be {tuple(made)} by its postings, but"
+                f" {sums[account]} by the batch; nothing was changed"
+            )
     if found != len(sums):
         raise StoreConflict("the batch names an account that does not exist; nothing was changed")
