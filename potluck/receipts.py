@@ -15,6 +15,8 @@ from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import CryptoError
 
 BODY_BYTES_MAX: Final = 4096
 TEXT_CHARS_MAX: Final = 256
@@ -96,7 +98,19 @@ def sign(private_key: Ed25519PrivateKey, body: bytes) -> bytes:
 
 
 def verify(public_key: bytes, body: bytes, signature: bytes) -> bool:
-    """Whether the signature over the body was made by the key (raw, 32 bytes). Never raises."""
+    """Whether the signature over the body was made by the key (raw, 32 bytes). Never raises.
+
+    libsodium takes half the time of OpenSSL. They differ on keys and signatures that nobody makes by the
+    book; what it refuses OpenSSL is asked, so that nothing in an older book fails that was once taken.
+    """
+    try:
+        crypto_sign_open(signature + body, public_key)
+    except (CryptoError, ValueError):
+        return len(signature) == SIGNATURE_BYTES and _fits_openssl(public_key, body, signature)
+    return len(signature) == SIGNATURE_BYTES
+
+
+def _fits_openssl(public_key: bytes, body: bytes, signature: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, body)
     except (InvalidSignature, ValueError):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from potluck.proof import lines, pages
 from potluck.proof.lines import HeadLine
-from potluck.proof.pages import AHEAD, Keys, Page, blocks, fits, page_of, wanted_processes
+from potluck.proof.pages import AHEAD, Keys, Page, blocks, page_of, wanted_processes
+from potluck.receipts import verify
 
 KEY = Ed25519PrivateKey.generate()
 RAW = KEY.public_key().public_bytes_raw()
@@ -117,5 +118,5 @@ def test_small_exports_are_read_alone() -> None:
 
 @pytest.mark.parametrize("key", [b"", bytes(31), b"\xff" * 32])
 def test_a_key_that_is_none_fits_no_signature(key: bytes) -> None:
-    assert not fits(key, b"the books", KEY.sign(b"the books"))
-    assert fits(RAW, b"the books", KEY.sign(b"the books"))
+    assert not verify(key, b"the books", KEY.sign(b"the books"))
+    assert verify(RAW, b"the books", KEY.sign(b"the books"))

@@ -12,13 +12,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
 from typing import IO, Any, Final, NamedTuple
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from nacl.bindings import crypto_sign_open
-from nacl.exceptions import CryptoError
 
 from potluck import chain
 from potluck.proof import lines
@@ -36,6 +30,7 @@ from potluck.proof.lines import (
     shown,
     worker_of,
 )
+from potluck.receipts import verify as signature_fits
 
 PAGE_BYTES: Final = 1 << 19
 AHEAD: Final = 3  # pages in flight for each process
@@ -180,11 +175,11 @@ def _receipt(number: int, value: dict[str, Any], keys: Keys) -> tuple[ReceiptLin
     checked = 0
     if receipt.state != REFUSED:
         checked += 1
-        if not fits(key, body, signature):
+        if not signature_fits(key, body, signature):
             return receipt._replace(wrong=f"it is not signed by the key of {worker}"), checked
     if keys.thorough and countersignature:
         checked += 1
-        if not fits(keys.pool, chain.countersigned(chain.hash_of(covered)), countersignature):
+        if not signature_fits(keys.pool, chain.countersigned(chain.hash_of(covered)), countersignature):
             return receipt._replace(wrong="it is not countersigned by the pool's key"), checked
     try:
         return receipt._replace(said=said_of(value["body"])), checked
@@ -194,38 +189,11 @@ def _receipt(number: int, value: dict[str, Any], keys: Keys) -> tuple[ReceiptLin
 
 def _head(number: int, value: dict[str, Any], keys: Keys) -> tuple[HeadLine, int]:
     head = head_of("head", number, value)
-    right = fits(keys.pool, head.signed, head.signature)
+    right = signature_fits(keys.pool, head.signed, head.signature)
     return head if right else head._replace(wrong="it is not signed by the pool's key"), 1
 
 
 _MAKE: Final[Mapping[str, Any]] = {"worker": _worker, "entry": _entry, "receipt": _receipt, "head": _head}
-
-
-def fits(key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether it is the key's Ed25519 signature (RFC 8032) of the message.
-
-    libsodium takes half the time of OpenSSL. They differ on keys and signatures that nobody makes by the
-    book; what it refuses OpenSSL is asked, which the pool takes receipts with, so that no honest file fails.
-    """
-    try:
-        crypto_sign_open(signature + message, key)
-    except (CryptoError, ValueError):
-        return _fits_openssl(key, message, signature)
-    return True
-
-
-def _fits_openssl(key: bytes, message: bytes, signature: bytes) -> bool:
-    try:
-        _public_key(key).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
-@lru_cache(maxsize=1_024)
-def _public_key(raw: bytes) -> Ed25519PublicKey:
-    """A pool has few keys and many signatures. Raises ValueError if these bytes are none."""
-    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def _is_digest_of(text: str, digest: str) -> bool:

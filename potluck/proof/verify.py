@@ -33,7 +33,8 @@ from potluck.proof.lines import (
     shown,
     worker_of,
 )
-from potluck.proof.pages import Keys, Page, Record, blocks, fits, pages, wanted_processes
+from potluck.proof.pages import Keys, Page, Record, blocks, pages, wanted_processes
+from potluck.receipts import verify as signature_fits
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 ORDER: Final[dict[type[Record], str]] = {
@@ -299,7 +300,7 @@ class _Walk:
 
     def check_saved(self, head: HeadLine) -> None:
         """Raises Fault unless the pool signed it and it lies on the chains: nothing before it was changed."""
-        if not fits(self.key, head.signed, head.signature):
+        if not signature_fits(self.key, head.signed, head.signature):
             raise Fault("saved head", head.number, "it is not signed by the pool's key")
         self._lies(head, "saved head", head.number)
 
