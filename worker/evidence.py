@@ -78,8 +78,7 @@ class Evidence:
     def _append(self, line: bytes) -> bool:
         path = self._folder / FILE
         try:
-            make_folder(self._folder)
-            if path.exists() and path.stat().st_size + len(line) > FILE_BYTES_MAX:
+            if self._size(path) + len(line) > FILE_BYTES_MAX:
                 self.kept -= _lines(self._folder / OLDER)
                 path.replace(self._folder / OLDER)
             with path.open("ab") as file:
@@ -92,6 +91,14 @@ class Evidence:
         self._trouble = False
         self.kept += 1
         return True
+
+    def _size(self, path: Path) -> int:
+        """In bytes. Where there is no file yet, its folder is made. Raises OSError."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            make_folder(self._folder)
+            return 0
 
 
 def _lines(path: Path) -> int:

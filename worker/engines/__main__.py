@@ -55,17 +55,34 @@ class Writer:
                 return
 
 
-def read_commands(
-    fd: int, loop: asyncio.AbstractEventLoop, commands: "asyncio.Queue[engine_pb2.EngineCommand | None]"
-) -> None:
-    """Thread: every command into the queue, None at the end. The process does not outlive this by long."""
-    try:
-        for command in pipe.read_messages(fd, engine_pb2.EngineCommand):
-            asyncio.run_coroutine_threadsafe(commands.put(command), loop).result()
-    except (pipe.PipeError, OSError) as error:
-        sys.stderr.write(f"engine: {error}\n")
-    exit_within(EXIT_GRACE_S)
-    asyncio.run_coroutine_threadsafe(commands.put(None), loop).result()
+class Commands:
+    """What the daemon says, read by a thread of its own: asyncio cannot watch a pipe on Windows."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._loop = fd, asyncio.get_running_loop()
+        self._queue: asyncio.Queue[engine_pb2.EngineCommand | None] = asyncio.Queue()
+        self._room = threading.Semaphore(COMMANDS_WAITING_MAX)
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    async def next(self) -> engine_pb2.EngineCommand | None:
+        """None: there will be no more, and the process ends within EXIT_GRACE_S."""
+        command = await self._queue.get()
+        self._room.release()
+        return command
+
+    def _read(self) -> None:
+        try:
+            for command in pipe.read_messages(self._fd, engine_pb2.EngineCommand):
+                self._hand_over(command)
+        except (pipe.PipeError, OSError) as error:
+            sys.stderr.write(f"engine: {error}\n")
+        exit_within(EXIT_GRACE_S)
+        self._hand_over(None)
+
+    def _hand_over(self, command: engine_pb2.EngineCommand | None) -> None:
+        """Waits while too many do."""
+        self._room.acquire()
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, command)
 
 
 def exit_within(seconds: float) -> None:
@@ -88,21 +105,19 @@ def clean_up() -> None:
 
 async def serve(fd: int, writer: Writer) -> int:
     """The life of an engine: load, attempts, end. Returns the exit code."""
-    loop = asyncio.get_running_loop()
-    commands: asyncio.Queue[engine_pb2.EngineCommand | None] = asyncio.Queue(COMMANDS_WAITING_MAX)
-    threading.Thread(target=read_commands, args=(fd, loop, commands), name="commands", daemon=True).start()
+    commands = Commands(fd)
 
     def die() -> None:
         writer.close()
         os._exit(EXIT_DIED)
 
-    first = await commands.get()
+    first = await commands.next()
     if first is None or not first.HasField("load"):
         return 0
     runner = Runner(writer.emit, die)
     if not await runner.load(first.load):
         return 1
-    while (command := await commands.get()) is not None and runner.handle(command):
+    while (command := await commands.next()) is not None and runner.handle(command):
         pass
     exit_within(EXIT_GRACE_S)
     await runner.close()
