@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from coordinator.recovery import recover_admin
 from coordinator.settings import Settings, SettingsError
 from coordinator.store import Store
 from coordinator.store_errors import LeadershipLost, StoreError
-from potluck import collector
+from potluck import collector, loops
 from potluck.cli.printing import Output, Printer
 from potluck.errors import ExitCode, PotluckError
 from potluck.logs import configure
@@ -97,7 +96,7 @@ def start(
     try:
         settings = Settings.load({name: value for name, value in flags.items() if value is not None})
         configure("auto")
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loops.quickest()) as runner:
             runner.run(_run(settings, force=force))
     except asyncio.CancelledError:  # stopped before it was open
         raise typer.Exit(ExitCode.OK) from None
@@ -207,15 +206,6 @@ def check(
     if report.findings:
         printer.note(f"{len(report.findings)} findings in {seen}.")
         raise typer.Exit(ExitCode.ERROR)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it exists: it relays streams with about half the work. Windows has none."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop
 
 
 async def _run(settings: Settings, *, force: bool) -> None:
