@@ -13,6 +13,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from potluck import loops
 from potluck.v1 import engine_pb2
 from worker.engines import engine, pipe
 from worker.engines.runner import Runner
@@ -141,7 +142,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     writer = Writer(events)
-    code = asyncio.run(serve(commands, writer))
+    with asyncio.Runner(loop_factory=loops.quickest()) as loop:
+        code = loop.run(serve(commands, writer))
     writer.close()
     clean_up()
     sys.stderr.flush()
