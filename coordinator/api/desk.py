@@ -83,7 +83,9 @@ def idempotency_key(request: Request) -> str | None:
 
 def with_idempotency_key(submissions: Sequence[Submission], key: str | None) -> list[Submission]:
     """Several jobs of one request get keys of their own, which no client can send (they are longer)."""
-    if key is None or len(submissions) == 1:
+    if key is None:
+        return list(submissions)
+    if len(submissions) == 1:
         return [replace(submission, idempotency_key=key) for submission in submissions]
     digest = hashlib.sha256(key.encode()).hexdigest()
     padding = "." * IDEMPOTENCY_KEY_CHARS_MAX

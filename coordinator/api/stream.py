@@ -29,6 +29,7 @@ class EventStream(Response):
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         started = False
+        head = [*HEADERS, *((name.encode(), value.encode()) for name, value in self._running.headers.items())]
         async with self._running as running:
             running.watch(receive)
             try:
@@ -36,13 +37,13 @@ class EventStream(Response):
                     if not isinstance(event, Output):
                         continue
                     if not started:
-                        await self._start(send)
+                        await self._start(head, send)
                         started = True
                     data = self._chunks.piece(job * self._choices + event.choice, event)
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
                 if not started:
-                    await self._start(send)
+                    await self._start(head, send)
                 end = (self._chunks.usage(running.usage) if self._include_usage else b"") + DONE
             except ApiError as error:
                 if not started:
@@ -57,13 +58,11 @@ class EventStream(Response):
                 end = error_event(_broken().body)
             await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    async def _start(self, send: Send) -> None:
-        headers = {
-            **self._running.headers,
-            "x-potluck-overhead-ms": self._running.overhead_ms(self._context.clock.now()),
-        }
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *encoded]})
+    async def _start(self, head: list[tuple[bytes, bytes]], send: Send) -> None:
+        """`head` was made while the engine was at work: now somebody waits for the first token."""
+        overhead = self._running.overhead_ms(self._context.clock.now()).encode()
+        headers = [*head, (b"x-potluck-overhead-ms", overhead)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 def _broken() -> ApiError:
