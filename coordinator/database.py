@@ -12,7 +12,6 @@ four times, which costs more than all the writing. With PostgreSQL it runs on th
 """
 
 import asyncio
-import errno
 import os
 import sqlite3
 import tempfile
@@ -31,7 +30,14 @@ from coordinator import dialect
 from coordinator.leadership import Leadership, Seat, Waiting
 from coordinator.lock import FileLock
 from coordinator.migrations import check_revision, migrate
-from coordinator.store_errors import StoreConflict, StoreError, StoreFull, StoreUnavailable, Unwritable
+from coordinator.store_errors import (
+    DISK_FULL,
+    StoreConflict,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    Unwritable,
+)
 from coordinator.transaction import AlchemyTransaction, SqliteTransaction, Transaction
 from potluck.home import SECRET_MODE, make_folder
 from potluck.transport import reason_of
@@ -40,7 +46,6 @@ T = TypeVar("T")
 READERS: Final = 4
 _TOUCH: Final = "UPDATE settings SET value = value WHERE name = 'created_at' RETURNING name"
 _ROOM_BYTES: Final = 1 << 16
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_SENTENCE: Final = (
     "the disk that holds the database is full: nothing was changed. Free some space; the coordinator goes on"
     " by itself."
@@ -334,7 +339,7 @@ def translated() -> Iterator[None]:
     except (DBAPIError, sqlite3.Error) as error:
         raise translate(error) from error
     except OSError as error:  # asyncpg's own, from a server that is not there; or a probe's
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise StoreFull(_FULL_SENTENCE) from error
         raise StoreUnavailable(
             f"the database cannot be reached: {reason_of(error)}; nothing was changed"

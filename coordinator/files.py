@@ -5,7 +5,6 @@ there, so that what no file claims is what a crash has left.
 """
 
 import asyncio
-import errno
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from coordinator.records import MADE_BY_POOL, File, FileId, Purpose
 from coordinator.refusal import Refusal
 from coordinator.settings import Settings
 from coordinator.store import Store
-from coordinator.store_errors import FilesTooMany
+from coordinator.store_errors import DISK_FULL, FilesTooMany
 from potluck import training_data
 from potluck.jsonl import PROBLEMS_MAX, Problem
 
@@ -112,7 +111,7 @@ class Files:
         except ArtifactTooLarge:
             raise too_large(limit) from None
         except (StoreFull, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno not in DISK_FULL:
                 raise
             log.warning("no room for a file", action="files_full")
             message = (

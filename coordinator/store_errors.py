@@ -1,5 +1,11 @@
 """What the store refuses, each with a sentence that can be shown to people."""
 
+import errno
+from typing import Final
+
+# Of a write: no room at all, none for this user, none in a file of this size (ulimit). Room may be made.
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 class StoreError(Exception):
     """The database could not do what was asked; nothing was changed."""

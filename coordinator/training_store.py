@@ -7,7 +7,6 @@ is kept. After a restart every attempt is over, so what is remembered here need 
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import secrets
 import time
@@ -30,6 +29,7 @@ from coordinator.artifacts import (
     StoreFull,
 )
 from coordinator.core.jobs import JobId, WorkerId
+from coordinator.store_errors import DISK_FULL
 from potluck.home import make_folder
 
 FOLDER: Final = "training"
@@ -157,7 +157,7 @@ class TrainingStore:
                 raise Over(_OVER) from None  # it went while this was on its way
             except (StoreFull, OSError) as error:
                 self._drop(upload)
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
                     raise StoreFull(_FULL) from None
                 raise
 

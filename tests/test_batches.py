@@ -1,6 +1,7 @@
 """Batches through the official client: lines in, answers out, each once, and what is wrong is said by its line."""
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,10 +12,13 @@ import pytest
 from fixtures_api import MODEL, Said, Stand, chat_body, error_of, saying
 from openai.types import Batch
 
+from coordinator import artifacts
+from coordinator.batches import outputs
 from coordinator.batches.batch import BatchState
 from coordinator.core.jobs import JobId
 from coordinator.core.ledger import Code
 from coordinator.store import Store
+from coordinator.store_errors import StoreFull
 from potluck.v1 import session_pb2, work_pb2
 
 ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -232,6 +236,47 @@ async def test_files_that_are_written_down_again_after_a_crash_are_there_once(
     assert again.output_file_id == batch.output_file_id
     outputs = await stand.openai().files.list(purpose="batch_output")
     assert [file.id for file in outputs.data] == [batch.output_file_id]
+
+
+async def test_a_file_that_the_disk_does_not_take_is_written_when_it_does(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if what is full is the file: under a `ulimit`, or at the file system's largest size."""
+    errors, append = (
+        [OSError(errno.EFBIG, "File too large"), OSError(errno.ENOSPC, "No space")],
+        artifacts._append,
+    )
+
+    def full(*asked: Any) -> None:
+        if errors:
+            raise errors.pop()
+        append(*asked)
+
+    batch = await made(stand, [line(0)])
+    monkeypatch.setattr(artifacts, "_append", full)
+    batch = await ended(stand, batch)
+    assert not errors
+    assert (batch.status, len(await lines_of(stand, batch.output_file_id))) == ("completed", 1)
+
+
+async def test_a_batch_that_breaks_on_a_full_disk_has_failed_when_there_is_room(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to say so would leave it `finalizing` until the next start."""
+    put, refusals = Store.put_batch, [StoreFull("full")]
+
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async def full(store: Store, batch: Any) -> None:
+        if batch.state is BatchState.FAILED and refusals:
+            raise refusals.pop()
+        await put(store, batch)
+
+    monkeypatch.setattr(Store, "put_batch", full)
+    monkeypatch.setattr(outputs, "in_pieces", bug)
+    batch = await ended(stand, await made(stand, [line(0)]))
+    assert (batch.status, refusals) == ("failed", [])
 
 
 async def test_short_lines_that_end_together_are_all_counted(stand: Stand) -> None:

@@ -139,14 +139,14 @@ class Run:
         worst = self.parts.worst
         async with self.checking:
             found = await checked(self.batch, self.member, self.key, self._lines, self.understand, worst)
-        known = await self._insist(lambda: self.store.job(self.batch.job))
-        member = await self._insist(lambda: self.store.member(self.batch.member))
+        known = await self.insist(lambda: self.store.job(self.batch.job))
+        member = await self.insist(lambda: self.store.member(self.batch.member))
         faults = list(found.faults)
         if member is None or member.state is not MemberState.ACTIVE:
             faults = [LineFault("account_frozen", "The account is frozen or closed: nothing new begins.")]
         if not faults and known is None:
             try:
-                await self._insist(lambda: self._open(found))  # a pool that stops opens nothing
+                await self.insist(lambda: self._open(found))  # a pool that stops opens nothing
             except Refusal as refusal:
                 faults = [LineFault(refusal.code, refusal.message)]
         if faults and known is None:
@@ -184,8 +184,8 @@ class Run:
 
     async def _work(self) -> None:
         """Keep a window of lines in the pool until all have ended, or the batch has."""
-        made = await self._insist(self._count)
-        failures = await self._insist(lambda: self.store.failures(self.batch.id))
+        made = await self.insist(self._count)
+        failures = await self.insist(lambda: self.store.failures(self.batch.id))
         async for number, line in self._lines():
             if number in made or number in failures:
                 continue
@@ -198,7 +198,7 @@ class Run:
         if self.parts.whole(self.batch.job) is not None:
             self.parts.end(self.batch.job, _EVENTS[self._outcome()], why=self._why(), code=self._code())
         while self._ended is None:  # until that is on the disk; after a restart it may be already
-            job = await self._insist(lambda: self.store.job(self.batch.job))
+            job = await self.insist(lambda: self.store.job(self.batch.job))
             if job is not None and job.ended:
                 self._ended = job
             else:
@@ -231,7 +231,7 @@ class Run:
         """Whether its member may spend; a frozen account's lines wait. Looked at now and then."""
         if self.parts.pool.now() >= self._looked_at + LOOK_S:
             self._looked_at = self.parts.pool.now()
-            member = await self._insist(lambda: self.store.member(self.batch.member))
+            member = await self.insist(lambda: self.store.member(self.batch.member))
             self._active = member is not None and member.state is MemberState.ACTIVE
         return self._active
 
@@ -266,7 +266,7 @@ class Run:
                 await self._fail(Failure(number, 402, "insufficient_credits", message))
 
     async def _fail(self, failure: Failure) -> None:
-        await self._insist(lambda: self.store.put_failure(self.batch.id, failure))
+        await self.insist(lambda: self.store.put_failure(self.batch.id, failure))
         self.tally.failed += 1
 
     def _outcome(self) -> BatchState:
@@ -289,7 +289,7 @@ class Run:
         output = await self._file("output", self._answers)
         errors = await self._file("errors", lambda: self._errors(state))
         await self._move(_STATES[state], output_file=output, error_file=errors)
-        await self._insist(lambda: self.store.forget_texts(self.batch.job))
+        await self.insist(lambda: self.store.forget_texts(self.batch.job))
 
     async def _file(self, name: str, lines: Callable[[], AsyncIterator[bytes]]) -> str | None:
         """None if it would be empty."""
@@ -305,7 +305,7 @@ class Run:
             )
             return str(file.id)
 
-        return await self._insist(make)
+        return await self.insist(make)
 
     async def _answers(self) -> AsyncIterator[bytes]:
         async for _, custom_id, part, result, _ in self._results():
@@ -361,10 +361,10 @@ class Run:
             output_tokens=self.tally.output_tokens,
             **changes,
         )
-        await self._insist(lambda: self.store.put_batch(self.batch))
+        await self.insist(lambda: self.store.put_batch(self.batch))
         log.info("batch", action="batch_moved", batch=self.batch.id, state=state.value)
 
-    async def _insist(self, act: Callable[[], Awaitable[Result]]) -> Result:
+    async def insist(self, act: Callable[[], Awaitable[Result]]) -> Result:
         """Until the disk takes it: a batch waits for room, and loses nothing."""
         while True:
             try:

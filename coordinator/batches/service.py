@@ -162,7 +162,7 @@ class Batches:
             if self.parts.whole(run.batch.job) is not None:
                 self.parts.end(run.batch.job, JobEvent.CANCELLED, fault.message, fault.code)
             run.batch = replace(run.batch, state=BatchState.FAILED, faults=(fault,))
-            await self.store.put_batch(run.batch)
+            await run.insist(lambda: self.store.put_batch(run.batch))
         finally:
             self.runs.pop(run.batch.id, None)
         if run.batch.ended:

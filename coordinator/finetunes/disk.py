@@ -1,7 +1,6 @@
 """Writing that must happen: tried again until the disk takes it. Who waits for room loses nothing."""
 
 import asyncio
-import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -10,7 +9,7 @@ import structlog
 
 from coordinator.artifacts import StoreFull
 from coordinator.refusal import Refusal
-from coordinator.store_errors import StoreUnavailable
+from coordinator.store_errors import DISK_FULL, StoreUnavailable
 
 PAUSE_S: Final = 1.0
 
@@ -45,4 +44,4 @@ class Disk:
 def _passes(error: Exception) -> bool:
     if isinstance(error, Refusal):
         return error.status >= 500
-    return not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return not isinstance(error, OSError) or error.errno in DISK_FULL
