@@ -7,14 +7,14 @@ is told before what was decided is safe; if the disk refuses, the same batch is 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
 from coordinator.clock import rfc3339
 from coordinator.core.engine import Engine
 from coordinator.core.jobs import Job, JobId
-from coordinator.core.ledger import Recorded, record
+from coordinator.core.ledger import Recorded, copy, record
 from coordinator.core.messages import Effects, Send
 from coordinator.records import Batch, ReceiptRow, RecordedReceipt
 from coordinator.store import Store
@@ -193,7 +193,7 @@ class Ticker:
         accounts, at = self.engine.book.accounts, rfc3339(self.now())
         return Batch(
             records=self.chain.extend(effects, at),
-            accounts=[replace(accounts[a]) for a in sorted(effects.accounts)],
+            accounts=[copy(accounts[a]) for a in sorted(effects.accounts)],
             jobs=list(effects.jobs.values()),
             receipts=self.receipts.extend(extras.receipts, at),
             standings=effects.standings,

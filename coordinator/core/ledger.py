@@ -11,7 +11,7 @@ twice, or paying and refunding one job, is impossible by construction (after Tig
 """
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coordinator.core.jobs import AccountId, JobId
@@ -96,6 +96,11 @@ class Account:
         return self.main + self.credit_line
 
 
+def copy(account: Account) -> Account:
+    """As `dataclasses.replace`, which takes five times as long: each entry copies what it moves."""
+    return Account(account.id, account.credit_line, account.main, account.reserved, account.held)
+
+
 class Posted(StrEnum):
     CREATED = "created"
     EXISTS = "exists"  # same id, same content: the retry is answered, nothing moves
@@ -138,17 +143,18 @@ class Book:
             return Posted.EXISTS
         changed: dict[AccountId, Account] = {}
         for posting in entry.postings:
-            before = self.accounts.get(posting.account)
-            if before is None:
-                raise UnknownAccount(posting.account)
-            after = changed.setdefault(posting.account, replace(before))
-            setattr(after, posting.bucket.value, getattr(after, posting.bucket.value) + posting.amount)
+            if (after := changed.get(posting.account)) is None:
+                if (before := self.accounts.get(posting.account)) is None:
+                    raise UnknownAccount(posting.account)
+                after = changed[posting.account] = copy(before)
+            bucket = posting.bucket.value
+            setattr(after, bucket, getattr(after, bucket) + posting.amount)
         for account_id, after in changed.items():
             _check_floor(self.accounts[account_id], after)
         for account_id, after in changed.items():
             account = self.accounts[account_id]
-            for bucket in Bucket:
-                setattr(account, bucket.value, getattr(after, bucket.value))
+            account.credit_line, account.main = after.credit_line, after.main
+            account.reserved, account.held = after.reserved, after.held
         self.entries[entry.id] = entry
         if entry.job is None:
             self.others.append(entry.id)
