@@ -252,8 +252,11 @@ async def test_a_file_that_the_disk_does_not_take_is_written_when_it_does(
             raise errors.pop()
         append(*asked)
 
-    batch = await made(stand, [line(0)])
+    file_id = await uploaded(stand, text([line(0)]))
     monkeypatch.setattr(artifacts, "_append", full)
+    batch = await stand.openai().batches.create(
+        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
     batch = await ended(stand, batch)
     assert not errors
     assert (batch.status, len(await lines_of(stand, batch.output_file_id))) == ("completed", 1)
