@@ -24,12 +24,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import httpx2
 import peer_litellm
-import psutil
 import stand
 import uvloop
 from fixtures_pool import Member, Process, RealPool, free_port
@@ -50,22 +50,19 @@ FRONT_S_MAX: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the engine is reached, and the processes on the way by what they are."""
+    """How the engine is reached, and the processes on the way by what they are; those may come and go."""
 
     name: str
     asker: Asker
-    parts: dict[str, list[int]]
+    parts: dict[str, Callable[[], list[int]]]
 
     def cpu_s(self) -> dict[str, float]:
-        spent = {part: stand.cpu_seconds(*pids) for part, pids in self.parts.items()}
+        spent = {part: stand.cpu_seconds(*pids()) for part, pids in self.parts.items()}
         return spent | {"client": time.process_time()}
 
     def memory(self) -> str:
         """MB resident."""
-        sizes = {
-            part: sum(psutil.Process(pid).memory_info().rss for pid in self.parts[part])
-            for part in self.parts
-        }
+        sizes = {part: stand.resident_bytes(*pids()) for part, pids in self.parts.items()}
         return ", ".join(f"{part} {size / 1e6:,.0f}" for part, size in sizes.items())
 
 
@@ -201,12 +198,13 @@ class Peers:
     def ways(self, through: Way, model: str, *, tokens: int, stream: bool) -> list[Way]:
         """Directly, through the pool, and through each proxy."""
         pid, port = self.front if model == stand.EMULATOR else self.instant
-        direct = Way("direct", Asker(port, "none", model, tokens=tokens, stream=stream), {"front": [pid]})
+        parts: dict[str, Callable[[], list[int]]] = {"front": lambda: [pid]}
+        direct = Way("direct", Asker(port, "none", model, tokens=tokens, stream=stream), parts)
         proxies = [
             Way(
                 name,
                 Asker(entry, peer_litellm.KEY, model, tokens=tokens, stream=stream),
-                {"proxy": stand.family(proxy), "front": [pid]},
+                {"proxy": partial(stand.family, proxy), **parts},
             )
             for name, proxy, entry in self.litellm
         ]
@@ -215,8 +213,9 @@ class Peers:
 
 def pooled(pool: RealPool, worker: Process, member: Member, *, tokens: int, stream: bool) -> Way:
     assert pool.coordinator is not None
+    coordinator = pool.coordinator.popen.pid
     daemon, *engines = stand.family(worker.popen.pid)
-    parts = {"coordinator": [pool.coordinator.popen.pid], "worker": [daemon], "engine": engines}
+    parts = {"coordinator": lambda: [coordinator], "worker": lambda: [daemon], "engine": lambda: engines}
     return Way("pool", Asker(pool.http_port, member.key, stand.EMULATOR, tokens=tokens, stream=stream), parts)
 
 

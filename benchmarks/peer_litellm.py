@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,9 @@ _QUIET: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOG": "ERROR",
     "LITELLM_MODE": "PRODUCTION",
+    "PYTHONUNBUFFERED": "1",
 }
+_READY: Final = "Proxy initialized with Config"  # each of its processes says so
 
 
 class NotThere(Exception):  # noqa: N818 -- named for what happened
@@ -77,17 +79,19 @@ def running(folder: Path, processes: int, models: Mapping[str, int]) -> Iterator
     arguments += ["--num_workers", str(processes), "--telemetry", "False"]
     log = folder / f"litellm-{processes}.log"
     with stand.apart([str(command), *arguments], {**os.environ, **_QUIET}, log) as popen:
-        _until_open(popen, port, log)
+        _until_open(popen, port, log, processes)
         yield popen.pid, port
 
 
-def _until_open(popen: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+def _until_open(popen: "subprocess.Popen[bytes]", port: int, log: Path, processes: int) -> None:
+    """All its processes, or the figures would be those of fewer. Raises NotThere."""
     ends = time.monotonic() + START_S_MAX
     while popen.poll() is None and time.monotonic() < ends:
-        try:
-            if httpx2.get(f"http://127.0.0.1:{port}/health/liveliness", timeout=5).status_code == 200:
+        ready = log.read_text(encoding="utf-8", errors="replace").count(_READY)
+        with suppress(httpx2.HTTPError):
+            there = httpx2.get(f"http://127.0.0.1:{port}/health/liveliness", timeout=5).status_code == 200
+            if there and ready >= processes:
                 return
-        except httpx2.HTTPError:
-            time.sleep(0.5)
+        time.sleep(0.5)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
     raise NotThere("LiteLLM does not start:\n" + "\n".join(said))

@@ -76,9 +76,22 @@ def run(main: Coroutine[Any, Any, None], loop: Callable[[], asyncio.AbstractEven
 
 
 def cpu_seconds(*pids: int) -> float:
-    """User and system time of these processes so far."""
-    times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return float(sum(one.user + one.system for one in times))
+    """User and system time so far, of those of these processes that are still there."""
+    spent = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            spent += times.user + times.system
+    return spent
+
+
+def resident_bytes(*pids: int) -> int:
+    """As `cpu_seconds`."""
+    held = 0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            held += psutil.Process(pid).memory_info().rss
+    return held
 
 
 def family(pid: int) -> list[int]:
