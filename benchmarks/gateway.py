@@ -131,7 +131,7 @@ async def streamed(ways: list[Way], streams: int, wanted: argparse.Namespace) ->
         print(
             f"  {way.name:10} {turn.tokens_s:6,.0f} tokens/s, TTFT p50/p95/p99"
             f" {turn.first_ms(0.5, 0.95, 0.99)} ms, whole p50/p99 {turn.whole_ms(0.5, 0.99)} ms;"
-            f" CPU ms per 1,000 tokens: {turn.cpu_ms(lambda one: one.tokens / 1e3)}{turn.wrong}"
+            f" CPU ms per 1,000 tokens: {turn.cpu_ms(lambda one: one.all_tokens / 1e3)}{turn.wrong}"
         )
     for way, turn in zip(ways[1:], turns[1:], strict=True):
         p50 = turn.added_ms(turns[0], Figures.first_ms, 0.5)
@@ -149,7 +149,7 @@ async def short(ways: list[Way], streams: int, wanted: argparse.Namespace) -> li
     for way, turn in zip(ways, turns, strict=True):
         print(
             f"  {way.name:10} {turn.requests_s:6,.0f} requests/s, p50/p99 {turn.whole_ms(0.5, 0.99)} ms;"
-            f" CPU ms per request: {turn.cpu_ms(lambda one: one.answers)}{turn.wrong}"
+            f" CPU ms per request: {turn.cpu_ms(lambda one: len(one.whole))}{turn.wrong}"
         )
     return turns
 

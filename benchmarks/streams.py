@@ -26,12 +26,14 @@ class Figures:
     first: list[float] = field(default_factory=list)  # from the request to the first token
     whole: list[float] = field(default_factory=list)  # to the end of the answer
     errors: list[str] = field(default_factory=list)
-    ends: float = math.inf  # what comes later is no longer counted, by the clock `perf_counter`
+    ends: float = math.inf  # what comes later counts for no rate, by the clock `perf_counter`
     tokens: int = 0
+    all_tokens: int = 0  # with those that came later
     answers: int = 0
     seconds: float = 0.0
 
     def came(self, tokens: int) -> None:
+        self.all_tokens += tokens
         if time.perf_counter() < self.ends:
             self.tokens += tokens
 
