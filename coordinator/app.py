@@ -59,6 +59,8 @@ from potluck.v1 import artifacts_pb2_grpc, session_pb2_grpc, work_pb2
 log = structlog.get_logger(__name__)
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+CALLS_MAX = 64  # at once on one connection: its session, downloads and uploads
+CONNECTIONS_RESERVE = 256  # beyond the sessions: they hear why they are not welcome
 LOCK_FILE = "coordinator.lock"
 STREAM_OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second coordinator on the port is refused instead of sharing it
@@ -68,6 +70,9 @@ STREAM_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.server_handshake_timeout_ms", 20_000),  # whoever connects and shows no certificate is cut off
+    ("grpc.max_connection_idle_ms", 300_000),  # a connection without a call
+    ("grpc.max_concurrent_streams", CALLS_MAX),
 ]
 
 
@@ -142,7 +147,8 @@ async def coordinator(
         context.listening.grpc = grpc_address = await _serve_grpc(
             stack, settings, store, ca, pool, context.files, models, clock
         )
-        http_address = await _serve_http(stack, settings, api, http_socket, failed)
+        refused = pool.sessions.refused = context.metrics.refused
+        http_address = await _serve_http(stack, settings, api, http_socket, failed, refused)
         running = Coordinator(
             settings=settings,
             store=store,
@@ -213,7 +219,7 @@ async def _pool(
         engine=Engine(rules_of(settings), book, Fleet(), line=line_of(settings)),
         store=store,
         settings=settings,
-        sessions=Sessions(),
+        sessions=Sessions(sessions_max=settings.sessions_max),
         counter=vocabularies.counter,
         vocabularies=vocabularies,
         catalogue=lambda: catalogue,
@@ -293,7 +299,8 @@ async def _serve_grpc(
         coordinators=store.coordinators,
         url=store.url,
     )
-    server = grpc.aio.server(options=STREAM_OPTIONS)
+    most = ("grpc.max_allowed_incoming_connections", settings.sessions_max + CONNECTIONS_RESERVE)
+    server = grpc.aio.server(options=[*STREAM_OPTIONS, most])
     stack.push_async_callback(reports.close)
     session_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(pool.sessions, reports, who), server)
     made = pool.training_store.artifacts
@@ -329,8 +336,9 @@ async def _serve_http(
     api: FastAPI,
     listening: socket.socket,
     failed: "asyncio.Future[None]",
+    refused: Callable[[str], None],
 ) -> str:
-    listener = await Listener.open(settings, api, listening)
+    listener = await Listener.open(settings, api, listening, refused)
     listener.task.add_done_callback(lambda t: _fail(failed, t))
     stack.push_async_callback(listener.stop)
     host, port = listening.getsockname()[:2]

@@ -15,8 +15,8 @@ import grpc
 from coordinator.artifacts import ArtifactStore, NoSuchArtifact
 from coordinator.at_once import AtOnce
 from coordinator.core.jobs import WorkerId
-from coordinator.sessions import Unwelcome
 from coordinator.training_uploads import TrainingUploads
+from coordinator.unwelcome import Unwelcome
 from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc
 
 CHUNK_BYTES: Final = 256 << 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from coordinator.core.jobs import WorkerId
-from coordinator.sessions import Unwelcome
+from coordinator.unwelcome import Unwelcome
 
 
 @dataclass(slots=True)

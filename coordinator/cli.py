@@ -15,6 +15,7 @@ from coordinator import backup_cli, relocation_cli
 from coordinator.app import Coordinator, coordinator, home_lock
 from coordinator.ca import CertificateAuthority, CertificateError
 from coordinator.check import check as checked
+from coordinator.descriptors import make_room
 from coordinator.keys import KeyFileError
 from coordinator.lock import AlreadyRunning
 from coordinator.models import ModelsError
@@ -96,6 +97,7 @@ def start(
     try:
         settings = Settings.load({name: value for name, value in flags.items() if value is not None})
         configure("auto")
+        make_room(settings)
         with asyncio.Runner(loop_factory=loops.quickest()) as runner:
             runner.run(_run(settings, force=force))
     except asyncio.CancelledError:  # stopped before it was open

@@ -60,7 +60,7 @@ async def context_of(
         finetunes=finetune_keeper(pool, pool.store, files, tuned),
         tuned=tuned,
         pulse=pulse,
-        lateness=(lateness := Lateness(now)),
+        lateness=(lateness := Lateness()),
         webhooks=Webhooks(pool, pool.store),
         audit_log=audit_log,
         board=board,

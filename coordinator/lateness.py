@@ -1,7 +1,7 @@
 """How late the event loop is: by how much a short sleep takes longer than it should.
 
-Everything waits that long: heartbeats, health, first tokens. Beyond `SHED_S` the coordinator takes no new
-work until it has caught up, since what it took would only make all else later.
+Everything waits that long: heartbeats, health, first tokens. Where it stays beyond `SHED_S` the coordinator
+takes no new work until it has caught up, since what it took would only make all else later.
 """
 
 import asyncio
@@ -12,27 +12,26 @@ from typing import Final
 
 EVERY_S: Final = 0.1
 KEPT_S: Final = 10.0
-SHED_S: Final = 1.0  # a busy worker's lease is 4 s, and it beats once a second
+SHED_S: Final = 0.5  # a busy worker's lease is 4 s, and it beats once a second
+LOOKS: Final = 3  # one after another that must be so late: one pause alone is over when it is seen
 
 
 @dataclass(slots=True)
 class Lateness:
     """Seconds."""
 
-    now: Callable[[], float]
-    latest_s: float = 0.0
     _seen: deque[float] = field(default_factory=lambda: deque(maxlen=int(KEPT_S / EVERY_S)))
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Until cancelled."""
+        """Until cancelled. By the loop's own clock: the host's may be set anew."""
+        now = asyncio.get_running_loop().time
         while True:
-            began = self.now()
+            began = now()
             await sleep(EVERY_S)
-            self.saw(self.now() - began - EVERY_S)
+            self.saw(now() - began - EVERY_S)
 
     def saw(self, late_s: float) -> None:
-        self.latest_s = max(0.0, late_s)
-        self._seen.append(self.latest_s)
+        self._seen.append(max(0.0, late_s))
 
     @property
     def worst_s(self) -> float:
@@ -41,4 +40,5 @@ class Lateness:
 
     @property
     def too_late(self) -> bool:
-        return self.latest_s > SHED_S
+        latest = list(self._seen)[-LOOKS:]
+        return len(latest) == LOOKS and min(latest) > SHED_S

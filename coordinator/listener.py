@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from coordinator.connections import Doors, protocol_of
 from coordinator.settings import Settings, SettingsError
 
 GRACE_S: Final = 10.0  # for running answers when the coordinator is told to stop
+HANDSHAKE_S: Final = 10.0  # of TLS
+UNSENT_BYTES: Final = (
+    64 * 1024
+)  # that the kernel takes for a client that does not read, beside what is under way
 
 
 class _Server(uvicorn.Server):
@@ -23,7 +28,28 @@ class _Server(uvicorn.Server):
         self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """As uvicorn's, of sockets that listen, and with a limit to how long a handshake may take."""
+        await self.lifespan.startup()
+        loop, config = asyncio.get_running_loop(), self.config
+        handshake_s = None if config.ssl is None else HANDSHAKE_S
+
+        def connected() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn does
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return made
+
+        self.servers = [
+            await loop.create_server(
+                connected,
+                sock=sock,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=handshake_s,
+            )
+            for sock in sockets or ()
+        ]
+        self.started = True
         self.ready.set()
 
     @contextlib.contextmanager
@@ -38,10 +64,24 @@ class Listener:
         self._server, self.task = server, task
 
     @classmethod
-    async def open(cls, settings: Settings, app: ASGIApp, listening: socket.socket) -> "Listener":
-        """Raises SettingsError if the TLS files cannot be used."""
+    async def open(
+        cls,
+        settings: Settings,
+        app: ASGIApp,
+        listening: socket.socket,
+        refused: Callable[[str], None] = lambda _: None,
+    ) -> "Listener":
+        """`refused` counts whom the listener itself does not let in, or cuts off.
+
+        Raises SettingsError if the TLS files cannot be used.
+        """
+        of_address_max = 0 if settings.behind_proxy else settings.address_connections_max
+        doors = Doors(settings.connections_max, of_address_max, refused)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # what is accepted here inherits it
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         config = uvicorn.Config(
             app,
+            http=protocol_of(doors),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -49,7 +89,6 @@ class Listener:
             proxy_headers=False,  # the API reads forwarded headers itself, from a configured proxy only
             timeout_graceful_shutdown=int(GRACE_S),
             timeout_keep_alive=75,
-            limit_concurrency=settings.connections_max,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )

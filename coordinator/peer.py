@@ -7,8 +7,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from coordinator.core.jobs import WorkerId
-from coordinator.sessions import Context, Unwelcome
+from coordinator.sessions import Context
 from coordinator.store import Store
+from coordinator.unwelcome import Unwelcome
 
 URI_PREFIX = "potluck:worker:"
 

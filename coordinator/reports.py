@@ -17,11 +17,11 @@ from coordinator.core.output import Piece
 from coordinator.pool import Pool
 from coordinator.receipts import Receipts
 from coordinator.records import EnrolledWorker
-from coordinator.sessions import Unwelcome
 from coordinator.store import Store
 from coordinator.tick import Ticker
 from coordinator.tokens import TokenCounter
 from coordinator.training_reports import TrainingReports
+from coordinator.unwelcome import Unwelcome
 from potluck.v1 import session_pb2, work_pb2
 from potluck.version import version
 

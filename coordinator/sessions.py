@@ -14,19 +14,27 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from coordinator.at_once import AtOnce
 from coordinator.core.jobs import WorkerId
 from coordinator.records import EnrolledWorker
+from coordinator.unwelcome import Unwelcome
 from potluck.v1 import session_pb2, session_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
 PROTOCOL_MIN = PROTOCOL_MAX = 1
 OUTBOX_MAX = 1_024  # messages
+OUTBOX_BYTES_MAX = 64 * 1024 * 1024
+WRITE_S_MAX = 30.0  # in which a worker must read what makes room for the next message
+GREETING_MAX = 4  # streams of one worker that have not said Hello
+COMING = -20  # what a new stream is worth: who comes and goes all the time uses up its budget
 BUNDLE_MESSAGES_MAX = 256
 BUNDLE_BYTES_MAX = 512 * 1024
 HELLO_S = 10.0
 USELESS_MAX = 2_000  # messages of one worker that changed nothing, before it is cut off
 USELESS_PER_S = 20.0  # of them are forgiven: a stream may live for months
+
+UNREAD = "the worker does not read what it is sent"
 
 Context = grpc.aio.ServicerContext[session_pb2.WorkerMessage, session_pb2.CoordinatorMessage]
 
@@ -44,19 +52,12 @@ class Reports(Protocol):
     def gone(self, worker: WorkerId) -> None: ...
 
 
-class Unwelcome(Exception):  # noqa: N818 -- named for what happened
-    """This stream may not be; the code and the sentence go to the worker."""
-
-    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code, self.sentence = code, sentence
-
-
 @dataclass(slots=True)
 class Stream:
     outbox: asyncio.Queue[session_pb2.CoordinatorMessage] = field(
         default_factory=lambda: asyncio.Queue(OUTBOX_MAX)
     )
+    outbox_bytes: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     verdict: Unwelcome | None = None
     greeted: bool = False
@@ -64,8 +65,22 @@ class Stream:
 
     def greet(self, welcome: session_pb2.Welcome) -> None:
         """The first message down; whatever else is sent waits for it."""
-        self.outbox.put_nowait(session_pb2.CoordinatorMessage(welcome=welcome))
+        self.put(session_pb2.CoordinatorMessage(welcome=welcome))
         self.greeted = True
+
+    def put(self, message: session_pb2.CoordinatorMessage) -> bool:
+        """False: so much waits that it is not read."""
+        size = message.ByteSize()
+        if self.outbox.full() or (self.outbox_bytes and self.outbox_bytes + size > OUTBOX_BYTES_MAX):
+            return False
+        self.outbox.put_nowait(message)
+        self.outbox_bytes += size
+        return True
+
+    def taken(self, message: session_pb2.CoordinatorMessage) -> session_pb2.CoordinatorMessage:
+        """The message, which is in the outbox no more."""
+        self.outbox_bytes -= message.ByteSize()
+        return message
 
     def end(self, code: grpc.StatusCode, sentence: str) -> None:
         self.verdict = self.verdict or Unwelcome(code, sentence)
@@ -75,8 +90,17 @@ class Stream:
 @dataclass(slots=True)
 class Sessions:
     streams: dict[WorkerId, Stream] = field(default_factory=dict)
+    sessions_max: int = 12_000
+    refused: Callable[[str], None] = lambda _: None  # counts by a fixed word
 
     def open(self, worker: WorkerId) -> Stream:
+        """Raises Unwelcome if there are too many."""
+        if worker not in self.streams and len(self.streams) >= self.sessions_max:
+            self.refused("sessions")
+            raise Unwelcome(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self.sessions_max} workers are connected, and this pool takes no more",
+            )
         if (older := self.streams.get(worker)) is not None:
             older.end(grpc.StatusCode.ABORTED, "a newer stream of this worker has taken over")
         stream = self.streams[worker] = Stream()
@@ -94,12 +118,15 @@ class Sessions:
         stream = self.streams.get(worker)
         if stream is None or not stream.greeted or stream.ended.is_set():
             return False
-        try:
-            stream.outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            stream.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the worker does not read what it is sent")
+        if not stream.put(message):
+            self.unread(stream)
             return False
         return True
+
+    def unread(self, stream: Stream) -> None:
+        """The worker does not read: it is cut off, and what it had goes to others."""
+        self.refused("slow_worker")
+        stream.end(grpc.StatusCode.RESOURCE_EXHAUSTED, UNREAD)
 
     def tell_all(self, coordinators: Sequence[str]) -> None:
         """Where else the pool may be found, from now on."""
@@ -142,13 +169,16 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         self._sessions, self._reports, self._identify = sessions, reports, identify
         self._budgets: dict[WorkerId, Budget] = {}
+        self._greeting = AtOnce(GREETING_MAX, "sessions that have not begun")
 
     async def Session(  # type: ignore[override]  # noqa: N802 -- the RPC's name; grpc.aio also takes writers
         self, request_iterator: AsyncIterator[session_pb2.WorkerMessage], context: Context
     ) -> None:
         try:
             worker = await self._identify(context)
-            hello = await self._hello(request_iterator)
+            with self._greeting.counted(worker):
+                hello = await self._hello(request_iterator)
+            self._spend(worker, COMING)
             await self._serve(worker, hello, request_iterator, context)
         except Unwelcome as verdict:
             log.info("stream ended", action="stream_ended", why=verdict.sentence)
@@ -190,7 +220,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             stream.bundles = hello.bundles
             tasks = [
                 asyncio.create_task(self._read(worker, requests)),
-                asyncio.create_task(_write(stream, context)),
+                asyncio.create_task(self._write(stream, context)),
                 asyncio.create_task(_until(stream)),
             ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -204,16 +234,26 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             if self._sessions.close(worker, stream):
                 self._reports.gone(worker)
 
+    async def _write(self, stream: Stream, context: Context) -> None:
+        try:
+            await _written(stream, context)
+        except TimeoutError:
+            self._sessions.unread(stream)
+
     async def _read(self, worker: WorkerId, requests: AsyncIterator[session_pb2.WorkerMessage]) -> None:
-        clock = asyncio.get_running_loop().time
-        budget = self._budgets.setdefault(worker, Budget(USELESS_MAX, clock()))
         async for message in _readable(requests):
-            worth = await self._reports.receive(worker, message)
-            if worth and not budget.spend(worth, clock()):
-                raise Unwelcome(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"more than {USELESS_MAX} messages of this worker changed nothing",
-                )
+            if worth := await self._reports.receive(worker, message):
+                self._spend(worker, worth)
+
+    def _spend(self, worker: WorkerId, worth: int) -> None:
+        """Raises Unwelcome once too much was of no use."""
+        now = asyncio.get_running_loop().time()
+        if not self._budgets.setdefault(worker, Budget(USELESS_MAX, now)).spend(worth, now):
+            self._sessions.refused("useless_worker")
+            raise Unwelcome(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"more than {USELESS_MAX} messages of this worker changed nothing",
+            )
 
 
 async def _readable(
@@ -230,22 +270,25 @@ async def _readable(
         ) from None
 
 
-async def _write(stream: Stream, context: Context) -> None:
+async def _written(stream: Stream, context: Context) -> None:
     """What waits in the outbox goes out together: a write costs far more than what is in it.
 
-    The Welcome is the first of it and travels alone: a worker that got it in a bundle would leave.
+    The Welcome is the first of it and travels alone: a worker that got it in a bundle would leave. Raises
+    TimeoutError if the worker does not read.
     """
-    await context.write(await stream.outbox.get())
+    waiting = [stream.taken(await stream.outbox.get())]
     while True:
-        waiting, size = [await stream.outbox.get()], 0
+        async with asyncio.timeout(WRITE_S_MAX):
+            await context.write(_bundled(waiting))
+        waiting, size = [stream.taken(await stream.outbox.get())], 0
         while stream.bundles and not stream.outbox.empty() and len(waiting) < BUNDLE_MESSAGES_MAX:
             size += waiting[-1].ByteSize()
-            following = stream.outbox.get_nowait()
+            following = stream.taken(stream.outbox.get_nowait())
             if size + following.ByteSize() > BUNDLE_BYTES_MAX:
-                await context.write(_bundled(waiting))
+                async with asyncio.timeout(WRITE_S_MAX):
+                    await context.write(_bundled(waiting))
                 waiting, size = [], 0
             waiting.append(following)
-        await context.write(_bundled(waiting))
 
 
 def _bundled(messages: list[session_pb2.CoordinatorMessage]) -> session_pb2.CoordinatorMessage:

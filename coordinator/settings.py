@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         description="of training between two checkpoints: what a dead worker loses at most",
     )
     connections_max: int = Field(2_000, ge=1, le=2**20, description="connections of members at once")
+    address_connections_max: int = Field(
+        500,
+        ge=1,
+        le=2**20,
+        description="of them from one address; behind a proxy, requests at once by what it forwards",
+    )
+    sessions_max: int = Field(12_000, ge=1, le=2**20, description="workers that are connected at once")
     requests_per_minute: int = Field(600, ge=1, le=2**31, description="of one member")
     concurrent_jobs: int = Field(64, ge=1, le=2**20, description="of one member")
     tokens_per_minute: int = Field(0, ge=0, le=2**53, description="of one member; 0 is no limit")

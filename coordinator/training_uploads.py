@@ -23,8 +23,8 @@ from coordinator.artifacts import (
 )
 from coordinator.at_once import AtOnce
 from coordinator.core.jobs import JobId, WorkerId
-from coordinator.sessions import Unwelcome
 from coordinator.training_store import Holder, Incomplete, Over, TrainingStore
+from coordinator.unwelcome import Unwelcome
 from potluck.v1 import artifacts_pb2
 
 UPLOADS_MAX: Final = 4  # at once, for each worker: streams that broke are noticed late

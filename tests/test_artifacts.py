@@ -22,7 +22,7 @@ from coordinator.artifacts import (
     StoreFull,
 )
 from coordinator.core.jobs import WorkerId
-from coordinator.sessions import Unwelcome
+from coordinator.unwelcome import Unwelcome
 from potluck.catalogue import Artifact, File
 from potluck.fetch import Interrupted, fetch
 from potluck.v1 import artifacts_pb2, artifacts_pb2_grpc

@@ -81,20 +81,21 @@ class Link:
         loop, backoff = asyncio.get_running_loop(), Backoff()
         while True:
             self._reporter.connecting()
-            began = loop.time()
+            began, turned_away = loop.time(), False
             try:
                 await self._converse()
             except SessionLost as lost:
                 self._reporter.lost(str(lost))
                 if lost.handshake:
                     await self._renewal.after_failed_handshake()
-                if not self._heard and not self._addresses.turn():
+                turned_away = lost.turned_away
+                if not self._heard and not turned_away and not self._addresses.turn():
                     continue  # nobody was there: at once to who may be
             if self._closing:
                 return
             if loop.time() - began >= STEADY_S:
                 backoff.reset()
-            await asyncio.sleep(backoff.next_s())
+            await asyncio.sleep(backoff.turned_away_s() if turned_away else backoff.next_s())
 
     async def _converse(self) -> None:
         """One connection from its beginning to its end; returns after `close`. Raises SessionLost."""

@@ -33,6 +33,7 @@ WELCOME_S_MAX: Final = 10.0
 FAREWELL_S_MAX: Final = 2.0
 BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 15.0
+TURNED_AWAY_S: Final = (10.0, 60.0)  # where the pool is full, or has cut us off: many wait as we do
 
 CHANNEL_OPTIONS: Final = (
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -47,11 +48,12 @@ CHANNEL_OPTIONS: Final = (
 
 
 class SessionLost(Exception):  # noqa: N818 -- named for what happened
-    """The connection ended; another try may succeed. `handshake`: TLS itself failed."""
+    """The connection ended; another try may succeed. `handshake`: TLS itself failed. `turned_away`: the
+    pool does not want us just now."""
 
-    def __init__(self, why: str, *, handshake: bool = False) -> None:
+    def __init__(self, why: str, *, handshake: bool = False, turned_away: bool = False) -> None:
         super().__init__(why)
-        self.handshake = handshake
+        self.handshake, self.turned_away = handshake, turned_away
 
 
 @dataclass(slots=True)
@@ -67,6 +69,10 @@ class Backoff:
             return 0.0
         ceiling = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2.0 ** min(self.failures, 30))
         return self.rng.uniform(BACKOFF_S_MIN, ceiling)
+
+    def turned_away_s(self) -> float:
+        """Long, and another time for each who was turned away together."""
+        return self.rng.uniform(*TURNED_AWAY_S)
 
     def reset(self) -> None:
         self.failures = 0
@@ -232,6 +238,8 @@ def _explained(code: grpc.StatusCode, details: str) -> SessionLost | WorkerError
             return WorkerConflict(f"the coordinator does not speak with this version: {said}", code="version")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return Revoked(said)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return SessionLost(f"the pool turns this worker away: {said}", turned_away=True)
         case grpc.StatusCode.OK:
             return SessionLost("the coordinator ended the connection")
         case _:

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from coordinator.api.auth import Auth
 from coordinator.api.batches import BatchRequest, batches_router
+from coordinator.api.body import Bodies
 from coordinator.api.border import Border
 from coordinator.api.chat import chat_router
 from coordinator.api.completions import completions_router
@@ -72,6 +73,8 @@ from coordinator.traces import Spans
 from potluck.version import version
 
 STORAGE_RETRY_S = 10.0
+BODIES_BYTES_MIN = 64 * 1024 * 1024  # of all that are read at once; and room for so many of the largest:
+BODIES_MIN = 8
 OVERLOADED = (408, 429, 503)  # refusals that the metrics count by their codes
 # FastAPI's own would tell paths, queries and the words of errors; `traced` tells what may be told.
 NO_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
@@ -155,6 +158,7 @@ def create_api(context: Context) -> FastAPI:
         metrics=context.metrics,
         bound_host=settings.http.rpartition(":")[0],
         public_host=settings.public_host,
+        of_address_max=settings.address_connections_max if settings.behind_proxy else 0,
     )
     traced = [Middleware(Traced, traces=traces)] if isinstance(traces := context.pool.traces, Spans) else []
     around = [border, *traced]
@@ -173,6 +177,7 @@ def create_api(context: Context) -> FastAPI:
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)
+    app.state.bodies = Bodies(max(BODIES_BYTES_MIN, BODIES_MIN * settings.body_bytes_max))
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

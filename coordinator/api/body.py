@@ -19,6 +19,23 @@ BODY_S_MAX = 60.0
 # A client that is still writing does not read: what it sends too much is read and dropped, up to a limit.
 DRAIN_FACTOR_MAX = 8
 DRAIN_S_MAX = 10.0
+BUSY_S = 2.0
+
+
+class Bodies:
+    """The bytes of all bodies that are being read just now: many at once must not fill the memory."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max, self.bytes = bytes_max, 0
+
+    def take(self, size: int) -> None:
+        """Raises ApiError 503 if there is no room for so much more."""
+        if self.bytes + size > self.bytes_max:
+            message = (
+                "So many requests arrive that the coordinator has no room for this one. Try again shortly."
+            )
+            raise ApiError(503, "coordinator_busy", message, retry_after_s=BUSY_S, close=True)
+        self.bytes += size
 
 
 async def read_json(request: Request, bytes_max: int) -> dict[str, Any]:
@@ -52,21 +69,27 @@ async def read_bytes(request: Request, bytes_max: int) -> bytes:
 
 
 async def _read(request: Request, bytes_max: int) -> bytes:
+    bodies: Bodies = request.app.state.bodies
     chunks: list[bytes] = []
     size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ApiError(400, "client_disconnected", "The connection closed before the body was complete.")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > bytes_max:
-            if message.get("more_body", False):
-                await drain(request, bytes_max * DRAIN_FACTOR_MAX)
-            raise _too_large(bytes_max)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    try:
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                gone = "The connection closed before the body was complete."
+                raise ApiError(400, "client_disconnected", gone)
+            chunk = message.get("body", b"")
+            if size + len(chunk) > bytes_max:
+                if message.get("more_body", False):
+                    await drain(request, bytes_max * DRAIN_FACTOR_MAX)
+                raise _too_large(bytes_max)
+            bodies.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    finally:
+        bodies.bytes -= size
 
 
 async def drain(request: Request, bytes_max: int) -> None:

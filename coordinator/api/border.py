@@ -8,15 +8,21 @@ stream and its socket.
 
 import ipaddress
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import structlog
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from coordinator.api.auth import client_address
 from coordinator.api.context import Clock
 from coordinator.api.errors import ApiError
+from coordinator.api.limits import Gauge
 from coordinator.metrics import UNKNOWN_ROUTE, Metrics
 
+RETRY_S = 5.0
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -33,9 +39,17 @@ class Border:
     """Wraps the whole application. `bound_host` and `public_host` are names or addresses without a port."""
 
     def __init__(
-        self, app: ASGIApp, *, clock: Clock, metrics: Metrics, bound_host: str, public_host: str | None
+        self,
+        app: ASGIApp,
+        *,
+        clock: Clock,
+        metrics: Metrics,
+        bound_host: str,
+        public_host: str | None,
+        of_address_max: int = 0,
     ) -> None:
         self._app, self._clock, self._metrics = app, clock, metrics
+        self._of_address_max, self._addresses = of_address_max, Gauge()
         names = {name.lower().strip("[]") for name in (bound_host, public_host) if name}
         self._wildcard = bool(names & {"0.0.0.0", "::"})  # noqa: S104 -- compared with, not bound to
         self._names = LOOPBACK_NAMES | names
@@ -61,7 +75,8 @@ class Border:
         scope.setdefault("state", {}).update(received_at=received_at, request_id=request_id)
         try:
             self._check(scope)
-            await self._app(scope, receive, send_with_headers)
+            with self._of_address(scope):
+                await self._app(scope, receive, send_with_headers)
         except ApiError as error:
             await error.response()(scope, receive, send_with_headers)
         except Exception:  # the process border: people get a sentence, the log the place
@@ -73,6 +88,26 @@ class Border:
             message = f"The coordinator made a mistake. Its log has the details under {request_id}."
             broken = ApiError(500, "internal_error", message)
             await broken.response()(scope, receive, send_with_headers)
+
+    @contextmanager
+    def _of_address(self, scope: Scope) -> Iterator[None]:
+        """Behind a proxy all connections are its own: there, requests at once are what an address is allowed.
+
+        Raises ApiError 429.
+        """
+        if not self._of_address_max:
+            yield
+            return
+        address = client_address(Request(scope), behind_proxy=True)
+        if not self._addresses.fits(address, self._of_address_max):
+            self._metrics.refused("address_connections")
+            message = "So many requests of your address are under way that it takes no more. Wait for some."
+            raise ApiError(429, "too_many_connections", message, retry_after_s=RETRY_S)
+        self._addresses.take(address)
+        try:
+            yield
+        finally:
+            self._addresses.give(address)
 
     def _check(self, scope: Scope) -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]

@@ -19,6 +19,7 @@ FIELD_BYTES_MAX: Final = 1_024
 OVERHEAD_BYTES_MAX: Final = 64 << 10  # of a form, beside its file
 CHUNK_BYTES: Final = 1 << 20
 BOUNDARY_CHARS_MAX: Final = 70  # RFC 2046
+BYTES_PER_S_MIN: Final = 4_096
 
 
 class Form:
@@ -43,6 +44,7 @@ class Form:
                 "on_end": self._ended,
             },
         )
+        self._began, self._came = _clock(), 0
         self._body_over = self._form_over = False
         self._name, self._header, self._value = "", b"", b""
         self._disposition = b""
@@ -88,12 +90,18 @@ class Form:
             await drain(self._request, 1 << 40)
 
     async def _read(self) -> None:
+        # The slower it comes, the less is left: so much a second, and a minute's delay.
+        patience_s = self._began + BODY_S_MAX + self._came / BYTES_PER_S_MIN - _clock()
         try:
-            async with asyncio.timeout(BODY_S_MAX):
+            async with asyncio.timeout(min(BODY_S_MAX, patience_s)):
                 message = await self._request.receive()
         except TimeoutError:
-            text = f"Nothing of the body arrived within {BODY_S_MAX:.0f} seconds."
+            text = (
+                f"The body came too slowly: {BYTES_PER_S_MIN:,} bytes a second are needed, and no pause"
+                f" longer than {BODY_S_MAX:.0f} seconds."
+            )
             raise ApiError(408, "request_timeout", text, close=True) from None
+        self._came += len(message.get("body", b""))
         if message["type"] == "http.disconnect":
             self._body_over = True
             raise ApiError(400, "client_disconnected", "The connection closed before the body was complete.")
@@ -147,6 +155,10 @@ class Form:
 
     def _ended(self) -> None:
         self._form_over = True
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _boundary(request: Request) -> bytes:

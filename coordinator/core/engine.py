@@ -23,6 +23,8 @@ from coordinator.core.pricing import Demand
 from coordinator.core.reports import Reports
 from coordinator.core.schedule import Planner, Waiting
 
+UNREAD = "the worker says nothing of it, though it is there"
+
 
 class Impossible(Exception):  # noqa: N818 -- named for what happened
     """No worker of the pool could ever run this job; the message says why."""
@@ -183,8 +185,12 @@ class Engine(Reports):
             if self.fleet.gone(worker, now) or now >= live.heard_at + patience.lease_s:
                 braking = self.fleet.brake(now) if braking is None else braking
                 if not braking:
+                    unread = worker.connected and worker.heard_at > live.heard_at
                     self.fleet.miss(worker, now)
-                    self._lose(live, "the worker fell silent", now)
+                    if unread:  # it beats, and says nothing of what it was sent: another one shall have it
+                        self.fleet.blame(worker)
+                        live.pause(worker.id, now, self.rules)
+                    self._lose(live, UNREAD if unread else "the worker fell silent", now)
             elif now >= live.progressed_at + (stall_s := patience.stalled(job.kind)):
                 why = f"no progress for {stall_s:.0f} s"
                 self._after_fault(live, worker.id, AttemptEvent.FAILED, "worker", "stalled", why, now)
