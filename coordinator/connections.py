@@ -81,122 +81,114 @@ def full(reason: str) -> ApiError:
     return ApiError(429, "too_many_connections", message, retry_after_s=RETRY_S, close=True)
 
 
-def protocol_of(doors: Doors) -> type[HttpToolsProtocol]:
-    """uvicorn makes one of these for each connection."""
+class Guarded(HttpToolsProtocol):
+    """One connection."""
 
-    class Guarded(HttpToolsProtocol):
-        def __init__(
-            self,
-            config: Config,
-            server_state: ServerState,
-            app_state: dict[str, Any],
-            _loop: asyncio.AbstractEventLoop | None = None,
-        ) -> None:
-            super().__init__(config, server_state, app_state, _loop)
-            self._head_timer: asyncio.TimerHandle | None = None
-            self._unread_timer: asyncio.TimerHandle | None = None
-            self._unparsed = (
-                0  # bytes since the parser gave something away: heads, and what is between chunks
-            )
-            self._host = ""
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], doors: Doors
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._doors = doors
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._unparsed = 0  # bytes since the parser gave something away: heads, and what is between chunks
+        self._host = ""
 
-        # -- who may come in
+    # -- who may come in
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-            super().connection_made(transport)
-            self._host = host_of(self.client)
-            reason = doors.enter(self._host)
-            if doors.open > doors.connections_max + RESERVE:
-                self._cut("connections")
-                return
-            if reason:
-                doors.refused(reason)
-                self.app = _unless_health(self.app, full(reason))
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._host = host_of(self.client)
+        reason = self._doors.enter(self._host)
+        if self._doors.open > self._doors.connections_max + RESERVE:
+            self._cut("connections")
+            return
+        if reason:
+            self._doors.refused(reason)
+            self.app = _unless_health(self.app, full(reason))
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._doors.leave(self._host)
+        self._head_came()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    # -- what it sends
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_timer is None and self._idle():
             self._await_head()
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed <= HEAD_BYTES_MAX:
+            return
+        if self._head_timer is not None:
+            self._refuse_head(ApiError(431, "head_too_large", _too_long(), close=True), "large_head")
+        else:  # an answer is on its way, or trailers never end
+            self._cut("large_head")
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            doors.leave(self._host)
-            self._head_came()
-            self.resume_writing()
-            super().connection_lost(exc)
+    def _idle(self) -> bool:
+        """Between two requests."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
 
-        # -- what it sends
+    def on_headers_complete(self) -> None:
+        self._head_came()
+        self._unparsed = 0
+        super().on_headers_complete()
 
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            if self._head_timer is None and self._idle():
-                self._await_head()
-            self._unparsed += len(data)
-            super().data_received(data)
-            if self._unparsed <= HEAD_BYTES_MAX:
-                return
-            if self._head_timer is not None:
-                self._refuse_head(ApiError(431, "head_too_large", _too_long(), close=True), "large_head")
-            else:  # an answer is on its way, or trailers never end
-                self._cut("large_head")
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
 
-        def _idle(self) -> bool:
-            """Between two requests."""
-            cycle: RequestResponseCycle | None = self.cycle
-            return cycle is None or cycle.response_complete
+    def on_message_complete(self) -> None:
+        self._unparsed = 0
+        super().on_message_complete()
 
-        def on_headers_complete(self) -> None:
-            self._head_came()
-            self._unparsed = 0
-            super().on_headers_complete()
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_late)
 
-        def on_body(self, body: bytes) -> None:
-            self._unparsed = 0
-            super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            self._unparsed = 0
-            super().on_message_complete()
-
-        def _await_head(self) -> None:
-            self._head_timer = self.loop.call_later(HEAD_S_MAX, self._head_late)
-
-        def _head_came(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-        def _head_late(self) -> None:
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
             self._head_timer = None
-            message = f"No whole request came within {HEAD_S_MAX:.0f} seconds."
-            self._refuse_head(ApiError(408, "request_timeout", message, close=True), "slow_head")
 
-        def _refuse_head(self, error: ApiError, reason: str) -> None:
-            """There is no request that could be answered: the bytes go out as they are."""
-            doors.refused(reason)
-            self._head_came()
-            if self.transport.is_closing():
-                return
-            if self._unparsed:  # who said nothing hears nothing
-                self.transport.write(_raw(error))
-            self.transport.close()
-            self.pause_writing()  # until it has read that, or was too slow for it, too
+    def _head_late(self) -> None:
+        self._head_timer = None
+        message = f"No whole request came within {HEAD_S_MAX:.0f} seconds."
+        self._refuse_head(ApiError(408, "request_timeout", message, close=True), "slow_head")
 
-        # -- what it reads
+    def _refuse_head(self, error: ApiError, reason: str) -> None:
+        """There is no request that could be answered: the bytes go out as they are."""
+        self._doors.refused(reason)
+        self._head_came()
+        if self.transport.is_closing():
+            return
+        if self._unparsed:  # who said nothing hears nothing
+            self.transport.write(_raw(error))
+        self.transport.close()
+        self.pause_writing()  # until it has read that, or was too slow for it, too
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            if self._unread_timer is None:
-                self._unread_timer = self.loop.call_later(UNREAD_S_MAX, self._cut, "slow_reader")
+    # -- what it reads
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._unread_timer is not None:
-                self._unread_timer.cancel()
-                self._unread_timer = None
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(UNREAD_S_MAX, self._cut, "slow_reader")
 
-        def _cut(self, reason: str) -> None:
-            doors.refused(reason)
-            log.info("a connection was cut off", action="connection_cut", why=reason)
-            self.transport.abort()
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
-    return Guarded
+    def _cut(self, reason: str) -> None:
+        self._doors.refused(reason)
+        log.info("a connection was cut off", action="connection_cut", why=reason)
+        self.transport.abort()
 
 
 def _too_long() -> str:

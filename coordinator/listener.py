@@ -10,7 +10,7 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from coordinator.connections import Doors, protocol_of
+from coordinator.connections import Doors, Guarded
 from coordinator.settings import Settings, SettingsError
 
 GRACE_S: Final = 10.0  # for running answers when the coordinator is told to stop
@@ -23,8 +23,9 @@ UNSENT_BYTES: Final = (
 class _Server(uvicorn.Server):
     """Signals are the composition root's business."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, doors: Doors) -> None:
         super().__init__(config)
+        self.doors = doors
         self.ready = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -33,11 +34,8 @@ class _Server(uvicorn.Server):
         loop, config = asyncio.get_running_loop(), self.config
         handshake_s = None if config.ssl is None else HANDSHAKE_S
 
-        def connected() -> asyncio.Protocol:
-            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn does
-                config=config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return made
+        def connected() -> Guarded:
+            return Guarded(config, self.server_state, self.lifespan.state, self.doors)
 
         self.servers = [
             await loop.create_server(
@@ -81,7 +79,6 @@ class Listener:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         config = uvicorn.Config(
             app,
-            http=protocol_of(doors),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -100,7 +97,7 @@ class Listener:
                 f"the TLS files {settings.tls_cert} and {settings.tls_key} cannot be used: {reason}. Give a"
                 " certificate chain and its private key, both PEM, to --tls-cert and --tls-key."
             ) from error
-        server = _Server(config)
+        server = _Server(config, doors)
         opened = cls(server, asyncio.create_task(server.serve(sockets=[listening])))
         await server.ready.wait()
         return opened

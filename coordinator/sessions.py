@@ -27,7 +27,8 @@ OUTBOX_MAX = 1_024  # messages
 OUTBOX_BYTES_MAX = 64 * 1024 * 1024
 WRITE_S_MAX = 30.0  # in which a worker must read what makes room for the next message
 GREETING_MAX = 4  # streams of one worker that have not said Hello
-COMING = -20  # what a new stream is worth: who comes and goes all the time uses up its budget
+COMINGS_MAX = 60  # streams of one worker within a moment
+COMINGS_PER_S = 1.0  # of them are forgiven
 BUNDLE_MESSAGES_MAX = 256
 BUNDLE_BYTES_MAX = 512 * 1024
 HELLO_S = 10.0
@@ -153,10 +154,10 @@ class Budget:
     left: float
     at: float
 
-    def spend(self, worth: int, now: float) -> bool:
+    def spend(self, worth: int, now: float, most: float, per_s: float) -> bool:
         """False: it is used up, and this was once more of no use."""
-        forgiven = (now - self.at) * USELESS_PER_S
-        self.left, self.at = min(USELESS_MAX, max(0.0, self.left + forgiven + worth)), now
+        forgiven = (now - self.at) * per_s
+        self.left, self.at = min(most, max(0.0, self.left + forgiven + worth)), now
         return worth >= 0 or self.left > 0
 
 
@@ -169,6 +170,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         self._sessions, self._reports, self._identify = sessions, reports, identify
         self._budgets: dict[WorkerId, Budget] = {}
+        self._comings: dict[WorkerId, Budget] = {}
         self._greeting = AtOnce(GREETING_MAX, "sessions that have not begun")
 
     async def Session(  # type: ignore[override]  # noqa: N802 -- the RPC's name; grpc.aio also takes writers
@@ -178,7 +180,7 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             worker = await self._identify(context)
             with self._greeting.counted(worker):
                 hello = await self._hello(request_iterator)
-            self._spend(worker, COMING)
+            self._comes(worker)
             await self._serve(worker, hello, request_iterator, context)
         except Unwelcome as verdict:
             log.info("stream ended", action="stream_ended", why=verdict.sentence)
@@ -245,10 +247,21 @@ class WorkerService(session_pb2_grpc.WorkerServiceServicer):
             if worth := await self._reports.receive(worker, message):
                 self._spend(worker, worth)
 
+    def _comes(self, worker: WorkerId) -> None:
+        """Raises Unwelcome for who comes and goes all the time: each time the books are looked at."""
+        now = asyncio.get_running_loop().time()
+        budget = self._comings.setdefault(worker, Budget(COMINGS_MAX, now))
+        if not budget.spend(-1, now, COMINGS_MAX, COMINGS_PER_S):
+            self._sessions.refused("useless_worker")
+            raise Unwelcome(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"this worker came more than {COMINGS_MAX} times"
+            )
+
     def _spend(self, worker: WorkerId, worth: int) -> None:
         """Raises Unwelcome once too much was of no use."""
         now = asyncio.get_running_loop().time()
-        if not self._budgets.setdefault(worker, Budget(USELESS_MAX, now)).spend(worth, now):
+        budget = self._budgets.setdefault(worker, Budget(USELESS_MAX, now))
+        if not budget.spend(worth, now, USELESS_MAX, USELESS_PER_S):
             self._sessions.refused("useless_worker")
             raise Unwelcome(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,

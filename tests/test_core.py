@@ -20,7 +20,7 @@ from fixtures_core import (
 )
 
 from coordinator.core import ledger
-from coordinator.core.engine import Impossible
+from coordinator.core.engine import UNREAD, Impossible
 from coordinator.core.fleet import Guests, Patience
 from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, MemberId, WorkerId
 from coordinator.core.messages import Effects, SendCancel
@@ -428,6 +428,30 @@ def test_an_attempt_of_a_fenced_number_is_not_resumed(pair: Pool) -> None:
     pair.spend(1.0, "w2")
     assert pair.connect("w1", running=[("job_1", 1)]) == []
     assert pair.attempt().worker == "w2"
+
+
+def test_who_beats_and_says_nothing_of_what_it_was_sent_is_passed_over(pair: Pool) -> None:
+    """It does not read its stream: after a lease another one has the job, though the deaf one is there and free.
+    The first time it may be the line's fault; the second one is the worker's."""
+    pair.ask()
+    pair.tick()
+    deaf = pair.engine.fleet.workers[pair.attempt().worker]
+    other = "w2" if deaf.id == "w1" else "w1"
+
+    def deaf_for_a_lease() -> None:
+        for _ in range(17):
+            pair.beat(deaf.name)
+            pair.spend(0.25, other)
+
+    deaf_for_a_lease()
+    first, second = pair.live().job.attempts
+    assert (first.state, first.why, second.worker) == (AttemptState.LOST, UNREAD, other)
+    assert (deaf.faults, deaf.connected) == (0, True)
+    pair.ask("job_2")
+    pair.tick()
+    assert pair.attempt("job_2").worker == deaf.id
+    deaf_for_a_lease()
+    assert deaf.faults == 1
 
 
 def test_a_silent_worker_is_waited_for_four_seconds_and_gets_nothing_until_heard(pair: Pool) -> None:

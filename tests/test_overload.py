@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fixtures_sessions
 import grpc
 import openai
 import pytest
@@ -238,14 +239,11 @@ async def test_an_upload_that_trickles_is_cut_off(house: House, monkeypatch: pyt
             request(house, "/v1/files", {}, **form)[:-2] + b"--b\r\nContent-Disposition: form-data; name="
         )
 
-        async def trickle() -> None:
-            while True:
-                line[1].write(b"x")
-                await asyncio.sleep(0.05)
-
-        trickling = asyncio.create_task(trickle())
-        status, _, said = await answer(line)
-        trickling.cancel()
+        answering = asyncio.create_task(answer(line))
+        while not answering.done():
+            line[1].write(b"x")
+            await asyncio.wait({answering}, timeout=0.05)
+        status, _, said = answering.result()
     assert (status, said["error"]["code"]) == (408, "request_timeout")
 
 
@@ -316,6 +314,8 @@ async def test_a_worker_that_does_not_read_is_cut_off_and_its_jobs_go_on_elsewhe
 ) -> None:
     """It beats all the while; what does not fit into its connection waits a moment for it, and no longer."""
     monkeypatch.setattr(sessions, "WRITE_S_MAX", 0.3)
+    window = [*fixtures_sessions.OPTIONS, ("grpc.http2.bdp_probe", 0)]  # which else grows to what is sent
+    monkeypatch.setattr(fixtures_sessions, "OPTIONS", window)
     deaf = await house.join("deaf")
     await deaf.connect()
     content = "word " * 1_000 + "x" * 1_500_000
@@ -324,7 +324,7 @@ async def test_a_worker_that_does_not_read_is_cut_off_and_its_jobs_go_on_elsewhe
     await house.honest()
     for asked in asking:
         assert (await asked).choices[0].finish_reason == "length"
-    assert not deaf.seen.connected
+    await house.eventually(lambda: not deaf.seen.connected, "it to be cut off")
     assert await refused(house, "slow_worker") == 1
     await house.settled()
 
@@ -364,7 +364,8 @@ async def test_a_worker_that_comes_and_goes_all_the_time_is_turned_away(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a while: so much a second is forgiven."""
-    monkeypatch.setattr(sessions, "COMING", -sessions.USELESS_MAX * 3 // 4)
+    monkeypatch.setattr(sessions, "COMINGS_MAX", 2)
+    monkeypatch.setattr(sessions, "COMINGS_PER_S", 0.0)
     worker = await house.join("rig")
     await worker.connect()
     worker.open()

@@ -188,7 +188,7 @@ class Engine(Reports):
                     unread = worker.connected and worker.heard_at > live.heard_at
                     self.fleet.miss(worker, now)
                     if unread:  # it beats, and says nothing of what it was sent: another one shall have it
-                        self.fleet.blame(worker)
+                        self.fleet.deaf(worker)
                         live.pause(worker.id, now, self.rules)
                     self._lose(live, UNREAD if unread else "the worker fell silent", now)
             elif now >= live.progressed_at + (stall_s := patience.stalled(job.kind)):

@@ -118,6 +118,7 @@ class Worker:
     busy_since: float = 0.0  # was idle before: silence counts from here, since idle workers rarely beat
     missed_at: float | None = None  # lost attempts that are not yet blamed
     standing: Standing = field(default_factory=Standing)
+    unheard: int = 0  # assignments of which it said nothing, one after another
     suspect: bool = False  # an attempt was taken from it for silence, and nothing was heard since
 
     @property
@@ -210,6 +211,12 @@ class Fleet:
     def praise(self, worker: Worker) -> None:
         worker.successes += 1
         self.changed(worker)
+
+    def deaf(self, worker: Worker) -> None:
+        """It is there, and silent on what it was sent. Once may be the line's fault, again is its own."""
+        worker.unheard += 1
+        if worker.unheard > 1:
+            self.blame(worker)
 
     def blame(self, worker: Worker) -> None:
         worker.faults += 1

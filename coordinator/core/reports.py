@@ -96,6 +96,8 @@ class Reports(OpenJobs):
     def accepted(self, worker_id: WorkerId, job_id: JobId, number: int, now: float) -> bool:
         """Whether this was news; as in the methods below."""
         live = self._current(worker_id, job_id, number, now)
+        if live is not None:
+            self.fleet.workers[worker_id].unheard = 0
         return live is not None and live.begin(now)
 
     def refused(
