@@ -32,6 +32,7 @@ import httpx2
 import peer_litellm
 import stand
 import uvloop
+from elsewhere import NotThere
 from fixtures_pool import Member, Process, RealPool, free_port
 from streams import Asker, Figures, drive
 
@@ -190,7 +191,7 @@ class Peers:
             for processes in (1, 2) if litellm else ():
                 pid, port = stack.enter_context(peer_litellm.running(folder, processes, models))
                 peers.litellm.append((f"LiteLLM x{processes}", pid, port))
-        except peer_litellm.NotThere as error:
+        except NotThere as error:
             print(f"without LiteLLM: {error}")
             peers.litellm.clear()
         return peers

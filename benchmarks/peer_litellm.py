@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,13 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import httpx2
-import platformdirs
 import stand
+from elsewhere import NotThere, environment
 from fixtures_pool import free_port
 
 VERSION: Final = "1.106.2"
 KEY: Final = "sk-benchmark"
-INSTALL_S_MAX: Final = 900.0
 START_S_MAX: Final = 300.0  # the first start after an installation takes the longest
 _QUIET: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -29,28 +26,9 @@ _QUIET: Final = {
 _READY: Final = "Proxy initialized with Config"  # each of its processes says so
 
 
-class NotThere(Exception):  # noqa: N818 -- named for what happened
-    """It cannot be installed, or does not start; the sentence says why."""
-
-
 def installed() -> Path:
     """The command. Made at the first call, which takes some minutes and 750 MB. Raises NotThere."""
-    folder = Path(platformdirs.user_cache_dir("potluck", appauthor=False)) / f"litellm-{VERSION}"
-    whole = folder / "whole"  # the last file to be written
-    if not whole.exists():
-        print(f"installing LiteLLM {VERSION} into {folder}", flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        for command in (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", f"litellm[proxy]=={VERSION}"],
-        ):
-            try:
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_S_MAX)
-            except (OSError, subprocess.SubprocessError) as error:
-                said = (getattr(error, "stderr", "") or "").strip().splitlines()
-                raise NotThere(f"LiteLLM cannot be installed: {said[-1] if said else error}") from None
-        whole.touch()
-    return folder / "bin" / "litellm"
+    return environment("litellm", VERSION, extra="proxy") / "litellm"
 
 
 @contextmanager
