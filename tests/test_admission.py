@@ -36,7 +36,8 @@ def fill(pool: Pool, member: str, count: int, name: str = "") -> None:
 
 
 def asked(pool: Pool, member: str, name: str = "new", **fields: Any) -> Job:
-    return replace(job_of(demand(), name, member), created_at=pool.now, **fields)
+    wanted = {"created_at": pool.now, "max_tokens": 1_000, **fields}
+    return replace(job_of(demand(), name, member), **wanted)
 
 
 def verdict(pool: Pool, member: str, **fields: Any) -> Crowded | None:
@@ -71,7 +72,7 @@ def test_where_nothing_is_known_everybody_comes_in() -> None:
 
 
 def test_before_anything_ended_the_workers_own_measurements_count() -> None:
-    """256 tokens at 32 a second: 8 s a job."""
+    """256 tokens at 32 a second: 8 s a job, and less for one that asks for less."""
     pool = Pool(rules=Rules(crowd_s=20.0))
     pool.join("w1", "b", served(decode=32.0))
     fill(pool, "a", 1 + 1)
@@ -80,6 +81,7 @@ def test_before_anything_ended_the_workers_own_measurements_count() -> None:
     crowded = verdict(pool, "a")
     assert crowded is not None
     assert crowded.expected_s == pytest.approx(24.0)
+    assert verdict(pool, "a", max_tokens=128) is None
 
 
 def test_a_members_crowd_shuts_out_itself_and_nobody_else() -> None:

@@ -129,7 +129,7 @@ def expected(line: Line, planner: Planner, pace: Pace, job: Job, enough_s: float
     offers = planner.offered(want)
     if offers is None:
         return None
-    held_s = pace.held_s((want, class_), _serving(offers), planner.policy)
+    held_s = pace.held_s(job, _serving(offers), planner.policy)
     if held_s is None:
         return None
     flow, groups = line.given.flow_of(job.account), line.wants.get(want, {})

@@ -1,14 +1,16 @@
 """How long a slot is taken by one job, and how many are taken now: by kind, model and class.
 
 A mean of the last few dozen attempts that came to something. Where nothing was measured, the workers' own
-measurements and a typical job say it; where they have none either, nobody knows.
+measurements say what a job like the one that asks takes, at most a typical one; where they have none either,
+nobody knows.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from coordinator.core.fairness import JobClass
+from coordinator.core.fairness import JobClass, class_of
 from coordinator.core.fleet import Served
+from coordinator.core.jobs import Job
 from coordinator.core.offers import Policy
 from coordinator.core.turns import Want
 
@@ -45,16 +47,17 @@ class Pace:
     def running(self, lane: Lane) -> int:
         return self._running.get(lane, 0)
 
-    def held_s(self, lane: Lane, serving: Iterable[Served], policy: Policy) -> float | None:
-        """Of one job. None: nobody knows."""
-        count, mean = self._means.get(lane, (0, 0.0))
+    def held_s(self, job: Job, serving: Iterable[Served], policy: Policy) -> float | None:
+        """Of a job like this one. None: nobody knows."""
+        count, mean = self._means.get(((job.kind, job.model), class_of(job)), (0, 0.0))
         if count >= KNOWN_MIN:
             return mean
-        guesses = [typical_s(served, policy) for served in serving if served.decode]
+        guesses = [guessed_s(job, served, policy) for served in serving if served.decode]
         return sum(guesses) / len(guesses) if guesses else None
 
 
-def typical_s(served: Served, policy: Policy) -> float:
-    """What a typical job takes by the worker's own measurements."""
-    prefill_s = policy.typical_prompt_tokens / served.prefill if served.prefill else 0.0
-    return prefill_s + policy.typical_output_tokens / served.decode
+def guessed_s(job: Job, served: Served, policy: Policy) -> float:
+    """What it takes by the worker's own measurements; of what it asks for, no more than is typical."""
+    prompt = min(job.prompt_tokens, policy.typical_prompt_tokens)
+    prefill_s = prompt / served.prefill if served.prefill else 0.0
+    return prefill_s + min(job.max_tokens, policy.typical_output_tokens) / served.decode
