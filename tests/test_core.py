@@ -452,6 +452,7 @@ def test_who_beats_and_says_nothing_of_what_it_was_sent_is_passed_over(pair: Poo
     assert pair.attempt("job_2").worker == deaf.id
     deaf_for_a_lease()
     assert deaf.faults == 1
+    assert pair.live("job_2").job.state is JobState.QUEUED, "not at once to the same again, though it is free"
 
 
 def test_a_silent_worker_is_waited_for_four_seconds_and_gets_nothing_until_heard(pair: Pool) -> None:

@@ -75,7 +75,7 @@ class World:
         self.refusals = rng.choice([0.0, 0.1, 0.9])
         self.disk_fails = rng.choice([0.0, 0.05])
         # Lost and failed attempts end nothing here; refusals must not by themselves, however many.
-        self.rules = Rules(tariff=TARIFF, attempts_max=1_000, wait_s=30.0, crowd_s=2.0)
+        self.rules = Rules(tariff=TARIFF, attempts_max=1_000, wait_s=30.0, crowd_s=0.5)
         self.accounts = {
             AccountId(f"acc_{n}"): ledger.Account(AccountId(f"acc_{n}"), rng.choice(LINES)) for n in MEMBERS
         }
