@@ -36,6 +36,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from coordinator.core.jobs import WorkerId
 from coordinator.records import Issued
 from potluck.home import write_secret
+from potluck.identity import BACKDATE
 
 SERVER_NAME: Final = "coordinator.potluck"
 WORKER_URI: Final = "potluck:worker:"
@@ -45,9 +46,6 @@ CA_YEARS: Final = 10
 SERVER_DAYS: Final = 365
 SERVER_RENEW_DAYS: Final = 30
 WORKER_DAYS: Final = 7
-# Two clocks may differ by a time zone, and one that was fast may be set back: whoever looks by the other one
-# must not find a certificate not yet valid.
-BACKDATE: Final = timedelta(days=1)
 CSR_BYTES_MAX: Final = 16 * 1024
 _FILE_BYTES_MAX: Final = 64 * 1024
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)

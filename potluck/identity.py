@@ -10,6 +10,7 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass, field
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,9 @@ from potluck.receipts import canonical_json
 
 TOKEN_SECRET_BYTES: Final = 16
 FINGERPRINT_CHARS: Final = 32  # 128 bits of the CA certificate's sha256
+# So long before it was made a certificate begins. Two clocks may differ by a time zone, and one that was fast
+# may be set back: whoever looks by the other one must not find a certificate not yet valid.
+BACKDATE: Final = timedelta(days=1)
 TLS_KEY_FILE: Final = "tls.key"
 RECEIPT_KEY_FILE: Final = "receipt.key"
 _TOKEN = re.compile(r"pl1_([A-Za-z0-9_-]{22})_([0-9a-f]{32})([0-9a-f]{4})")

@@ -378,7 +378,7 @@ async def test_a_revoked_worker_in_the_middle_of_its_work_ends(tmp_path: Path) -
             await asyncio.wait_for(task, WAIT_S)
 
 
-@pytest.mark.parametrize("days_ago", [4.0, 30.0])
+@pytest.mark.parametrize("days_ago", [4.5, 30.0])
 async def test_a_certificate_past_its_half_life_or_its_end_is_renewed(
     tmp_path: Path, days_ago: float
 ) -> None:

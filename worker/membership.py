@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from potluck.home import write_atomic, write_secret
+from potluck.identity import BACKDATE
 from worker.errors import CertificateRefused, NotJoined
 
 MEMBERSHIP_FILE: Final = "membership.json"
@@ -109,9 +110,10 @@ class Certificate:
         return self.times()[1] <= now
 
     def renewal_due(self, now: datetime) -> bool:
-        """Two thirds of its life are over, of which the first day lies before it was made."""
+        """Half of its life is over, from when it was made."""
         start, end = self.times()
-        return now >= start + (end - start) * 2 / 3
+        made = min(start + BACKDATE, end)
+        return now >= made + (end - made) / 2
 
 
 def utc_now() -> datetime:

@@ -1,4 +1,4 @@
-"""Keeps the worker's certificate fresh: renewed when two thirds of its life are over, and after it expired.
+"""Keeps the worker's certificate fresh: renewed half-way through its life, and after it expired.
 
 A machine that was off for a month comes back by itself: the request for a new certificate is signed by the
 receipt key, not by the expired certificate.
