@@ -88,9 +88,7 @@ def restored(folder: FolderArgument, output: OutputOption = Output.TEXT) -> None
         settings = Settings.load({})  # with the file that has come back
         books = settings.folder / BOOKS
         elsewhere = settings.database is not None and books_of(settings) != books
-        report, _ = asyncio.run(
-            check(Settings.load({"database": f"sqlite:///{books.as_posix()}"}), time.time())
-        )
+        report, _ = asyncio.run(check(Settings.load({"database": f"sqlite:///{books.as_posix()}"})))
     except (BackupError, SettingsError, StoreError, OSError) as trouble:
         raise _ended(printer, trouble) from None
 

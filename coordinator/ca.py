@@ -86,11 +86,11 @@ class CertificateAuthority:
 
         Raises CertificateError if its file is damaged, others can read it, or it is not its time.
         """
-        folder = home / "coordinator" / "ca"
-        path = folder / AUTHORITY_FILE
+        path = home / "coordinator" / "ca" / AUTHORITY_FILE
         if not path.exists():
             write_secret(path, _new_authority(pool_name, _moment(now)))
-        certificate, key, signing = _load_authority(path)
+        authority = cls.read(home, worker_days)
+        certificate = authority.certificate
         if certificate.not_valid_after_utc <= _moment(now):
             raise CertificateError(
                 f"the pool's CA in {path} expired on {certificate.not_valid_after_utc:%Y-%m-%d}. Move it away"
@@ -103,7 +103,15 @@ class CertificateAuthority:
                 f" {_moment(now):%Y-%m-%d %H:%M}: no worker could connect. Set it, then start again. If"
                 " it is right and was wrong when the pool was founded: `potluck coordinator rotate-ca`."
             )
-        return cls(folder, certificate, key, signing, worker_days)
+        return authority
+
+    @classmethod
+    def read(cls, home: Path, worker_days: int = WORKER_DAYS) -> "CertificateAuthority":
+        """As it is in its file, whatever the time. Raises CertificateError if that is damaged or others can
+        read it.
+        """
+        folder = home / "coordinator" / "ca"
+        return cls(folder, *_load_authority(folder / AUTHORITY_FILE), worker_days)
 
     @classmethod
     def rotate(cls, home: Path, pool_name: str, now: float) -> "CertificateAuthority":

@@ -15,16 +15,16 @@ SHOWN_MAX: Final = 3
 log = structlog.get_logger(__name__)
 
 
-def public_key(settings: Settings, now: float) -> bytes | None:
+def public_key(settings: Settings) -> bytes | None:
     """The pool's, or None where its authority is not in this home. Raises CertificateError."""
     if not (settings.folder / "ca" / AUTHORITY_FILE).exists():
         return None  # opening it would make a new one
-    return CertificateAuthority.open(settings.home, settings.pool_name, now).public_key
+    return CertificateAuthority.read(settings.home).public_key
 
 
-async def check(settings: Settings, now: float) -> tuple[Report, bool]:
+async def check(settings: Settings) -> tuple[Report, bool]:
     """What is wrong, and whether signatures could be checked. Raises StoreError or CertificateError."""
-    key = public_key(settings, now)
+    key = public_key(settings)
     store = await Store.inspect(settings.database_url)
     try:
         return await store.audit(key), key is not None

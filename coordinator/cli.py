@@ -190,7 +190,7 @@ def check(
     printer = Printer(output)
     try:
         settings = Settings.load({} if database is None else {"database": database})
-        report, signed = asyncio.run(checked(settings, time.time()))
+        report, signed = asyncio.run(checked(settings))
     except TROUBLES as trouble:
         printer.error(PotluckError(str(trouble)))
         raise typer.Exit(ExitCode.ERROR) from None

@@ -49,7 +49,7 @@ async def relocate(
     """
     if database_url(to) == database_url(settings.database_url):
         raise StoreError("the books are there already")
-    key = public_key(settings, now)
+    key = public_key(settings)
     source = await Store.open_existing(settings.database_url, now)
     try:
         async with source.reading() as reading, _empty(to) as writing:

@@ -1,4 +1,8 @@
-"""The event loop of processes that stream."""
+"""The event loop of processes that stream.
+
+Not of the worker's daemon, which starts processes: uvloop forks for that, through the handlers that gRPC has
+for forks, and these write to its log and hold up its threads.
+"""
 
 import asyncio
 from collections.abc import Callable

@@ -3,6 +3,7 @@ secret, and which nobody can change. The terms and the announcement of a pool, w
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ async def test_what_changed_while_the_coordinator_was_stopped_is_told(tmp_path: 
         ("setting_changed", "fee_permille", 30),
     ]
     assert await started(emulator=True) == changed
-    CertificateAuthority.rotate(tmp_path, "potluck", NOW)
+    CertificateAuthority.rotate(tmp_path, "potluck", time.time())
     assert (await started(emulator=True))[0][0] == "authority_rotated"
 
 

@@ -104,7 +104,7 @@ async def test_a_pool_goes_to_postgresql_opens_there_and_comes_back(
     assert await rows(postgres.url(elsewhere)) == before == await rows(settings.database_url)
 
     there = settings.model_copy(update={"database": postgres.url(elsewhere)})
-    report, signed = await check(there, SteadyClock().now())
+    report, signed = await check(there)
     assert (report.findings, signed) == ([], True)
     back = f"sqlite:///{settings.home / 'back.db'}"
     moved = await relocate(there, back, SteadyClock().now())
@@ -115,7 +115,7 @@ async def test_a_pool_goes_to_postgresql_opens_there_and_comes_back(
         async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, verify=False) as client:
             status = await client.get(f"http://{running.http}/pool/v1/status")
         assert status.raise_for_status().json()["ledger_sum"] == 0
-    report, _ = await check(there, SteadyClock().now())
+    report, _ = await check(there)
     assert report.findings == []
 
 

@@ -100,7 +100,7 @@ async def test_nothing_is_lost_and_the_pool_goes_on(home: Path, revision: str) -
     await store.close()
     async with opened(settings) as connection:
         same(before, await connection.run_sync(contents), revision == EARLIER[0])
-    report, signed = await check(settings, clock.now())
+    report, signed = await check(settings)
     assert (report.findings, signed) == ([], True)
 
     async with coordinator(settings) as running:
@@ -120,7 +120,7 @@ async def test_nothing_is_lost_and_the_pool_goes_on(home: Path, revision: str) -
             assert accounts[account].balance == kept[account]["main"] + kept[account]["reserved"]  # type: ignore[index]  # ids are text
             assert accounts[account].credit_line == kept[account]["credit_line"]  # type: ignore[index]  # as above
         assert all(account.reserved == 0 for account in accounts.values()), "holds of what ran have returned"
-    report, _ = await check(settings, clock.now())
+    report, _ = await check(settings)
     assert report.findings == []
 
 

@@ -124,7 +124,7 @@ def start(
     Ctrl-C (or SIGTERM) finishes the running answers first; the second one stops at once. Settings can also
     stand in worker.toml in POTLUCK_HOME/worker, or in POTLUCK_* variables; flags come first.
     """
-    from potluck import collector, loops
+    from potluck import collector
     from potluck.logs import configure
     from worker.daemon import Daemon
     from worker.settings import Places, Settings, options_from
@@ -154,8 +154,7 @@ def start(
         collector.freeze()
         await daemon.run()
 
-    with asyncio.Runner(loop_factory=loops.quickest()) as runner:
-        runner.run(run())
+    asyncio.run(run())
 
 
 app.command(epilog="Example:  potluck worker doctor -o json")(doctor)
