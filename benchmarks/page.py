@@ -91,7 +91,7 @@ def written(kept: Mapping[str, str]) -> str:
                 continue
             if not target.why:
                 raise ValueError(f"{one.name}: {target.figure} is missed, and no `why` says why")
-            missed.append(f"- **{target.what}**: {target.why}\n")
+            missed.append(f"- **{target.what}**: {' '.join(target.why.split())}\n")
         if one.name in kept:
             sections.append(
                 f"\n## {one.title}\n\n{one.says.strip()}\n\n```text\n{kept[one.name].rstrip()}\n```\n"
