@@ -23,6 +23,7 @@ TEXT_CHARS_MAX: Final = 256
 INTEGER_MAX: Final = 2**53 - 1  # every JSON reader keeps integers up to here exact (RFC 8259, section 6)
 PUBLIC_KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
+_SPELLING: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,7 +36,7 @@ def canonical_json(value: Mapping[str, int | str]) -> bytes:
     for name, item in value.items():
         if type(item) not in {int, str}:  # a bool is an int to isinstance, but has another spelling
             raise ReceiptError(f"`{name}` is {type(item).__name__}; only integers and strings are allowed")
-    return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    return _SPELLING.encode(dict(value)).encode("ascii")
 
 
 def output_digest(choice_digests: list[bytes]) -> str:

@@ -1,18 +1,15 @@
 """The coordinator's HTTP application, put together."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from fastapi.middleware import Middleware
-from fastapi.routing import APIRoute
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from coordinator.api.auth import Auth
 from coordinator.api.batches import BatchRequest, batches_router
@@ -57,6 +54,7 @@ from coordinator.api.pool_workers import workers_router
 from coordinator.api.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from coordinator.api.running import refused
 from coordinator.api.schema import Schema
+from coordinator.api.serving import Api
 from coordinator.api.traced import Traced
 from coordinator.api.uploads import CompleteRequest, UploadRequest, uploads_router
 from coordinator.api.webhooks import (
@@ -148,7 +146,7 @@ ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
 )
 
 
-def create_api(context: Context) -> FastAPI:
+def create_api(context: Context) -> Api:
     """All routes over these collaborators. Nothing is kept outside the returned application."""
     settings = context.settings
     title = f"Potluck: {settings.pool_name}"
@@ -162,21 +160,11 @@ def create_api(context: Context) -> FastAPI:
     )
     traced = [Middleware(Traced, traces=traces)] if isinstance(traces := context.pool.traces, Spans) else []
     around = [border, *traced]
-    app = FastAPI(
-        title=title,
-        version=version(),
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=around,
-        telemetry=NO_TELEMETRY,
-    )
+    app = Api(title=title, version=version(), middleware=around, telemetry=NO_TELEMETRY)
     auth = Auth(context.store, context.clock, settings, context.board, context.presence, context.lateness)
     desk = Desk(context, auth, Gauge())
-    routers = [*(make(desk) for make in ROUTERS), operations_router(desk, app), dashboard_router(desk)]
-    for router in routers:
-        app.include_router(router)
-    app.state.methods = _methods(routers)
+    app.include([*(make(desk) for make in ROUTERS), operations_router(desk, app), dashboard_router(desk)])
+    app.state.methods = app.methods()
     app.state.bodies = Bodies(max(BODIES_BYTES_MIN, BODIES_MIN * settings.body_bytes_max))
 
     async def api_error(request: Request, error: Exception) -> Response:
@@ -221,16 +209,6 @@ async def _unwritable(_request: Request, _error: Exception) -> Response:
         "A text of the request has a NUL character: there is nothing of that name, and it cannot be kept."
     )
     return ApiError(400, "invalid_value", message).response()
-
-
-def _methods(routers: Sequence[APIRouter]) -> dict[str, set[str]]:
-    """Of each path all methods (RFC 9110); the one route that refuses a request knows but its own."""
-    methods = defaultdict[str, set[str]](set)
-    for router in routers:
-        for route in router.routes:
-            assert isinstance(route, Route | APIRoute)
-            methods[route.path] |= route.methods or set()
-    return methods
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ accounts and workers by id, and hold no text of any job.
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from coordinator.core.entries import Payment
 from coordinator.core.jobs import AccountId, Job
@@ -14,9 +14,12 @@ from coordinator.core.ledger import Bucket
 from coordinator.core.pricing import Demand, Segment, Tariff, Training
 
 
+_SPELLING: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 def written(**facts: Any) -> str:
     """One spelling for one meaning: sorted, compact, ASCII."""
-    return json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _SPELLING.encode(facts)
 
 
 def of_hold(job: Job) -> str:
