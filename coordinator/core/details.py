@@ -13,7 +13,6 @@ from coordinator.core.jobs import AccountId, Job
 from coordinator.core.ledger import Bucket
 from coordinator.core.pricing import Demand, Segment, Tariff, Training
 
-
 _SPELLING: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
