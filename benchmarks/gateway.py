@@ -12,7 +12,8 @@ engine is: what comes of that counts against the pool. LiteLLM gets an environme
 run.
 
 Printed are medians over the rounds; what is added is the difference to the direct way of the same round.
-CPU time is told by whose it is; `client` is this program.
+Requests/s are compared at their most, be it at 8 or at 32 at a time. CPU time is told by whose it is;
+`client` is this program.
 """
 
 import argparse
@@ -45,6 +46,8 @@ INSTANT: Final = "emulator-instant"  # what the proxies call it; the pool knows 
 WARM_STREAMS: Final = 16
 WARM_S: Final = 2.0
 REQUESTS_AT: Final = (8, 32)
+COMMITS: Final = "potluck_tick_seconds"
+COMMIT: Final = '{part="commit"}'
 FRONT: Final = Path(__file__).with_name("front.py")
 FRONT_S_MAX: Final = 30.0
 
@@ -56,6 +59,7 @@ class Way:
     name: str
     asker: Asker
     parts: dict[str, Callable[[], list[int]]]
+    commits: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)  # so far: their seconds, and how many
 
     def cpu_s(self) -> dict[str, float]:
         spent = {part: stand.cpu_seconds(*pids()) for part, pids in self.parts.items()}
@@ -73,6 +77,7 @@ class Turns:
 
     figures: list[Figures] = field(default_factory=list)
     cpu_s: list[dict[str, float]] = field(default_factory=list)
+    commits: list[tuple[float, float]] = field(default_factory=list)
 
     def median(self, of: Callable[[Figures], float]) -> float:
         return statistics.median(map(of, self.figures))
@@ -107,6 +112,19 @@ class Turns:
         return ", ".join(f"{part} {ms:.3g}" for part, ms in spent.items())
 
     @property
+    def own(self) -> str:
+        """Where the coordinator's time goes; "" of a way that says nothing of it."""
+        own_ms = [ms for one in self.figures for ms in one.own_ms]
+        seconds, count = map(sum, zip(*self.commits, strict=True))
+        if not own_ms or not count:
+            return ""
+        own = stand.quantile(own_ms, 0.5)
+        return (
+            f"of it in the coordinator: to take the request and to begin its answer {own:.1f} ms (p50, by the"
+            f" answer's header), and {seconds / count * 1e3:.1f} ms a commit (mean), which its work waits for"
+        )
+
+    @property
     def wrong(self) -> str:
         errors = [error for one in self.figures for error in one.errors]
         return f"; {len(errors)} ERRORS, such as: {errors[0]}" if errors else ""
@@ -116,9 +134,10 @@ async def in_turns(ways: list[Way], streams: int, wanted: argparse.Namespace) ->
     turns = [Turns() for _ in ways]
     for number in range(1, wanted.rounds + 1):
         for way, turn in zip(ways, turns, strict=True):
-            before = way.cpu_s()
+            before, written = way.cpu_s(), way.commits()
             turn.figures.append(await drive(way.asker, streams, wanted.seconds))
-            after = way.cpu_s()
+            after, then = way.cpu_s(), way.commits()
+            turn.commits.append((then[0] - written[0], then[1] - written[1]))
             turn.cpu_s.append({part: after[part] - before[part] for part in after})
         rates = (f"{way.name} {turn.figures[-1].rate:,.0f}" for way, turn in zip(ways, turns, strict=True))
         print(f"{streams} streams, round {number}, tokens/s: {', '.join(rates)}", flush=True)
@@ -141,6 +160,8 @@ async def streamed(ways: list[Way], streams: int, wanted: argparse.Namespace) ->
         print(
             f"  {way.name} adds to TTFT p50 {p50:.1f} ms, p99 {p99:.1f} ms; to the whole p50 {whole:.1f} ms"
         )
+        if turn.own:
+            print(f"    {turn.own}")
     return turns
 
 
@@ -217,7 +238,15 @@ def pooled(pool: RealPool, worker: Process, member: Member, *, tokens: int, stre
     coordinator = pool.coordinator.popen.pid
     daemon, *engines = stand.family(worker.popen.pid)
     parts = {"coordinator": lambda: [coordinator], "worker": lambda: [daemon], "engine": lambda: engines}
-    return Way("pool", Asker(pool.http_port, member.key, stand.EMULATOR, tokens=tokens, stream=stream), parts)
+    asker = Asker(pool.http_port, member.key, stand.EMULATOR, tokens=tokens, stream=stream)
+    return Way("pool", asker, parts, partial(commits_of, pool))
+
+
+def commits_of(pool: RealPool) -> tuple[float, float]:
+    """Seconds and number of the coordinator's commits so far, by its own metrics."""
+    text = pool.admin.api("GET", "/metrics").raise_for_status().text
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith(COMMITS))
+    return float(found.get(f"{COMMITS}_sum{COMMIT}", 0)), float(found.get(f"{COMMITS}_count{COMMIT}", 0))
 
 
 async def warmed(ways: list[Way]) -> list[Way]:
@@ -248,7 +277,7 @@ async def measure(pool: RealPool, peers: Peers, wanted: argparse.Namespace) -> N
 
 
 def tell(came: dict[int, list[Turns]], asked: dict[int, list[Turns]], proxies: list[str]) -> None:
-    """The figures that are to reach something; of ratios the lowest."""
+    """The figures that are to reach something."""
     for streams, quantiles in ((1, (0.5,)), (8, (0.5, 0.99))):
         for q in quantiles if streams in came else ():
             direct, through, *_ = came[streams]
@@ -259,8 +288,11 @@ def tell(came: dict[int, list[Turns]], asked: dict[int, list[Turns]], proxies: l
     for streams, turns in asked.items():
         stand.figure(f"requests/s, {streams} at a time", turns[1].requests_s, digits=0)
     for number, name in enumerate(proxies, 2):
-        ratio = min(turns[1].requests_s / turns[number].requests_s for turns in asked.values())
-        stand.figure(f"requests/s against {name}", ratio, "x", 1)
+        for streams, turns in asked.items():
+            ratio = turns[1].requests_s / turns[number].requests_s
+            stand.figure(f"requests/s against {name}, {streams} at a time", ratio, "x", 1)
+        pool, proxy = (max(turns[way].requests_s for turns in asked.values()) for way in (1, number))
+        stand.figure(f"requests/s against {name}", pool / proxy, "x", 1)
 
 
 def main() -> int:

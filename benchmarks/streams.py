@@ -13,6 +13,7 @@ ANSWER_S_MAX: Final = 60.0
 SHOWN_BYTES: Final = 300  # of an answer that is an error
 _CONTENT: Final = b'"content":"'
 _COUNT: Final = b'"completion_tokens":'
+_OWN_MS: Final = b"x-potluck-overhead-ms:"
 
 
 class Refused(Exception):  # noqa: N818 -- named for what happened
@@ -25,6 +26,9 @@ class Figures:
 
     first: list[float] = field(default_factory=list)  # from the request to the first token
     whole: list[float] = field(default_factory=list)  # to the end of the answer
+    own_ms: list[float] = field(
+        default_factory=list
+    )  # the coordinator's own part of the first, by its header
     errors: list[str] = field(default_factory=list)
     ends: float = math.inf  # what comes later counts for no rate, by the clock `perf_counter`
     tokens: int = 0
@@ -117,6 +121,8 @@ class Connection(asyncio.Protocol):
             self._status = line[9:12]
         elif line.lower().startswith(b"content-length:"):
             self._length = int(line[15:])
+        elif line.startswith(_OWN_MS):
+            self._figures.own_ms.append(float(line[len(_OWN_MS) :]))
         elif line == b"\r" and self._status:
             if self._status != b"200" and self._length < 0:
                 self._end(Refused(f"status {self._status.decode()}"))
