@@ -5,8 +5,13 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+import hypothesis
 import pytest
 import structlog
+
+# No test asserts a time.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Tests start hundreds of processes. Where nobody may keep what was compiled, as containers often say, each of them
 # compiles all that it imports anew: five seconds for a coordinator that otherwise takes one.
