@@ -32,6 +32,7 @@ CREDIT_LINE = 1_000_000_000_000
 PAUSE_S = (0.2, 2.0)  # between two faults
 HEALED_S = 180.0
 CALM_S = 0.5
+LINES_SHOWN = 40  # of a process that ended
 
 
 @dataclass
@@ -164,6 +165,7 @@ class Chaos:
             self.tell(f"{past:6.1f} s  {name}")
             carry_out()
             self.report.faults[name] += 1
+            self._raise_the_fallen()
             self.pause.wait(self.rng.uniform(*PAUSE_S))
         self.report.seconds = time.monotonic() - began
 
@@ -172,17 +174,26 @@ class Chaos:
         self.tell("the faults are over; everything must end")
         for clock in self.clocks.values():
             clock.set(0.0)
-        for name, process in self.pool.workers.items():
-            self.proxies[name].heal()
-            if process.popen.poll() is not None:
-                self.report.wrong.append(f"{name} ended: {''.join(process.lines[-5:])}")
-                self.pool.start_worker(name, ready=False)
+        for proxy in self.proxies.values():
+            proxy.heal()
+        self._raise_the_fallen()
         for name in self.proxies:
             self.pool.until(lambda name=name: self.pool.ready(name), f"{name} to be ready again")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         ends = time.monotonic() + HEALED_S
         while (still := list(oracles.still_open(self.pool, self.notes))) and time.monotonic() < ends:
             self.pause.wait(CALM_S)
         self.report.wrong += still
+
+    def _raise_the_fallen(self) -> None:
+        """Whoever kills starts again: a process that is not there now has ended by itself."""
+        pool, wrong = self.pool, self.report.wrong
+        if pool.coordinator is not None and pool.coordinator.popen.poll() is not None:
+            wrong.append(f"the coordinator ended by itself, {_last_words(pool.coordinator)}")
+            pool.start_coordinator()
+        for name, process in list(pool.workers.items()):
+            if process.popen.poll() is not None:
+                wrong.append(f"{name} ended by itself, {_last_words(process)}")
+                pool.start_worker(name, ready=False)
 
     # -- what must be true
 
@@ -222,3 +233,7 @@ class Chaos:
             code = -1
         if code:
             wrong.append(f"potluck coordinator check ends with {code}: {''.join(check.lines)}")
+
+
+def _last_words(process: Process) -> str:
+    return f"with {process.popen.poll()}: {''.join(process.lines[-LINES_SHOWN:])}"
