@@ -30,6 +30,7 @@ UNREAD_S_MAX: Final = 30.0  # in which a client must read what was written for i
 RESERVE: Final = 64  # connections beyond the limit that are told so
 RETRY_S: Final = 5.0
 ALWAYS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +93,7 @@ class Guarded(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unparsed = 0  # bytes since the parser gave something away: heads, and what is between chunks
+        self._upgrades = False  # what follows the head is no HTTP: the parser says so, and reads no body
         self._host = ""
 
     # -- who may come in
@@ -117,7 +119,7 @@ class Guarded(HttpToolsProtocol):
     # -- what it sends
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._upgrades:
             return
         if self._head_timer is None and self._idle():
             self._await_head()
@@ -138,7 +140,12 @@ class Guarded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_came()
         self._unparsed = 0
+        self._upgrades = self.parser.should_upgrade()
+        if self._upgrades and any(name in BODY_HEADERS and value != b"0" for name, value in self.headers):
+            self.app = _unless_health(self.app, _no_upgrade())
         super().on_headers_complete()
+        if self._upgrades:  # no other protocol is spoken here: it is answered as if it had not asked for one
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0
@@ -193,6 +200,11 @@ class Guarded(HttpToolsProtocol):
 
 def _too_long() -> str:
     return f"A request's head has more than {HEAD_BYTES_MAX:,} bytes."
+
+
+def _no_upgrade() -> ApiError:
+    message = "Only HTTP/1.1 is spoken here. Send the request without the header `Upgrade`."
+    return ApiError(400, "upgrade_not_supported", message, close=True)
 
 
 def _raw(error: ApiError) -> bytes:

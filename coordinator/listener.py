@@ -83,6 +83,7 @@ class Listener:
             access_log=False,
             server_header=False,
             lifespan="off",
+            ws="none",  # its protocol would take a connection over: no limit holds then, nor is it left
             proxy_headers=False,  # the API reads forwarded headers itself, from a configured proxy only
             timeout_graceful_shutdown=int(GRACE_S),
             timeout_keep_alive=75,

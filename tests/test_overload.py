@@ -285,6 +285,37 @@ async def test_one_address_may_have_so_many_connections(
         assert (status, said["error"]["code"], headers["retry-after"]) == (429, "too_many_connections", "5")
 
 
+async def test_who_asks_for_another_protocol_leaves_as_everybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A WebSocket that nobody speaks, and HTTP/2 in clear: the request is answered as it stands and the connection
+    closed, so that no place stays taken."""
+    wanted = {"Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZQ=="}
+    async with open_house(tmp_path, monkeypatch, address_connections_max=3) as house:
+        for protocol in ("websocket", "websocket", "h2c", "h2c"):
+            async with connected(house) as line:
+                line[1].write(request(house, "/pool/v1/balance", **wanted, Upgrade=protocol))
+                status, headers, _ = await answer(line)
+                assert (status, headers["connection"]) == (200, "close")
+                assert await rest(line) == b""
+        async with connected(house) as line:
+            line[1].write(request(house, "/pool/v1/balance"))
+            assert (await answer(line))[0] == 200
+
+
+async def test_a_body_behind_an_upgrade_is_refused_and_never_read_as_a_request(house: House) -> None:
+    """The parser takes what follows for another protocol: it must neither be lost nor become a request."""
+    hidden = request(house, "/pool/v1/balance")
+    wanted = {"Connection": "Upgrade", "Upgrade": "h2c", "Content-Length": str(len(hidden))}
+    async with connected(house) as line:
+        line[1].write(request(house, "/v1/chat/completions", {}, **wanted)[:-2])
+        line[1].write(hidden)
+        status, headers, said = await answer(line)
+        assert (status, said["error"]["code"]) == (400, "upgrade_not_supported")
+        assert headers["connection"] == "close"
+        assert await rest(line) == b""
+
+
 async def test_behind_a_proxy_an_address_may_have_so_many_requests_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
