@@ -5,7 +5,8 @@ fast jobs go through now.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +30,16 @@ class Door:
 
     def __post_init__(self) -> None:
         self.crowd = Crowd(self.jobs_max, self.bytes_max)
+
+    @contextmanager
+    def open_to(self, job: Job, s: Submission) -> Iterator[None]:
+        """`check`, and whoever is turned away for another reason behind the door does not wait."""
+        self.check(job, s)
+        try:
+            yield
+        except Refusal:
+            self.engine.admission.left(job.id, self.now(), served=False)
+            raise
 
     def check(self, job: Job, s: Submission) -> None:
         """Raises Refusal if there is no room for it, or if somebody would wait for it in vain."""

@@ -134,8 +134,8 @@ class Pool:
         self.names[s.member.id] = s.member.name
         self.accounts.know(s.member.account)
         job = self.job_of(s, job_id)
-        self.door.check(job, s)
-        self._admit(job, self.demand(s), s)
+        with self.door.open_to(job, s):
+            self._admit(job, self.demand(s), s)
         self._keep(job, s)
         events = self._follow(job) if s.stored else self.relay.follow(job_id)
         return Ticket(job_id, job.quote, replayed=False, events=events)

@@ -133,6 +133,27 @@ async def test_a_flood_is_told_when_to_come_back_and_leaves_nothing(
         assert await refused(house, "too_many_waiting") == len(done)
 
 
+async def test_who_is_let_in_and_then_too_poor_leaves_nothing(house: House) -> None:
+    """Refused for want of credits while it would have had to wait: no trace of it stays in the line."""
+    worker = await house.join("rig")
+    await worker.connect(slots=1)
+    await house.member("carol", credit_line=0)
+    for _ in range(3):  # then it is known how long one takes
+        asking = house.ask()
+        await worker.answer(await worker.until("assign"))
+        await asking
+    running = house.ask()
+    assign = await worker.until("assign")
+    for _ in range(3):
+        with pytest.raises(openai.APIStatusError) as caught:
+            await house.ask("carol")
+        assert (caught.value.status_code, caught.value.code) == (402, "insufficient_credits")
+    assert not house.running.pool.engine.admission._let_in
+    await worker.answer(assign)
+    await running
+    await house.settled()
+
+
 def test_one_pause_is_not_yet_behind() -> None:
     """It is over when it is seen; only where the loop stays late, new work would make it later."""
     lateness, seen = Lateness(), []
@@ -290,7 +311,11 @@ async def test_who_asks_for_another_protocol_leaves_as_everybody(
 ) -> None:
     """A WebSocket that nobody speaks, and HTTP/2 in clear: the request is answered as it stands and the connection
     closed, so that no place stays taken."""
-    wanted = {"Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZQ=="}
+    wanted: dict[str, Any] = {
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "c2FtcGxl",
+    }
     async with open_house(tmp_path, monkeypatch, address_connections_max=3) as house:
         for protocol in ("websocket", "websocket", "h2c", "h2c"):
             async with connected(house) as line:
@@ -306,7 +331,7 @@ async def test_who_asks_for_another_protocol_leaves_as_everybody(
 async def test_a_body_behind_an_upgrade_is_refused_and_never_read_as_a_request(house: House) -> None:
     """The parser takes what follows for another protocol: it must neither be lost nor become a request."""
     hidden = request(house, "/pool/v1/balance")
-    wanted = {"Connection": "Upgrade", "Upgrade": "h2c", "Content-Length": str(len(hidden))}
+    wanted: dict[str, Any] = {"Connection": "Upgrade", "Upgrade": "h2c", "Content-Length": str(len(hidden))}
     async with connected(house) as line:
         line[1].write(request(house, "/v1/chat/completions", {}, **wanted)[:-2])
         line[1].write(hidden)
