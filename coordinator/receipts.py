@@ -59,11 +59,16 @@ class Receipts:
         self._remember(key, None)
         job = self._in_memory(key[0])
         if job is None or not self._first(job, body.attempt):
-            if (recorded := await self.store.receipt(*key)) is not None:
+            try:
+                recorded = await self.store.receipt(*key)
+                job = job or await self.store.job(key[0])
+            except BaseException:  # also where the stream breaks meanwhile: it comes again on the next one
+                del self.seen[key]
+                raise
+            if recorded is not None:
                 self._remember(key, recorded)
                 self._again(recorded)
                 return -1
-            job = job or await self.store.job(key[0])
         verdict = self._judge(job, worker, body, receipt)
         row = ReceiptRow(
             job_id=key[0],

@@ -6,6 +6,7 @@ to zero, and only who misbehaved is less reliable.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ from fixtures_sessions import (
     MODEL,
     SERVED,
     TOKENS,
+    WAIT_S,
     House,
     RawWorker,
     Up,
@@ -360,6 +362,32 @@ async def test_a_worker_that_dies_between_frame_and_receipt_is_paid(house: House
     assert (await worker.until("receipt_ack")).state == "matched"
     assert worker.seen.faults == 0
     await house.settled()
+
+
+async def test_a_receipt_whose_stream_breaks_while_it_is_looked_up_is_taken_when_it_comes_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The books are asked whether they have it already, as after a new start; the worker does not wait for that."""
+    worker, asking, assign = await given_to(house)
+    await worker.send(frame(assign, 1, delta(0, TOKENS, reason="length")))
+    await asking
+    pool, looking = house.running.pool, asyncio.Event()
+    pool.receipts.forgot = True
+
+    async def never(*_: object) -> None:
+        looking.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool.receipts, "store", SimpleNamespace(receipt=never))
+        await worker.send(worker.receipt(assign.attempt, TOKENS))
+        async with asyncio.timeout(WAIT_S):
+            await looking.wait()
+        await worker.close()
+        await house.eventually(lambda: not worker.seen.connected, "the stream to end")
+    await worker.connect()
+    await worker.send(worker.receipt(assign.attempt, TOKENS))
+    assert (await worker.until("receipt_ack")).state == "matched"
 
 
 async def test_a_worker_that_comes_back_without_its_attempt(house: House) -> None:
