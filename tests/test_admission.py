@@ -167,6 +167,16 @@ def test_what_a_member_is_willing_to_wait_counts_where_it_is_less() -> None:
     assert pool.engine.crowded(asked(pool, "c"), pool.now, wait_s=1.0) is not None
 
 
+def test_nobody_is_let_in_to_wait_until_it_is_given_up() -> None:
+    """Neither by a pool that gives up sooner than it refuses, nor because somebody comes back."""
+    pool = house(slots=1)
+    fill(pool, "a", 2)
+    assert pool.engine.crowded(asked(pool, "c"), pool.now, wait_s=7.0, back=True) is not None
+    assert pool.engine.crowded(asked(pool, "c"), pool.now, wait_s=9.0, back=True) is None
+    pool.engine.rules = replace(pool.engine.rules, wait_s=7.0)
+    assert verdict(pool, "c") is not None
+
+
 def test_jobs_of_other_models_on_the_same_workers_take_their_slots() -> None:
     """Four slots, two of them taken by another model: this one has two to count on."""
     pool = Pool(rules=Rules(crowd_s=10.0))

@@ -272,6 +272,7 @@ def test_the_disk_fills_up_and_nothing_is_lost(real_pool: RealPool) -> None:
         for _ in range(3):
             stream_text(carol.openai(), 5)
     assert getattr(caught.value, "code", "") == "storage_unavailable"
+    assert getattr(caught.value, "status_code", 0) == 503, "also of the job that was under way"
     resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
     def works() -> bool:

@@ -35,6 +35,7 @@ STATUS_BY_CODE = {
     "no_worker_available": 503,
     "model_loading": 503,
     "shutting_down": 503,
+    "storage_unavailable": 503,
 }
 RETRY_AFTER_S = 5.0
 CONCURRENCY_RETRY_AFTER_S = 1.0
@@ -75,7 +76,7 @@ def failed(closed: Closed, job_id: str) -> ApiError:
     code = closed.code or "job_failed"
     status = 503 if closed.state is JobState.EXPIRED else STATUS_BY_CODE.get(code, 500)
     if status == 503:
-        message = f"{why[:1].upper()}{why[1:]}."
+        message = f"{why[:1].upper()}{why[1:].rstrip('.')}."
         return ApiError(status, code, message, retry_after_s=RETRY_AFTER_S, extra=extra)
     return ApiError(status, code, f"The job could not be done: {why}.", retry=False, extra=extra)
 

@@ -13,6 +13,7 @@ Who is refused is told a moment of its own, and then finds a part of the line ke
 else at each free place somebody new would be there first, and no moment would be true.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -78,18 +79,19 @@ class Admission:
         bound_s: float,
         now: float,
         *,
+        ends_s: float = math.inf,
         back: bool = False,
     ) -> Crowded | None:
         """None: it may come in. Also where nothing is known of how long jobs take, or nobody is there.
 
-        `back`: it says that it was refused before.
+        `back`: it says that it was refused before. `ends_s`: after which it is given up, back or not.
         """
         longer = self.longer
         wait = expected(line, planner, pace, job, bound_s / longer)
         if wait is None:
             return None
         flow, seconds = line.given.flow_of(job.account), wait.seconds * longer
-        if seconds <= bound_s * (BACK if back else 1.0):
+        if seconds <= min(bound_s * (BACK if back else 1.0), ends_s):
             if 2 * seconds < bound_s:
                 self.told.pop(flow, None)  # whoever was told a moment far off need not wait for it
             if wait.seconds > 0:

@@ -59,8 +59,9 @@ class Engine(Reports):
         """Whether this interactive job, which is not in the line yet, had better come back later; None: it
         may come in. `wait_s`: as long as it would wait, if that is less than what the pool's rules allow.
         """
-        bound_s, line, planner = min(self.rules.crowd_s, wait_s), self.line, self.planner
-        return self.admission.verdict(line, planner, self.pace, job, bound_s, now, back=back)
+        ends_s, line, planner = min(self.rules.wait_s, wait_s), self.line, self.planner
+        bound_s = min(self.rules.crowd_s, ends_s)
+        return self.admission.verdict(line, planner, self.pace, job, bound_s, now, ends_s=ends_s, back=back)
 
     def restore(
         self, job: Job, demand: Demand, *, count: Callable[[str], int], memory_bytes: int, now: float
