@@ -94,6 +94,7 @@ class Guarded(HttpToolsProtocol):
         self._unread_timer: asyncio.TimerHandle | None = None
         self._unparsed = 0  # bytes since the parser gave something away: heads, and what is between chunks
         self._upgrades = False  # what follows the head is no HTTP: the parser says so, and reads no body
+        self._answering: RequestResponseCycle | None = None  # `cycle` is the last of those that were asked
         self._host = ""
 
     # -- who may come in
@@ -115,6 +116,9 @@ class Guarded(HttpToolsProtocol):
         self._head_came()
         self.resume_writing()
         super().connection_lost(exc)
+        if (cycle := self._answering) is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     # -- what it sends
 
@@ -146,6 +150,10 @@ class Guarded(HttpToolsProtocol):
         super().on_headers_complete()
         if self._upgrades:  # no other protocol is spoken here: it is answered as if it had not asked for one
             self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._unparsed = 0

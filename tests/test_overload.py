@@ -210,6 +210,19 @@ async def test_who_does_not_read_a_stream_is_cut_off_and_pays_for_what_came(
     await house.settled()
 
 
+async def test_who_goes_away_with_another_request_behind_ends_the_first(house: House) -> None:
+    """Requests that were written one after another: the one that is being answered ends as if it stood alone."""
+    worker = await house.join("rig")
+    await worker.connect()
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": TOKENS}
+    async with connected(house) as line:
+        line[1].write(request(house, "/v1/chat/completions", asked) + request(house, "/pool/v1/balance"))
+        assign = await worker.until("assign")
+    assert (await worker.until("cancel")).attempt.job_id == assign.attempt.job_id
+    assert (await house.job(assign.attempt.job_id))["state"] == "cancelled"
+    await house.settled()
+
+
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHo", b"\r\n"])
 async def test_a_head_that_does_not_come_is_not_waited_for(
     house: House, monkeypatch: pytest.MonkeyPatch, said: bytes
