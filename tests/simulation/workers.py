@@ -163,8 +163,9 @@ class Workers:
         number = w.rng.randint(0, next_number(live.job))
         piece = Piece(w.rng.randint(-1, 1), w.rng.randint(0, 50), "lie ", (1,), "stop")
         fence = (live.job.id, number)
-        mine = live.job.attempt is not None and live.job.attempt.worker == fake.id
-        if mine and number == live.job.attempt.number:  # type: ignore[union-attr]  # `mine` says it is there
+        attempt = live.job.attempt
+        mine = attempt is not None and (attempt.worker, attempt.number) == (fake.id, number)
+        if mine or number == next_number(live.job):  # which may be its own when this arrives
             piece = piece._replace(offset=10_000)  # a lie that can be told from the truth
         much = Training("sft", 1, 10**9, 10**12)
         lies = [
