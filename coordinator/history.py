@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Row, and_, cast, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import dialect, tables
-from coordinator.core.jobs import Attempt, Job, JobId, JobState, Kind, MemberId, WorkerId
+from coordinator.core.jobs import WHOLES, Attempt, Job, JobId, JobState, Kind, MemberId, WorkerId
 from coordinator.core.ledger import Recorded
 from coordinator.database import Database
 from coordinator.records import RecordedReceipt
@@ -73,7 +73,9 @@ class History(Database):
         """(end of the minute, tokens of the jobs that ended in it), oldest first; only minutes with some."""
         minute = (cast(_JOBS.c.ended_at, BigInteger) // literal(60)).label("minute")
         statement = select(minute, func.sum(_JOBS.c.output_tokens)).where(_JOBS.c.ended_at >= since)
-        statement = statement.where(_JOBS.c.output_tokens > 0).group_by(minute).order_by(minute)
+        # A whole's are those of its parts.
+        counted = or_(_JOBS.c.whole_id.is_not(None), _JOBS.c.kind.not_in([kind.value for kind in WHOLES]))
+        statement = statement.where(_JOBS.c.output_tokens > 0, counted).group_by(minute).order_by(minute)
         async with self.reading() as connection:
             rows = (await connection.execute(statement)).all()
             return [((int(at) + 1) * 60.0, int(tokens)) for at, tokens in rows]

@@ -100,8 +100,9 @@ class Metrics:
     def ended(self, job: Job) -> None:
         """For the pool's followers."""
         self.jobs.labels(job.kind.value, job.state.value).inc()
-        self.tokens.labels(job.model, "in").inc(job.prompt_tokens)
-        self.tokens.labels(job.model, "out").inc(job.output_tokens)
+        if not job.has_parts:
+            self.tokens.labels(job.model, "in").inc(job.prompt_tokens)
+            self.tokens.labels(job.model, "out").inc(job.output_tokens)
         if job.started_at is not None:
             self.wait_s.labels(job.kind.value).observe(max(0.0, job.started_at - job.created_at))
 

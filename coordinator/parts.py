@@ -152,6 +152,7 @@ class Parts:
             state=JobState.QUEUED,
             settled=0,
             settlements=0,
+            output_tokens=0,
             started_at=None,
         )
         try:

@@ -60,7 +60,8 @@ class Pulse:
             self._keep(Point(min(at, latest), self._ended))
 
     def ended(self, job: Job) -> None:
-        self._ended += job.output_tokens
+        if not job.has_parts:
+            self._ended += job.output_tokens
 
     def take(self) -> Point:
         """Look now."""

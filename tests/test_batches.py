@@ -92,6 +92,11 @@ async def test_every_line_is_answered_once_and_charged_once(stand: Stand) -> Non
     assert whole["batch"]["id"] == batch.id
     charges = [answer["response"]["body"]["usage"]["potluck"]["charge"] for answer in answers]
     assert whole["charge"] == sum(charges) > 0
+    wrote = [answer["response"]["body"]["usage"]["completion_tokens"] for answer in answers]
+    assert whole["output_tokens"] == sum(wrote) > 0
+    assert (await stand.ask("GET", "/pool/v1/community")).json()["done"]["output_tokens"] == sum(wrote)
+    by_minute = await stand.context.store.tokens_by_minute(0.0)
+    assert sum(tokens for _, tokens in by_minute) == sum(wrote), "a part's tokens are counted once"
     entries = [r.entry for r in await stand.context.store.recorded() if r.entry.job == job_id]
     assert sorted(entry.id.removeprefix(f"{job_id}/") for entry in entries) == [
         "close", "hold", *(f"settle/{n}" for n in range(1, 6)),

@@ -30,7 +30,7 @@ class Stand:
         self.lives[job] = SimpleNamespace(output=SimpleNamespace(so_far=tokens))
 
     def end(self, pulse: Pulse, job: str) -> None:
-        ended: Any = SimpleNamespace(output_tokens=self.lives.pop(job).output.so_far)
+        ended: Any = SimpleNamespace(output_tokens=self.lives.pop(job).output.so_far, has_parts=False)
         pulse.ended(ended)
 
 
@@ -88,3 +88,11 @@ def test_a_restart_begins_with_what_the_books_say() -> None:
     assert pulse.latest is latest, "looked at a moment ago"
     stand.now += EVERY_S
     assert pulse.latest.tokens == 1_900
+
+
+def test_what_a_batch_wrote_was_counted_with_its_parts() -> None:
+    pulse = Stand().pulse
+    for tokens, has_parts in ((5, False), (5, True)):
+        ended: Any = SimpleNamespace(output_tokens=tokens, has_parts=has_parts)
+        pulse.ended(ended)
+    assert pulse.take().tokens == 5

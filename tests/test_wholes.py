@@ -74,6 +74,26 @@ def test_each_part_is_settled_once_and_the_close_returns_the_rest() -> None:
     assert [entry.code for entry in made] == [Code.HOLD, Code.SETTLE, Code.SETTLE, Code.CLOSE]
 
 
+@pytest.mark.parametrize("hold", [1, 0], ids=["paid", "own workers"])
+def test_a_whole_wrote_what_its_parts_wrote(hold: int) -> None:
+    """Also where nothing is charged; what it has so far is on the disk with each part, for a restart."""
+    pool, one = Pool(), job_of(demand()).hold * hold
+    own = {} if hold else {"own_only": True}
+    open_whole(pool, 2 * one, **own)
+    pool.engine.change_whole(WHOLE, JobEvent.ASSIGNED, pool.now)
+    written = 0
+    for number in (1, 2):
+        pool.join(f"w{number}", "b" if hold else "a")
+        part = ask_part(pool, number, hold=one, **own)
+        pool.tick()
+        pool.write("one two three four five ", part.id, finish="length", worker=f"w{number}")
+        effects = pool.tick()
+        written += effects.jobs[part.id].output_tokens
+        assert effects.jobs[WHOLE].output_tokens == written
+    closed = pool.engine.close_whole(WHOLE, JobEvent.SUCCEEDED, pool.now)
+    assert closed.output_tokens == written == 10
+
+
 def test_a_part_that_fails_costs_nothing_and_its_promise_is_free_again() -> None:
     pool, one = Pool(), job_of(demand()).hold
     open_whole(pool, one)

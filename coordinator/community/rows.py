@@ -127,7 +127,7 @@ class Communities(Database):
             jobs={kind: number for kind, number in counted.items() if number},
             # A whole's are those of its parts.
             prompt_tokens=sum(int(row.prompt) for row in jobs if Kind(row.kind) not in WHOLES),
-            output_tokens=sum(int(row.output) for row in jobs),
+            output_tokens=sum(int(row.output) for row in jobs if not (row.jobs and Kind(row.kind) in WHOLES)),
         )
 
 

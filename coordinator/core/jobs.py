@@ -163,7 +163,8 @@ class Job:
 
     A batch or a fine-tune is a whole, done in parts: jobs whose `whole` names it, each with its number `part`
     from 1. What a part is charged is settled out of the whole's hold, of which its own `hold` is a promise;
-    `settled` of the whole is what its parts were charged so far, by so many `settlements`.
+    `settled` of the whole is what its parts were charged so far, by so many `settlements`, and a
+    batch's `output_tokens` are those of its parts that have ended.
     """
 
     id: JobId
@@ -203,6 +204,11 @@ class Job:
     def attempt(self) -> Attempt | None:
         """The newest attempt, ended or not."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whose tokens are those of its parts: who adds up the tokens of jobs leaves it out."""
+        return self.kind in WHOLES and self.whole is None
 
     @property
     def ended(self) -> bool:

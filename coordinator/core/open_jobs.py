@@ -147,7 +147,8 @@ class OpenJobs(Wholes):
         finisher: int | None = None,
     ) -> None:
         """The job's one end: pay or refund, by one entry, whatever happened behind."""
-        job, tariff, segments = live.job, self.rules.tariff, live.output.segments
+        tariff, segments = self.rules.tariff, live.output.segments
+        job = replace(live.job, output_tokens=live.output.tokens)
         paid: list[entries.Payment] = []
         said = details.of_refund(job, why)
         if pay and job.hold:
@@ -160,7 +161,6 @@ class OpenJobs(Wholes):
         job = replace(
             job,
             charge=sum(p.amount for p in paid),
-            output_tokens=live.output.tokens,
             first_output_at=live.first_output_at,
             attempts=tuple(_paid(attempt, earned.get(attempt.number)) for attempt in job.attempts),
         )

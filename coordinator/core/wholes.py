@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from coordinator.core import details, entries, jobs
 from coordinator.core.earnings import Earnings
-from coordinator.core.jobs import Job, JobEvent, JobId
+from coordinator.core.jobs import Job, JobEvent, JobId, Kind
 
 
 class NoRoom(Exception):  # noqa: N818 -- named for what happened
@@ -86,9 +86,11 @@ class Wholes(Earnings):
             return
         whole = self.wholes[job.whole]
         del whole.parts[job.id]
-        if not (charge := sum(p.amount for p in paid)):
-            return
-        self._post(entries.settle(whole.job, job.part, paid, said))
-        settled, settlements = whole.job.settled + charge, whole.job.settlements + 1
-        whole.job = replace(whole.job, settled=settled, settlements=settlements)
-        self.effects.jobs[whole.job.id] = whole.job
+        if charge := sum(p.amount for p in paid):
+            self._post(entries.settle(whole.job, job.part, paid, said))
+            settled, settlements = whole.job.settled + charge, whole.job.settlements + 1
+            whole.job = replace(whole.job, settled=settled, settlements=settlements)
+        written = 0 if job.kind is Kind.FINETUNE else job.output_tokens  # which trains, and writes nothing
+        if charge or written:
+            whole.job = replace(whole.job, output_tokens=whole.job.output_tokens + written)
+            self.effects.jobs[whole.job.id] = whole.job
