@@ -69,6 +69,20 @@ def test_honest_books_verify_for_every_member_and_add_up(tmp_path: Path, lived: 
     assert summary.charges_recomputed == {"0": 4, "1": 4, "2": 1}[member]
 
 
+@pytest.mark.parametrize("member", [0, 1, 2], ids=["payee", "stranger", "payer"])
+@pytest.mark.parametrize("signed", [1, 2])
+async def test_each_paid_attempt_needs_a_receipt_of_its_own(tmp_path: Path, member: int, signed: int) -> None:
+    """Two attempts that one member is paid for: the receipt of one does not stand for the other's."""
+    async with open_books(tmp_path) as books:
+        job, asked = await books.hold(2, 10)
+        job = await books.close(job, asked, [(0, 3), (0, 4)])
+        await books.receipt(job, signed, 0, 3)
+        half = checked(tmp_path, await books.export(member), books)
+        assert half.receipts_missing == 1
+        await books.receipt(job, 3 - signed, 0, 3)
+        assert checked(tmp_path, await books.export(member), books).receipts_missing == 0
+
+
 def entry(lines: list[Line], number: int) -> Line:
     return of(lines, "entry")[number - 1]
 

@@ -5,6 +5,7 @@ that nobody is below the floor at any, that each job's hold was made once, paid 
 that ids follow from their causes, so that nothing can be paid twice.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,6 +32,8 @@ class JobMoney:
     charge: int = 0
     refunded: bool = False  # its close pays nobody
     payees: dict[str, int] = field(default_factory=dict)
+    payments: Counter[str] = field(default_factory=Counter)  # by account: each pays an attempt
+    attempts: Mapping[int, str] | None = None  # the account that each paid attempt's pay went to, as below
     tokens: Mapping[int, int] | None = None  # by attempt, where the close is in clear
     amounts: Mapping[int, int] | None = None  # as above
 
@@ -148,12 +151,8 @@ class Books:
             raise _Wrong("is no settlement: it must pay out of its own job's hold")
         part = self.parts[f"{job}.{number}"] = JobMoney(payer, -less)
         self._pay(money, -less, entry.postings[1:])
-        part.payees, part.closed_by, part.charge, part.left = (
-            _payees(entry.postings[1:]),
-            entry.number,
-            -less,
-            0,
-        )
+        part.payees, part.payments = _payees(entry.postings[1:]), _payments(entry.postings[1:])
+        part.closed_by, part.charge, part.left = entry.number, -less, 0
         if self._mine(entry):
             self._recompute(entry, part, -less, settles=True)
 
@@ -187,7 +186,7 @@ class Books:
         if settles:
             del found.postings[1]
         _same_postings(entry, found)
-        money.tokens, money.amounts = found.tokens, found.amounts
+        money.tokens, money.amounts, money.attempts = found.tokens, found.amounts, found.attempts
         self.totals.recomputed += 1
 
     def _grant(self, entry: EntryLine) -> None:
@@ -262,6 +261,7 @@ class Books:
                 self.totals.fees += amount
         for account, amount in _payees(paid).items():
             money.payees[account] = money.payees.get(account, 0) + amount
+        money.payments += _payments(paid)
         money.left -= charge
         money.charge += charge
         self.totals.charged += charge
@@ -296,6 +296,11 @@ def _payees(paid: list[list[Any]]) -> dict[str, int]:
         if account != COMMONS:
             found[account] = found.get(account, 0) + amount
     return found
+
+
+def _payments(paid: list[list[Any]]) -> Counter[str]:
+    """How many by account, without the fee."""
+    return Counter(account for account, _, _ in paid if account != COMMONS)
 
 
 def _cause(entry: EntryLine, code: str) -> str:

@@ -18,11 +18,15 @@ COUNTS: Final = ("adapter_parameters", "tokens", "square_tokens", "valid_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
-    """`postings` as the close should have them; tokens delivered and microcredits, gross, by attempt."""
+    """`postings` as the close should have them; tokens delivered and microcredits, gross, by attempt.
+
+    `attempts`: those that are paid, each with the account that gets it.
+    """
 
     postings: list[list[Any]]
     tokens: dict[int, int]
     amounts: dict[int, int]
+    attempts: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ def recomputed(details: str, *, payer: str, left: int, owners: Mapping[str, str]
         if not said.keys() & {"why", "settled"}:
             return None
         return Recomputed(
-            [[payer, "reserved", -left], [payer, "main", left]], {}, {}
+            [[payer, "reserved", -left], [payer, "main", left]], {}, {}, {}
         )  # a refund, or the rest of a whole
     if missing := PARTS - said.keys():
         raise ValueError(f"has details without {', '.join(sorted(missing))}")
@@ -68,7 +72,8 @@ def recomputed(details: str, *, payer: str, left: int, owners: Mapping[str, str]
             raise ValueError(f"pays attempt {item.attempt} twice")
         seen.add(item.attempt)
         _check_paid(item, parts, tokens, tariff, payer, owners)
-    return Recomputed(_postings(payer, left, paid), tokens, parts)
+    earned = {item.attempt: item.account for item in paid if item.amount - item.fee}
+    return Recomputed(_postings(payer, left, paid), tokens, parts, earned)
 
 
 def _arguments(said: Mapping[str, Any]) -> tuple[Demand, Tariff, list[Segment], int | None]:

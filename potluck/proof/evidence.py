@@ -25,7 +25,7 @@ BODY_BYTES_MAX: Final = 4_096
 
 @dataclass(slots=True)
 class Evidence:
-    """`owners`: account by worker. Counts are of receipts, and of payees without any."""
+    """`owners`: account by worker. Counts are of receipts, and of paid attempts without any."""
 
     owners: Mapping[str, str]
     jobs: Mapping[str, JobMoney]
@@ -35,7 +35,7 @@ class Evidence:
     unpaid: int = 0  # matched, but the job came to nothing later and was refunded, or is still open
     seen: set[tuple[str, int, str]] = field(default_factory=set)
     counted: dict[tuple[str, int], str] = field(default_factory=dict)  # the worker of each attempt
-    witnessed: set[tuple[str, str]] = field(default_factory=set)  # (job, account) with a receipt
+    witnessed: Counter[tuple[str, str]] = field(default_factory=Counter)  # attempts by (job, account)
 
     def take(self, receipt: ReceiptLine) -> None:
         """Raises Fault, naming the receipt, which must have been found right by itself."""
@@ -46,13 +46,19 @@ class Evidence:
             raise Fault("receipt", receipt.number, str(error)) from None
 
     def missing(self) -> int:
-        """Payees of closed jobs for whose work no receipt is here: lost, or not yet arrived."""
+        """Paid attempts of closed jobs of which no receipt is here: lost, under way, or never signed."""
         return sum(
-            (job, account) not in self.witnessed
+            self._missing(job, money)
             for job, money in chain(self.jobs.items(), self.parts.items())
             if money.closed_by and not money.settled  # whose parts have receipts of their own
-            for account in money.payees
         )
+
+    def _missing(self, job: str, money: JobMoney) -> int:
+        """Where the close only shows its amounts, an account's receipts are counted against its payments."""
+        if money.attempts is None:
+            return sum(max(0, n - self.witnessed[job, account]) for account, n in money.payments.items())
+        workers = ((account, self.counted.get((job, n), "")) for n, account in money.attempts.items())
+        return sum(self.owners.get(worker) != account for account, worker in workers)
 
     def _take(self, receipt: ReceiptLine, said: Said) -> None:
         if receipt.state not in STATES:
@@ -74,7 +80,7 @@ class Evidence:
                 f" {shown(worker)}'s too"
             )
         owner = self.owners[receipt.worker]
-        self.witnessed.add((job, owner))
+        self.witnessed[job, owner] += 1
         money = self.jobs.get(job) or self.parts.get(job)
         if receipt.state == VOID and money is not None and not (money.closed_by and money.refunded):
             what = "is not closed" if not money.closed_by else f"was charged by entry {money.closed_by}"

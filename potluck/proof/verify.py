@@ -54,7 +54,7 @@ Progress = Callable[[int, int], None]  # records done, of how many
 class Summary:
     """What an export without a fault says; amounts in microcredits.
 
-    `receipts`: how many of each state. `missing`: payees of closed jobs without any receipt, `unpaid`:
+    `receipts`: how many of each state. `missing`: paid attempts without any receipt, `unpaid`:
     matched receipts of jobs that were refunded later or are still open, `free`: of jobs on own workers,
     `uncountersigned`: older than the pool's own signatures. `key_from_file`: nobody but the file itself
     says whose key this is.
