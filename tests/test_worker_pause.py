@@ -76,6 +76,13 @@ async def test_a_pause_in_mid_answer_hands_it_over_and_ends_the_engines_process(
         say(daemon, Wish(word="share"))
         await coordinator.until(lambda: coordinator.heartbeats[-1].state == "sharing")
         await coordinator.ready()
+        loading = [
+            model
+            for beat in coordinator.heartbeats[coordinator.heartbeats.index(beat) :]
+            for model in beat.models
+            if model.state == session_pb2.MODEL_STATE_LOADING
+        ]
+        assert {model.why for model in loading} == {""}, "the pause is over"
         again = coordinator.assign("job_c", tokens=5)
         await coordinator.until(lambda: again.result is not None)
         assert again.result is not None

@@ -154,6 +154,7 @@ class ModelService:
 
     async def run(self) -> None:
         """Until cancelled; the engine process is then gone."""
+        self.why = ""  # of the pause before it, which is over
         self._offer()
         if self.choice.eager:
             self._wanted.set()
