@@ -7,6 +7,9 @@ import subprocess
 import pytest
 from fixtures_pool import COMMAND, Member, RealPool
 
+from potluck.cli.workers import models_line
+from potluck.results import Worker, WorkerModel
+
 pytestmark = pytest.mark.processes
 
 
@@ -27,6 +30,24 @@ def potluck(member: Member, *arguments: str) -> tuple[int, str, str]:
         timeout=60,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "model_state", "model_why", "expected"),
+    [
+        ("sharing", None, "ready", None, "tiny (torch, ready)"),
+        ("sharing", None, "present", "no room", "tiny (torch, present, no room)"),
+        ("paused", "its owner paused it", "present", "paused: its owner paused it", "tiny (torch, present)"),
+        ("away", "not connected", "ready", None, "tiny (torch)"),
+        ("away", "not connected", "failed", "no room", "tiny (torch)"),
+    ],
+)
+def test_a_row_says_a_reason_once_and_nothing_old(
+    state: str, why: str | None, model_state: str, model_why: str | None, expected: str
+) -> None:
+    model = WorkerModel(name="tiny", engine="torch", state=model_state, why=model_why)
+    worker = Worker(id="wrk_1", name="rig", member="bob", state=state, why=why, models=(model,))
+    assert models_line(worker) == expected
 
 
 def test_an_owner_has_a_real_worker_in_hand_from_afar(real_pool: RealPool) -> None:

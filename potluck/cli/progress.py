@@ -64,7 +64,7 @@ class Progress:
 
     def _line(self, workers: list[Worker]) -> str:
         for worker in workers:
-            for model in worker.models:
+            for model in worker.models if worker.state != "away" else ():
                 if model.name == self._model and model.state in WORKING:
                     return f"{worker.name}: {model_line(model)}"
         return "waiting for the first word"

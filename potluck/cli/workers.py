@@ -1,5 +1,6 @@
 """`potluck workers`: the machines of the pool, and what their owners and admins ask of them from afar."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -26,13 +27,28 @@ def workers(session: Session) -> None:
             worker.name,
             worker.member,
             worker.state + (f": {worker.why}" if worker.why else ""),
-            ", ".join(model_line(model) for model in worker.models) or "-",
+            models_line(worker) or "-",
             printer.amount(worker.earned),
         )
         for worker in found
     ]
     headers = ("WORKER", "MEMBER", "STATE", "MODELS", "EARNED")
     printer.show(found, lambda: printer.table(headers, rows) if rows else None)
+
+
+def models_line(worker: Worker) -> str:
+    """Its models in a few words. What they did when it went is said of none that is away, and what is said of
+    the worker is not said of each model again."""
+    here = worker.state not in ("away", "revoked")
+    told = [
+        replace(
+            model,
+            state=model.state if here else "",
+            why=model.why if here and not (worker.why and worker.why in (model.why or "")) else None,
+        )
+        for model in worker.models
+    ]
+    return ", ".join(model_line(model) for model in told)
 
 
 def model_line(model: WorkerModel) -> str:
