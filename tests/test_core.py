@@ -20,7 +20,7 @@ from fixtures_core import (
 )
 
 from coordinator.core import ledger
-from coordinator.core.engine import UNREAD, Impossible
+from coordinator.core.engine import CLOSED, SILENT, UNREAD, Impossible
 from coordinator.core.fleet import Guests, Patience
 from coordinator.core.jobs import Attempt, AttemptState, JobId, JobState, Kind, Loading, MemberId, WorkerId
 from coordinator.core.messages import Effects, SendCancel
@@ -344,6 +344,23 @@ def test_a_closed_stream_is_waited_for_half_a_second(pair: Pool) -> None:
     assert pair.attempt().number == 1
     pair.spend(0.25, "w2")
     assert pair.attempt().number == 2
+
+
+@pytest.mark.parametrize("sweep_s", [Rules().sweep_s, 1_000_000.0], ids=["sweep", "no sweep"])
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "silent"])
+def test_it_is_told_whether_a_worker_fell_silent_or_its_connection_closed(
+    sweep_s: float, *, closed: bool
+) -> None:
+    pool = Pool(Rules(sweep_s=sweep_s if closed else Rules().sweep_s))
+    pool.join("w1", "b")
+    pool.ask()
+    pool.tick()
+    pool.join("w2", "c")
+    if closed:
+        pool.engine.disconnect(WorkerId("w1"), pool.now)
+    pool.spend(Patience().lease_s + 1.0, "w2")
+    first = pool.live().job.attempts[0]
+    assert (first.state, first.why) == (AttemptState.LOST, CLOSED if closed else SILENT)
 
 
 def test_the_end_of_a_closed_streams_grace_needs_no_sweep() -> None:

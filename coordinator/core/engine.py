@@ -23,6 +23,8 @@ from coordinator.core.pricing import Demand
 from coordinator.core.reports import Reports
 from coordinator.core.schedule import Planner, Waiting
 
+SILENT = "the worker fell silent"
+CLOSED = "the worker's connection closed"
 UNREAD = "the worker says nothing of it, though it is there"
 
 
@@ -172,7 +174,7 @@ class Engine(Reports):
         if worker.running and not self.fleet.brake(now):
             self.fleet.miss(worker, now)
             for job_id, _number in sorted(worker.running):
-                self._lose(self.lives[job_id], "the worker fell silent", now)
+                self._lose(self.lives[job_id], CLOSED, now)
 
     def _sweep(self, now: float) -> None:
         patience = self.fleet.patience
@@ -191,7 +193,8 @@ class Engine(Reports):
                     if unread:  # it beats, and says nothing of what it was sent: another one shall have it
                         self.fleet.deaf(worker)
                         live.pause(worker.id, now, self.rules)
-                    self._lose(live, UNREAD if unread else "the worker fell silent", now)
+                    lost = UNREAD if unread else SILENT if worker.closed_at is None else CLOSED
+                    self._lose(live, lost, now)
             elif now >= live.progressed_at + (stall_s := patience.stalled(job.kind)):
                 why = f"no progress for {stall_s:.0f} s"
                 self._after_fault(live, worker.id, AttemptEvent.FAILED, "worker", "stalled", why, now)
