@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from potluck.cli.durations import ExpiresOption, seconds_of
+from potluck.cli.durations import expires_option, seconds_of
 from potluck.cli.lazy import Entry, LazyGroup, lazy_app, load
 from potluck.cli.session import Session, single
 from potluck.errors import UsageError
@@ -27,7 +27,7 @@ def join_token(
         int | None,
         typer.Option("--uses", metavar="N", min=1, max=USES_MAX, help="For so many workers; default 1."),
     ] = None,
-    expires: ExpiresOption = None,
+    expires: Annotated[str | None, expires_option("1d")] = None,
 ) -> None:
     """Make a token that lets a machine join as a worker of yours, and print what to run there."""
     made = session.pool.join_token(uses=uses, expires_s=seconds_of(expires))

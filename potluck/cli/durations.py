@@ -1,7 +1,7 @@
 """Spans of time as people write them: 90s, 30m, 12h, 7d."""
 
 import re
-from typing import Annotated
+from typing import Any
 
 import typer
 
@@ -10,9 +10,11 @@ from potluck.errors import UsageError
 UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 SECONDS_MAX = 10 * 365 * UNITS_S["d"]
 
-ExpiresOption = Annotated[
-    str | None, typer.Option("--expires", metavar="TIME", help="How long it is good for: 90s, 30m, 12h, 7d.")
-]
+
+def expires_option(default: str) -> Any:
+    """`--expires` of a thing that is good for so long where nothing is said."""
+    said = f"How long it is good for: 90s, 30m, 12h, 7d. Default: {default}."
+    return typer.Option("--expires", metavar="TIME", help=said)
 
 
 def seconds_of(text: str | None) -> int | None:

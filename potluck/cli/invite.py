@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from potluck.cli.amounts import line_of
-from potluck.cli.durations import ExpiresOption, seconds_of
+from potluck.cli.durations import expires_option, seconds_of
 from potluck.cli.session import Session, single
 
 
@@ -17,7 +17,7 @@ def invite(
             "--credit-line", metavar="CREDITS", help="Lent out of yours; default: the pool's usual."
         ),
     ] = None,
-    expires: ExpiresOption = None,
+    expires: Annotated[str | None, expires_option("7d")] = None,
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="For yourself: whom it is for.")] = "",
     from_pool: Annotated[
         bool, typer.Option("--from-pool", help="The pool lends the line (for admins).")

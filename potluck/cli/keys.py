@@ -7,7 +7,7 @@ import typer
 
 from potluck.cli import limits as given
 from potluck.cli.amounts import YesOption, asked
-from potluck.cli.durations import ExpiresOption, seconds_of
+from potluck.cli.durations import expires_option, seconds_of
 from potluck.cli.session import Session, command, group
 
 app = group("List, create and revoke API keys.")
@@ -50,7 +50,7 @@ class Scope(StrEnum):
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(help="What the key is for, e.g. the machine it lives on.")],
-    expires: ExpiresOption = None,
+    expires: Annotated[str | None, expires_option("until it is revoked")] = None,
     scope: Annotated[
         list[Scope] | None,
         typer.Option("--scope", help="What it may do; may be given several times. Default: all you may."),
