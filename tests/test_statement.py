@@ -12,6 +12,7 @@ from test_api_pool import end_of, get, post
 
 from coordinator.core import details, entries
 from coordinator.core.ledger import Entry
+from coordinator.dashboard.shown import environment
 from potluck.results import plain, read, read_all
 from potluck.statement import StatementPage, Total
 from potluck.v1 import session_pb2, work_pb2
@@ -268,3 +269,19 @@ async def test_the_client_reads_what_the_pool_answers(stand: Stand) -> None:
     assert plain(read(StatementPage, answer)) == answer
     totals = (await get(stand, "/pool/v1/statement/totals"))["data"]
     assert plain(read_all(Total, totals)) == totals
+
+
+@pytest.mark.parametrize(
+    ("words", "job", "expected"),
+    [
+        ("asked tiny, part 2 of job_w: 3 in", "job_w", "asked tiny, part 2 of JOB: 3 in"),
+        ("asked tiny: 3 tokens in", "job_a", "asked tiny: 3 tokens in JOB"),
+        ("granted by the pool", None, "granted by the pool"),
+    ],
+)
+def test_a_line_of_the_dashboard_names_its_job_once(words: str, job: str | None, expected: str) -> None:
+    line = {"at": "2026-01-01T00:00:00Z", "words": words, "job": job, "amount": 0, "held": 0, "balance": 0}
+    fragment = environment().get_template("fragments/statement.html")
+    shown = fragment.render(lines=[line], more=False, asked={})
+    link = f'<a class="hint" href="/jobs/{job}">{job}</a>'
+    assert f"<td>{expected.replace('JOB', link)}</td>" in shown
