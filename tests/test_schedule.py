@@ -360,7 +360,7 @@ def test_a_decision_says_why() -> None:
         worker("w2", "b", served(numerics="fp32")),
     )
     [decision] = assigns([waiting(numerics="fp32")], fleet)
-    assert decision.why == "emulator ready, about 4.5 s, 1 others with room, same numerics"
+    assert decision.why == "emulator ready, about 4.5 s, 1 other with room, same numerics"
 
 
 # -- what can never be

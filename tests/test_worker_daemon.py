@@ -184,7 +184,7 @@ async def test_the_same_assignment_twice_is_one_attempt(tmp_path: Path) -> None:
         assert told.accepted == 2
 
 
-async def test_a_drain_finishes_what_runs_refuses_more_and_ends(tmp_path: Path) -> None:
+async def test_a_drain_finishes_what_runs_refuses_more_and_ends(tmp_path: Path, log: io.StringIO) -> None:
     before = set(psutil.Process().children(recursive=True))  # what other tests keep in this process
     async with coordinating() as coordinator:
         coordinator.receipt_key = join_by_hand(places_in(tmp_path), coordinator.ca, port=coordinator.port)
@@ -201,6 +201,7 @@ async def test_a_drain_finishes_what_runs_refuses_more_and_ends(tmp_path: Path) 
         assert len(told.text.split()) == 200
         assert refused.refused is not None
         assert refused.refused.code == "draining"
+        assert "finishing 1 attempt: maintenance" in log.getvalue()
         assert coordinator.heartbeats[-1].draining
         assert coordinator.receipts.keys() == {("job_a", 1)}
         assert set(psutil.Process().children(recursive=True)) <= before, "no process is left behind"

@@ -65,6 +65,8 @@ def test_what_follows_from_a_recorded_machine(name: str) -> None:
     assert topics(findings, "problem") == expect["problems"]
     assert topics(findings, "advice") == expect["advice"]
     assert can_share(findings) is expect["can_share"]
+    if len(fitting) == 1:
+        assert any(f"Of the catalogue {fitting[0]} fits." in finding.sentence for finding in findings)
     for finding in findings:
         assert not finding.sentence[0].islower()
         assert finding.sentence[-1] in ".`"

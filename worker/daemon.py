@@ -350,7 +350,8 @@ class Daemon:
 
     def drain(self, why: str) -> None:
         """Finish what runs, for as long as the settings allow, then end."""
-        self._log.info(f"finishing {self.core.busy()} attempts: {why}", action="draining")
+        count = self.core.busy()
+        self._log.info(f"finishing {count} attempt{'s' * (count != 1)}: {why}", action="draining")
         self._reporter.draining(why)
         self.feed(DrainAsked(why, self.settings.drain_timeout_s))
 

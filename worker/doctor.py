@@ -211,7 +211,7 @@ def _memory(machine: Machine, around: Circumstances, entries: list[ModelEntry]) 
     names = ", ".join(fit.model for fit in good[:MODELS_SHOWN_MAX])
     more = f" and {len(good) - MODELS_SHOWN_MAX} more" if len(good) > MODELS_SHOWN_MAX else ""
     if good or not fits:
-        said = f" Of the catalogue {names}{more} fit." if good else ""
+        said = f" Of the catalogue {names}{more} fit{'s' * (len(good) == 1)}." if good else ""
         yield Finding(
             topic="memory",
             state="ok",

@@ -152,7 +152,8 @@ class _Ranking:
         own = "its member's own, " if worker.account == job.account else ""
         same = ", same numerics" if job.numerics and served.numerics == job.numerics else ""
         state = f"{served.engine} {served.state}, about {expected_s:.1f} s"
-        return Assign(job.id, worker.id, f"{own}{state}, {others} others with room{same}")
+        room = "1 other" if others == 1 else f"{others} others"
+        return Assign(job.id, worker.id, f"{own}{state}, {room} with room{same}")
 
 
 @dataclass(slots=True)
