@@ -162,6 +162,8 @@ async def coordinator(
             stopping=asyncio.Event(),
             failed=failed,
         )
+        # The last of all: what it logs at once comes after what whoever starts the pool is told.
+        stack.push_async_callback(_background(context.heads.run(), failed))
         try:
             yield running
         finally:
@@ -175,7 +177,6 @@ async def _go_on(stack: contextlib.AsyncExitStack, context: Context, failed: "as
     sweepers = _sweepers(context)
     await tidy(context.pool, sweepers)
     stack.push_async_callback(_background(keep_tidy(context.pool, sweepers), failed))
-    stack.push_async_callback(_background(context.heads.run(), failed))
     stack.push_async_callback(_background(context.pulse.run(), failed))
     stack.push_async_callback(_background(context.lateness.run(), failed))
     stack.push_async_callback(_background(context.webhooks.run(), failed))

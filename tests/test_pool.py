@@ -284,3 +284,12 @@ def test_the_disk_fills_up_and_nothing_is_lost(real_pool: RealPool) -> None:
     real_pool.until(works, "the coordinator to write again")
     assert carol.balance()["reserved"] == 0
     assert real_pool.ledger_sum() == 0
+
+
+def test_a_new_pool_says_first_where_it_is(real_pool: RealPool) -> None:
+    """Also into a file: what it logs comes after the lines that whoever starts it shall read."""
+    started = real_pool.coordinator
+    assert started is not None
+    started.wait_for("head signed")
+    assert "is open at" in started.lines[0]
+    assert "Workers connect to" in started.lines[1]
