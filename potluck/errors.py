@@ -28,7 +28,7 @@ class ExitCode(IntEnum):
     INVALID = 5, "refused as it is: invalid, or in conflict with what is there"
     NO_CREDIT = 6, "not enough credits"
     LIMIT = 7, "a limit is reached; it says when it renews"
-    UNREACHABLE = 8, "the coordinator cannot be reached, or did not answer in time"
+    UNREACHABLE = 8, "the coordinator cannot be reached or did not answer in time, or no worker was free"
     JOB_FAILED = 100, "the job failed or expired"
     JOB_NOT_FINISHED = 101, "the job has not finished in the time given; it goes on"
     JOB_CANCELLED = 103, "the job was cancelled"
