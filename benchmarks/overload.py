@@ -96,9 +96,7 @@ class Client:
             return Answer(0, time.monotonic() - began)
 
     async def exchanged(self, request: bytes, began: float) -> Answer:
-        reader, writer = (
-            self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
-        )
+        reader, writer = self.kept() or await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in head[1:] if ": " in line)
@@ -109,6 +107,15 @@ class Client:
             self.idle.append((reader, writer))
         status = int(head[0].split(" ")[1])
         return Answer(status, time.monotonic() - began, float(headers.get("retry-after", "0")))
+
+    def kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection that was used before, unless the coordinator has closed it since: it keeps none for ever."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     def close(self) -> None:
         for _, writer in self.idle:
