@@ -109,7 +109,7 @@ class Client:
         return Answer(status, time.monotonic() - began, float(headers.get("retry-after", "0")))
 
     def kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        """A connection that was used before, unless the coordinator has closed it since: it keeps none for ever."""
+        """A connection that was used before, unless the coordinator has closed it since."""
         while self.idle:
             reader, writer = self.idle.pop()
             if not reader.at_eof():
